@@ -1,0 +1,136 @@
+//! The tree under check, in memory: texts, parsed sources and packages.
+//!
+//! Built from disk for the command and from pairs of path and text for tests.
+//! Knows which files are tests as a whole; judges nothing itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use anyhow::Result;
+
+use super::Finding;
+use super::source::Source;
+use crate::workspace::{Package, Workspace, packages_in};
+
+/// Larger files are data, not text anybody wrote.
+const MAX_TEXT_BYTES: usize = 1 << 20;
+
+#[derive(Debug, Default)]
+pub struct Tree {
+    /// Every text file: relative path → content.
+    pub texts: BTreeMap<String, String>,
+    /// Every `.rs` file that parses and was not generated.
+    pub sources: Vec<Source>,
+    pub packages: Vec<Package>,
+    /// Files that do not parse.
+    pub unparsed: Vec<Finding>,
+}
+
+impl Tree {
+    /// The repository as it is on disk.
+    pub fn read(workspace: &Workspace) -> Result<Self> {
+        let mut texts = BTreeMap::new();
+        for file in workspace.files()? {
+            let Ok(bytes) = fs::read(workspace.path(&file)) else { continue };
+            if bytes.len() > MAX_TEXT_BYTES || bytes.contains(&0) {
+                continue;
+            }
+            if let Ok(text) = String::from_utf8(bytes) {
+                texts.insert(file, text);
+            }
+        }
+        Self::of(texts)
+    }
+
+    #[cfg(test)]
+    pub fn from_texts(pairs: &[(&str, &str)]) -> Self {
+        let texts = pairs.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned()));
+        Self::of(texts.collect()).unwrap()
+    }
+
+    fn of(texts: BTreeMap<String, String>) -> Result<Self> {
+        let packages = packages_in(&texts)?;
+        let mut tree = Self { texts, packages, ..Self::default() };
+        for (path, text) in &tree.texts {
+            if !path.ends_with(".rs") || is_generated(text) {
+                continue;
+            }
+            match Source::parse(path, text) {
+                Ok(source) => tree.sources.push(source),
+                Err((line, message)) => {
+                    tree.unparsed.push(Finding::new(
+                        path,
+                        line,
+                        "parse",
+                        format!("does not parse: {message}"),
+                    ));
+                }
+            }
+        }
+        tree.mark_test_modules();
+        Ok(tree)
+    }
+
+    /// `#[cfg(test)] mod x;` makes `x.rs` and everything below `x/` test code.
+    fn mark_test_modules(&mut self) {
+        let roots: BTreeSet<String> =
+            self.sources.iter().flat_map(|source| source.test_modules.iter().cloned()).collect();
+        for source in &mut self.sources {
+            let stem = source.path.trim_end_matches(".rs").trim_end_matches("/mod");
+            let is_below = roots.iter().any(|root| {
+                stem == root || stem.strip_prefix(root.as_str()).is_some_and(|rest| rest.starts_with('/'))
+            });
+            source.is_test_file |= is_below;
+        }
+    }
+
+    /// The package a file belongs to: the one with the longest folder above it.
+    pub fn package_of(&self, path: &str) -> Option<&Package> {
+        let owners = self.packages.iter().filter(|package| is_below(path, &package.dir));
+        owners.max_by_key(|package| package.dir.len())
+    }
+}
+
+/// Whether `path` is the folder or file `base` or lies below it.
+pub fn is_below(path: &str, base: &str) -> bool {
+    base.is_empty() || path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Generated sources (bindings) carry this mark on their first lines and are not measured.
+fn is_generated(text: &str) -> bool {
+    text.lines().take(5).any(|line| line.contains("@generated"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_declared_for_tests_is_a_test_file() {
+        let tree = Tree::from_texts(&[
+            ("host/x/src/lib.rs", "//! H.\n#[cfg(test)]\nmod checks;\nmod other;\n"),
+            ("host/x/src/checks.rs", "//! H.\nmod deep;\n"),
+            ("host/x/src/checks/deep.rs", "//! H.\n"),
+            ("host/x/src/other.rs", "//! H.\n"),
+        ]);
+        let tests: Vec<_> = tree.sources.iter().filter(|s| s.is_test_file).map(|s| s.path.as_str()).collect();
+        assert_eq!(tests, ["host/x/src/checks.rs", "host/x/src/checks/deep.rs"]);
+    }
+
+    #[test]
+    fn a_file_belongs_to_the_innermost_package() {
+        let tree = Tree::from_texts(&[
+            ("tests/Cargo.toml", "[package]\nname = \"outer\"\n"),
+            ("tests/fuzz/Cargo.toml", "[package]\nname = \"inner\"\n"),
+        ]);
+        assert_eq!(tree.package_of("tests/fuzz/src/lib.rs").unwrap().name, "inner");
+        assert_eq!(tree.package_of("tests/fuzzy.rs").unwrap().name, "outer");
+        assert!(tree.package_of("host/x.rs").is_none());
+    }
+
+    #[test]
+    fn generated_files_are_not_measured() {
+        let tree = Tree::from_texts(&[("host/x/src/a.rs", "/* @generated by bindgen */\nfn {\n")]);
+        assert!(tree.sources.is_empty() && tree.unparsed.is_empty());
+    }
+}
