@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod abi;
+mod fuzz;
 mod rare;
 mod run;
 mod setup;
@@ -39,6 +40,8 @@ enum Task {
     Run(run::Options),
     /// Compare the plugin contract with plugin-api/abi.lock and tenon_plugin.h
     Abi(abi::Options),
+    /// Run the fuzz targets of tests/fuzz
+    Fuzz(fuzz::Options),
     /// Explore all interleavings of the lock-free parts
     Loom(rare::LoomOptions),
     /// Run the tests of the unsafe crates under miri, or the address sanitizer
@@ -64,6 +67,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Test => suite::run(&workspace),
         Task::Run(options) => run::run(&workspace, &options),
         Task::Abi(options) => abi::run(&workspace, &options),
+        Task::Fuzz(options) => fuzz::run(&workspace, &options),
         Task::Loom(options) => rare::loom(&workspace, &options),
         Task::Miri => rare::miri(&workspace),
         Task::Tidy(options) => tidy::run(&workspace, &options),

@@ -18,6 +18,7 @@ const LOOM_MAX_PREEMPTIONS: &str = "2";
 const UNSAFE_CRATES: &[&str] = &["tenon-abi", "tenon-sdk", "tenon-bdev"];
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// Arguments of `cargo xtask loom`.
 #[derive(Args, Debug)]
 pub struct LoomOptions {
     /// Bound on preemptions per interleaving

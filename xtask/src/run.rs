@@ -8,10 +8,11 @@ use clap::Args;
 
 use crate::setup::{self, Group};
 use crate::steps;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, is_below};
 
 const BINARY: &str = "target/release/tenon";
 
+/// Arguments of `cargo xtask run`.
 #[derive(Args, Debug)]
 pub struct Options {
     /// The configuration to run
@@ -40,5 +41,13 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
 
 /// The host and all plugins, into `target/release`.
 pub fn build_release(workspace: &Workspace) -> Result<()> {
-    steps::must(workspace.cargo().args(["build", "--release", "--workspace", "--exclude", "xtask"]))
+    let mut command = workspace.cargo();
+    command.args(["build", "--release", "--workspace"]);
+    for package in workspace.packages()? {
+        let is_product = !["tests", "xtask"].iter().any(|area| is_below(&package.dir, area));
+        if !is_product {
+            command.args(["--exclude", &package.name]);
+        }
+    }
+    steps::must(&mut command)
 }

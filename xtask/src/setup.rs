@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+/// Arguments of `cargo xtask setup`.
 #[derive(Args, Debug, Default)]
 pub struct Options {
     /// Also install what these groups of tasks need (repeatable)
@@ -45,6 +46,7 @@ const PACKAGES: &[DebianPackage] = &[
     DebianPackage { name: "fio", group: Group::Bench, reason: "load generator of the benchmarks" },
 ];
 
+/// Says what is missing and, unless it is a dry run, installs it.
 pub fn run(options: &Options) -> Result<()> {
     let mut groups = vec![Group::Base];
     groups.extend(&options.groups);

@@ -36,7 +36,9 @@ enum Outcome {
 /// Tests that passed and failed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
+    /// Tests that passed.
     pub passed: u64,
+    /// Tests that failed or timed out.
     pub failed: u64,
 }
 

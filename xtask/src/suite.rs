@@ -11,8 +11,9 @@ use anyhow::Result;
 use crate::setup::{self, Group};
 use crate::steps::{self, Session};
 use crate::workspace::Workspace;
-use crate::{abi, rare, tidy};
+use crate::{abi, fuzz, rare, tidy};
 
+/// Runs every step and prints the closing line.
 pub fn run(workspace: &Workspace) -> Result<()> {
     let mut session = Session::default();
     session.check("setup", || setup::ensure(&[Group::Base]));
@@ -73,6 +74,9 @@ fn rare_faults(workspace: &Workspace, session: &mut Session) -> Result<()> {
     match rare::loom_slice(workspace)? {
         Some(mut command) => _ = session.command("interleavings (loom)", &mut command),
         None => session.skip("interleavings (loom)", "no package has model tests"),
+    }
+    for (target, mut command) in fuzz::slices(workspace)? {
+        session.command(&format!("fuzz {target}"), &mut command);
     }
     Ok(())
 }

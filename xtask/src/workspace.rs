@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 /// The repository on disk.
 #[derive(Debug, Clone)]
 pub struct Workspace {
+    /// Absolute path of the folder with the workspace manifest.
     pub root: PathBuf,
 }
 
@@ -22,7 +23,9 @@ pub struct Workspace {
 pub struct Package {
     /// Folder, relative to the root, with `/` as separator.
     pub dir: String,
+    /// Name cargo knows it by.
     pub name: String,
+    /// The whole manifest.
     pub manifest: toml::Table,
 }
 
@@ -38,6 +41,7 @@ impl Workspace {
         Ok(Self { root })
     }
 
+    /// Absolute path of a relative one.
     pub fn path(&self, relative: &str) -> PathBuf {
         self.root.join(relative)
     }
@@ -58,6 +62,8 @@ impl Workspace {
     pub fn cargo_of(&self, toolchain: &str) -> Command {
         let mut command = Command::new("cargo");
         command.arg(format!("+{toolchain}")).current_dir(&self.root);
+        // A missing toolchain is a reason to do something else, not to download one.
+        command.env("RUSTUP_AUTO_INSTALL", "0");
         command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTC").env_remove("RUSTDOC");
         command
     }
@@ -125,6 +131,11 @@ impl Package {
 /// Whether this relative path is a cargo manifest (and not a template of one).
 pub fn is_manifest(path: &str) -> bool {
     path == "Cargo.toml" || path.ends_with("/Cargo.toml")
+}
+
+/// Whether `path` is the folder or file `base` or lies below it.
+pub fn is_below(path: &str, base: &str) -> bool {
+    base.is_empty() || path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The packages among these manifest texts (path → text).

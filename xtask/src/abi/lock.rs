@@ -6,6 +6,7 @@
 
 use anyhow::{Context, Result, bail};
 
+/// The whole contract's layout.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Lock {
     major: u32,
@@ -13,15 +14,21 @@ pub struct Lock {
     types: Vec<Type>,
 }
 
+/// Layout of one frozen type.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Type {
+    /// Its name in Rust.
     pub name: String,
+    /// Bytes it takes.
     pub size: u64,
+    /// Its alignment in bytes.
     pub align: u64,
+    /// Names and offsets, in order.
     pub fields: Vec<(String, u64)>,
 }
 
 impl Lock {
+    /// Reads the text of a lock.
     pub fn parse(text: &str) -> Result<Self> {
         let mut lock = Self::default();
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
@@ -33,6 +40,7 @@ impl Lock {
         Ok(lock)
     }
 
+    /// The types in the order of the text.
     pub fn types(&self) -> impl Iterator<Item = &Type> {
         self.types.iter()
     }

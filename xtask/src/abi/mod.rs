@@ -21,6 +21,7 @@ use lock::Lock;
 const LOCK: &str = "plugin-api/abi.lock";
 const HEADER: &str = "plugin-api/tenon_plugin.h";
 
+/// Arguments of `cargo xtask abi`.
 #[derive(Args, Debug)]
 pub struct Options {
     /// Write the lock and the header anew; refuses a change that breaks existing plugins
@@ -31,6 +32,7 @@ pub struct Options {
     accept_break: bool,
 }
 
+/// Measures the contract, writes it down if asked to, and compares.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let layout = ["run", "-q", "-p", "tenon-abi", "--example", "layout"];
     let measured = steps::output_of(workspace.cargo().args(layout))?;

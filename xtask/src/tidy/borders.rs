@@ -5,8 +5,8 @@
 //! manifests, so it holds for every target and feature.
 
 use super::Finding;
-use super::tree::{Tree, is_below};
-use crate::workspace::Package;
+use super::tree::Tree;
+use crate::workspace::{Package, is_below};
 
 /// Host crates in start order: a lower one never imports a higher one.
 const HOST_ORDER: &[&str] = &["reactor", "modules", "bdev", "nvmf-target", "control", "daemon"];
@@ -14,6 +14,7 @@ const KINDS: &[&str] = &["dependencies", "build-dependencies", "dev-dependencies
 /// The contract itself: builds without anything but `core`.
 const CONTRACT: &str = "plugin-api/abi";
 
+/// Findings of this rule.
 pub fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for package in &tree.packages {

@@ -6,6 +6,7 @@ use super::Finding;
 use super::source::Source;
 use super::tree::Tree;
 
+/// Findings of this rule.
 pub fn check(tree: &Tree) -> Vec<Finding> {
     let contract = tree.sources.iter().filter(|source| counts(source) && source.area() == "plugin-api");
     let mut findings = Vec::new();

@@ -4,11 +4,13 @@
 //! daemon, the tests and these tasks are the only places where that is wanted.
 
 use super::Finding;
-use super::tree::{Tree, is_below};
+use super::tree::Tree;
+use crate::workspace::is_below;
 
 const ANYHOW_AREAS: &[&str] = &["host/daemon", "tests", "xtask"];
 const UNWRAPS: &[&str] = &[".unwrap()", ".unwrap_err()"];
 
+/// Findings of this rule.
 pub fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for source in &tree.sources {

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::tree::Tree;
 
+/// The list of sizes above the limits.
 pub const RATCHET: &str = "xtask/ratchet.toml";
+/// The list of places with unsafe code.
 pub const UNSAFE: &str = "xtask/unsafe.toml";
 
 const RATCHET_HEADER: &str = "\
@@ -21,45 +23,65 @@ const RATCHET_HEADER: &str = "\
 # [[sleep]]     path, count (sleeps in test code), reason
 ";
 
+/// Both lists.
 #[derive(Debug, Default)]
 pub struct Lists {
+    /// What is larger than the limits.
     pub ratchet: Ratchet,
+    /// Where unsafe code may stand.
     pub unsafety: UnsafeList,
 }
 
+/// `xtask/ratchet.toml`.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ratchet {
+    /// Files above the limit.
     #[serde(rename = "file", skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<FileEntry>,
+    /// Functions above the limit.
     #[serde(rename = "function", skip_serializing_if = "Vec::is_empty")]
     pub functions: Vec<FunctionEntry>,
+    /// Test files that sleep.
     #[serde(rename = "sleep", skip_serializing_if = "Vec::is_empty")]
     pub sleeps: Vec<SleepEntry>,
 }
 
+/// A file above the limit.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
+    /// Path relative to the root.
     pub path: String,
+    /// What is allowed; at most what is measured.
     pub lines: usize,
+    /// Why the rule does not serve here.
     pub reason: String,
 }
 
+/// A function above the limit.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct FunctionEntry {
+    /// Path relative to the root.
     pub path: String,
+    /// `name` or `Type::name`.
     pub name: String,
+    /// What is allowed; at most what is measured.
     pub lines: usize,
+    /// Why the rule does not serve here.
     pub reason: String,
 }
 
+/// A test file that sleeps.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SleepEntry {
+    /// Path relative to the root.
     pub path: String,
+    /// Sleeps allowed; at most what is counted.
     pub count: usize,
+    /// Why the rule does not serve here.
     pub reason: String,
 }
 
@@ -67,14 +89,17 @@ pub struct SleepEntry {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UnsafeList {
+    /// Permitted places.
     pub allow: Vec<UnsafeEntry>,
 }
 
+/// One permitted place.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnsafeEntry {
     /// A crate's folder or a single file.
     pub path: String,
+    /// Why the rule does not serve here.
     pub reason: String,
 }
 

@@ -31,6 +31,7 @@ use crate::workspace::Workspace;
 use lists::Lists;
 use tree::Tree;
 
+/// Arguments of `cargo xtask tidy`.
 #[derive(Args, Debug)]
 pub struct Options {
     /// Lower the numbers in xtask/ratchet.toml to what is measured; never raises one
@@ -44,13 +45,18 @@ pub struct Options {
 /// One broken rule at one place.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
+    /// Relative path of the file.
     pub path: String,
+    /// Line, from 1.
     pub line: usize,
+    /// Short name of the rule.
     pub rule: &'static str,
+    /// What is wrong, and what would be right.
     pub message: String,
 }
 
 impl Finding {
+    /// A finding of `rule` at a place.
     pub fn new(path: &str, line: usize, rule: &'static str, message: impl Into<String>) -> Self {
         Self { path: path.to_owned(), line, rule, message: message.into() }
     }

@@ -12,6 +12,7 @@ const REFUSED_WORDS: &[&str] = &["manager", "helper", "util", "misc"];
 /// Refused as a whole name only: `CommonHeader` is the specification's word.
 const REFUSED_NAMES: &[&str] = &["common", "commons"];
 
+/// Findings of this rule.
 pub fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for path in tree.texts.keys() {

@@ -7,6 +7,7 @@ use super::tree::Tree;
 const SECTIONS: &[&str] =
     &["Synopsis", "Parameters", "Operations", "Base removal and resize", "Example", "See also"];
 
+/// Findings of this rule.
 pub fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for package in &tree.packages {

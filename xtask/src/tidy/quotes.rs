@@ -25,6 +25,7 @@ struct Place {
     is_test: bool,
 }
 
+/// Findings of this rule.
 pub fn check(tree: &Tree) -> Vec<Finding> {
     places(tree).1
 }

@@ -6,8 +6,9 @@ use std::fmt::Write;
 
 use super::size::MAX_FUNCTION_LINES;
 use super::source::Source;
-use super::tree::{Tree, is_below};
+use super::tree::Tree;
 use super::{documentation, quotes, unsafety, words};
+use crate::workspace::is_below;
 
 const AREAS: &[&str] = &["plugin-api", "host", "plugins", "xtask"];
 /// The crates whose comments are the contract.
@@ -21,6 +22,7 @@ struct LineCounts {
     test: usize,
 }
 
+/// The report as text, one figure a line.
 pub fn render(tree: &Tree) -> String {
     let mut out = String::new();
     row(&mut out, "what", "measured", "target");

@@ -14,6 +14,7 @@ pub struct Line {
 }
 
 impl Line {
+    /// Neither code nor comment.
     pub fn is_blank(&self) -> bool {
         self.code.trim().is_empty() && self.comment.is_empty()
     }
@@ -23,6 +24,7 @@ impl Line {
         self.code.trim().is_empty() && !self.comment.is_empty()
     }
 
+    /// Some code, with or without a comment.
     pub fn is_code(&self) -> bool {
         !self.code.trim().is_empty()
     }

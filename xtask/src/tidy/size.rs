@@ -9,9 +9,12 @@ use super::lists::{RATCHET, Ratchet};
 use super::source::{Function, Source};
 use super::tree::Tree;
 
+/// Limit for a file, tests not counted.
 pub const MAX_FILE_LINES: usize = 800;
+/// Limit for a function, from signature to closing brace.
 pub const MAX_FUNCTION_LINES: usize = 70;
 
+/// Findings of both rules.
 pub fn check(tree: &Tree, ratchet: &Ratchet) -> Vec<Finding> {
     let mut findings = Vec::new();
     for source in &tree.sources {

@@ -10,6 +10,7 @@ use super::size::keep_lowered;
 use super::source::Source;
 use super::tree::Tree;
 
+/// Findings of this rule.
 pub fn check(tree: &Tree, ratchet: &Ratchet) -> Vec<Finding> {
     let mut findings = Vec::new();
     for source in &tree.sources {

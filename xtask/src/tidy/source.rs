@@ -11,9 +11,12 @@ use syn::visit::{self, Visit};
 
 use super::scan::{self, Line};
 
+/// What the rules want to know of one file.
 #[derive(Debug)]
 pub struct Source {
+    /// Path relative to the root.
     pub path: String,
+    /// Its text, line by line.
     pub lines: Vec<Line>,
     /// The file as a whole is test code.
     pub is_test_file: bool,
@@ -21,9 +24,13 @@ pub struct Source {
     test_ranges: Vec<RangeInclusive<usize>>,
     /// Paths without `.rs` of modules declared for tests only.
     pub test_modules: Vec<String>,
+    /// Functions with a body, in order.
     pub functions: Vec<Function>,
+    /// Every place that needs `unsafe`.
     pub unsafe_sites: Vec<UnsafeSite>,
+    /// What `pub` makes visible, tests excepted.
     pub public_items: Vec<PublicItem>,
+    /// Every name it introduces.
     pub definitions: Vec<Definition>,
     /// Inner lint attributes such as `forbid(unsafe_code)`, without blanks.
     pub inner_attributes: Vec<String>,
@@ -31,44 +38,56 @@ pub struct Source {
     pub first_item_line: usize,
 }
 
+/// A function's place and length.
 #[derive(Debug)]
 pub struct Function {
     /// `name` or `Type::name`.
     pub name: String,
+    /// Line of its signature.
     pub line: usize,
+    /// Lines from signature to closing brace.
     pub lines: usize,
 }
 
+/// One place that needs `unsafe`.
 #[derive(Debug)]
 pub struct UnsafeSite {
+    /// Its line.
     pub line: usize,
+    /// Which form it has.
     pub kind: UnsafeKind,
 }
 
+/// The forms of unsafe code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnsafeKind {
+    /// `unsafe { … }`.
     Block,
     /// An unsafe function; whether its doc has a `# Safety` section.
-    Function {
-        is_public: bool,
-        has_section: bool,
-    },
+    Function { is_public: bool, has_section: bool },
+    /// `unsafe impl`.
     Impl,
     /// `unsafe extern`, `#[unsafe(…)]`, `unsafe trait`, and inside macro calls.
     Other,
 }
 
+/// An item, field, variant or method that is `pub`.
 #[derive(Debug)]
 pub struct PublicItem {
+    /// `name` or `Type::name`.
     pub name: String,
+    /// Its line.
     pub line: usize,
+    /// Whether it has a doc comment.
     pub is_documented: bool,
 }
 
 /// A name this file introduces.
 #[derive(Debug)]
 pub struct Definition {
+    /// As written.
     pub name: String,
+    /// Its line.
     pub line: usize,
 }
 

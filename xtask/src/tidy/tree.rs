@@ -10,17 +10,19 @@ use anyhow::Result;
 
 use super::Finding;
 use super::source::Source;
-use crate::workspace::{Package, Workspace, packages_in};
+use crate::workspace::{Package, Workspace, is_below, packages_in};
 
 /// Larger files are data, not text anybody wrote.
 const MAX_TEXT_BYTES: usize = 1 << 20;
 
+/// What the rules look at.
 #[derive(Debug, Default)]
 pub struct Tree {
     /// Every text file: relative path → content.
     pub texts: BTreeMap<String, String>,
     /// Every `.rs` file that parses and was not generated.
     pub sources: Vec<Source>,
+    /// Every package, member of the workspace or not.
     pub packages: Vec<Package>,
     /// Files that do not parse.
     pub unparsed: Vec<Finding>,
@@ -42,6 +44,7 @@ impl Tree {
         Self::of(texts)
     }
 
+    /// A tree of these paths and texts.
     #[cfg(test)]
     pub fn from_texts(pairs: &[(&str, &str)]) -> Self {
         let texts = pairs.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned()));
@@ -89,11 +92,6 @@ impl Tree {
         let owners = self.packages.iter().filter(|package| is_below(path, &package.dir));
         owners.max_by_key(|package| package.dir.len())
     }
-}
-
-/// Whether `path` is the folder or file `base` or lies below it.
-pub fn is_below(path: &str, base: &str) -> bool {
-    base.is_empty() || path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Generated sources (bindings) carry this mark on their first lines and are not measured.

@@ -7,11 +7,13 @@
 use super::Finding;
 use super::lists::{UNSAFE, UnsafeList};
 use super::source::{Source, UnsafeKind};
-use super::tree::{Tree, is_below};
+use super::tree::Tree;
+use crate::workspace::is_below;
 
 /// How far above a block its comment may stand when a statement is broken over lines.
 const MAX_STATEMENT_LINES: usize = 12;
 
+/// Findings of this rule.
 pub fn check(tree: &Tree, list: &UnsafeList) -> Vec<Finding> {
     let mut findings = Vec::new();
     for source in &tree.sources {

@@ -19,6 +19,7 @@ const NOTES: &[&str] = &["TODO", "FIXME"];
 const MAX_NOTES_PER_KLOC: f64 = 0.3;
 const EXEMPT: &[&str] = &["xtask/src/tidy/words.rs", "Cargo.lock"];
 
+/// Findings in every text file.
 pub fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (path, text) in &tree.texts {
@@ -59,6 +60,7 @@ pub fn notes_in(tree: &Tree) -> Vec<(String, usize)> {
     notes
 }
 
+/// How many per thousand lines.
 pub fn per_kloc(count: usize, lines: usize) -> f64 {
     if lines == 0 { 0.0 } else { count as f64 * 1000.0 / lines as f64 }
 }
