@@ -6,6 +6,7 @@
 //! Numbers are a ratchet (`xtask/ratchet.toml`): what exists may not grow.
 
 mod borders;
+mod contract;
 mod documentation;
 mod errors;
 mod lists;
@@ -112,6 +113,7 @@ fn findings(tree: &Tree, lists: &Lists) -> Vec<Finding> {
     findings.extend(names::check(tree));
     findings.extend(errors::check(tree));
     findings.extend(borders::check(tree));
+    findings.extend(contract::check(tree));
     findings.extend(pages::check(tree));
     findings.extend(sleeps::check(tree, &lists.ratchet));
     findings.extend(words::check(tree));

@@ -32,6 +32,8 @@ pub struct Source {
     pub public_items: Vec<PublicItem>,
     /// Every name it introduces.
     pub definitions: Vec<Definition>,
+    /// `#[repr(C)]` structs with public fields: layouts somebody else may rely on.
+    pub c_structs: Vec<Definition>,
     /// Inner lint attributes such as `forbid(unsafe_code)`, without blanks.
     pub inner_attributes: Vec<String>,
     /// Line of the first item that is more than a `use` or `mod x;`.
@@ -113,6 +115,7 @@ impl Source {
             unsafe_sites: walk.unsafe_sites,
             public_items: walk.public_items,
             definitions: walk.definitions,
+            c_structs: walk.c_structs,
             inner_attributes: file.attrs.iter().map(attribute_text).collect(),
             first_item_line: first_item.map_or(usize::MAX, |item| item.span().start().line),
         })
@@ -198,6 +201,7 @@ struct Walk {
     unsafe_sites: Vec<UnsafeSite>,
     public_items: Vec<PublicItem>,
     definitions: Vec<Definition>,
+    c_structs: Vec<Definition>,
 }
 
 impl Walk {
@@ -215,6 +219,7 @@ impl Walk {
             unsafe_sites: Vec::new(),
             public_items: Vec::new(),
             definitions: Vec::new(),
+            c_structs: Vec::new(),
         }
     }
 
@@ -364,6 +369,12 @@ impl<'ast> Visit<'ast> for Walk {
     fn visit_item_struct(&mut self, item: &'ast syn::ItemStruct) {
         let is_public_struct = is_public(&item.vis);
         let has_public_fields = item.fields.iter().any(|field| is_public(&field.vis));
+        if has_public_fields
+            && item.attrs.iter().any(|attribute| attribute_text(attribute).starts_with("repr(C"))
+        {
+            let line = item.ident.span().start().line;
+            self.c_structs.push(Definition { name: item.ident.to_string(), line });
+        }
         if is_public_struct && has_public_fields {
             let public = item.fields.iter().filter(|field| is_public(&field.vis)).cloned().collect();
             let named = syn::FieldsNamed { brace_token: syn::token::Brace::default(), named: public };

@@ -99,35 +99,45 @@ fn module_head(source: &Source, findings: &mut Vec<Finding>) {
 
 fn sites(source: &Source, findings: &mut Vec<Finding>) {
     let has_module_section = source.lines.iter().any(|line| line.comment.starts_with("//! # Safety"));
+    let mut private = Vec::new();
     for site in &source.unsafe_sites {
-        let message = match site.kind {
-            UnsafeKind::Block | UnsafeKind::Impl if !has_safety_comment(source, site.line) => {
-                "has no `// SAFETY:` comment above it that says why it is sound"
+        let has_comment = || has_safety_comment(source, site.line);
+        match site.kind {
+            UnsafeKind::Block | UnsafeKind::Impl if !has_comment() => {
+                let message = "has no `// SAFETY:` comment above it that says why it is sound";
+                findings.push(Finding::new(&source.path, site.line, "unsafe", message));
             }
-            UnsafeKind::Function { is_public, has_section: false }
-                if !source.is_test_line(site.line)
-                    && (is_public || !(has_module_section || has_safety_comment(source, site.line))) =>
-            {
-                "unsafe function without a `# Safety` section that says what the caller owes"
+            UnsafeKind::Function { has_section: false, .. } if source.is_test_line(site.line) => {}
+            UnsafeKind::Function { is_public: true, has_section: false } => {
+                let message = "unsafe function without a `# Safety` section that says what the caller owes";
+                findings.push(Finding::new(&source.path, site.line, "unsafe", message));
             }
-            UnsafeKind::Block | UnsafeKind::Impl | UnsafeKind::Function { .. } | UnsafeKind::Other => {
-                continue;
+            UnsafeKind::Function { has_section: false, .. } if !has_module_section && !has_comment() => {
+                private.push(site.line);
             }
-        };
-        findings.push(Finding::new(&source.path, site.line, "unsafe", message));
+            UnsafeKind::Block | UnsafeKind::Impl | UnsafeKind::Function { .. } | UnsafeKind::Other => {}
+        }
+    }
+    if let Some(first) = private.first() {
+        let message = format!(
+            "{} private unsafe functions say nothing of what the caller owes: `# Safety` on each, or once for \
+             all of them in the file's `//!` header",
+            private.len()
+        );
+        findings.push(Finding::new(&source.path, *first, "unsafe", message));
     }
 }
 
 /// Whether the comment that belongs to the statement at `line` contains `SAFETY:`.
 fn has_safety_comment(source: &Source, line: usize) -> bool {
     let line_at = |number: usize| &source.lines[number - 1];
-    if line_at(line).comment.contains("SAFETY:") {
+    if says_why(&line_at(line).comment) {
         return true;
     }
     let mut code_lines = 0;
     for number in (1..line).rev() {
         let above = line_at(number);
-        if above.comment.contains("SAFETY:") {
+        if says_why(&above.comment) {
             return true;
         }
         if above.is_blank() {
@@ -143,6 +153,11 @@ fn has_safety_comment(source: &Source, line: usize) -> bool {
         }
     }
     false
+}
+
+/// `SAFETY:`, but not the `UNSAFETY:` of the module head.
+fn says_why(comment: &str) -> bool {
+    comment.match_indices("SAFETY:").any(|(at, _)| !comment[..at].ends_with("UN"))
 }
 
 #[cfg(test)]
@@ -208,6 +223,8 @@ mod tests {
         check_text(&format!("{head}/// D.\npub unsafe fn f() {{}}\n"), &list, &["`# Safety` section"]);
         check_text(&format!("{head}/// D.\n/// # Safety\n/// S.\npub unsafe fn f() {{}}\n"), &list, &[]);
         check_text(&format!("{head}// SAFETY: s\nunsafe fn f() {{}}\n"), &list, &[]);
+        check_text(&format!("{head}unsafe fn f() {{}}\nunsafe fn g() {{}}\n"), &list, &["2 private unsafe"]);
+        check_text("//! H.\n//! # Safety\n//! S.\n// UNSAFETY: r\nunsafe fn f() {}\n", &list, &[]);
         check_text(&format!("{head}// SAFETY: s\npub unsafe fn f() {{}}\n"), &list, &["`# Safety` section"]);
     }
 
