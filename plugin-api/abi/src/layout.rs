@@ -125,4 +125,42 @@ frozen! {
     crate::transport::initiator::TransportTableApiV1 as "TransportTableApiV1" {
         size, flags, acquire, release,
     }
+    crate::transport::TransportId as "TransportId" {
+        size, trtype, adrfam, reserved, traddr, trsvcid, subnqn,
+    }
+    crate::transport::TransportV1 as "TransportV1" {
+        size, flags, name, trtype, reserved, target, initiator,
+    }
+    crate::transport::DeviceEvent as "DeviceEvent" {
+        size, state, name, generation, deadline_ns, reason,
+    }
+    crate::transport::target::TargetRequest as "TargetRequest" {
+        sqe, cqe, iovs, iovcnt, length, direction, reserved, capsule_length, capsule_data, queue_pair, link,
+        inline_iov, memory_key, host,
+    }
+    crate::transport::target::ConnectionInfo as "ConnectionInfo" {
+        size, queue_depth, in_capsule_size, secure, peer, local, listener, psk_identity,
+    }
+    crate::transport::target::DiscoveryInfo as "DiscoveryInfo" {
+        treq, reserved, tsas,
+    }
+    crate::transport::target::TargetOpsV1 as "TargetOpsV1" {
+        size, flags, create, destroy, options_json, statistics_json, listen, stop_listen, listener_discover,
+        poll_group_create, poll_group_destroy, connection_adopt, connection_close, connection_free,
+        request_complete, request_buffers,
+    }
+    crate::transport::initiator::InitiatorRequest as "InitiatorRequest" {
+        sqe, cqe, iovs, iovcnt, length, direction, reserved, status, done, done_arg, connection, link, keys,
+        transport,
+    }
+    crate::transport::initiator::ConnectParams as "ConnectParams" {
+        size, qid, queue_size, cntlid, peer, local, hostnqn, options_json, deadline_ns,
+    }
+    crate::transport::initiator::ConnectionEvent as "ConnectionEvent" {
+        size, kind, reason, status, queue_depth, in_capsule_size, detail,
+    }
+    crate::transport::initiator::InitiatorOpsV1 as "InitiatorOpsV1" {
+        size, request_ctx_size, poll_group_create, poll_group_destroy, connect, disconnect, connection_free,
+        submit, flush, memory_register, memory_unregister, device_subscribe, statistics_json,
+    }
 }
