@@ -32,7 +32,8 @@ impl SleepState {
 
     /// Owner: from now on senders wake me. The queue must be looked at after this, before sleeping.
     pub(crate) fn announce(&self) {
-        self.state.store(ASLEEP, Ordering::Relaxed);
+        // An exchange and not a store, so that it comes after every claim that it does not undo.
+        self.state.swap(ASLEEP, Ordering::AcqRel);
         fence(Ordering::SeqCst);
     }
 
@@ -45,8 +46,9 @@ impl SleepState {
     #[inline]
     pub(crate) fn claim_wake(&self) -> bool {
         fence(Ordering::SeqCst);
-        // Of several senders that find a sleeper, the one whose swap finds it too wakes it.
-        self.state.load(Ordering::Relaxed) == ASLEEP && self.state.swap(AWAKE, Ordering::AcqRel) == ASLEEP
+        // Of several senders that find a sleeper, the one whose exchange succeeds wakes it.
+        self.state.load(Ordering::Relaxed) == ASLEEP
+            && self.state.compare_exchange(ASLEEP, AWAKE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Whether the owner has announced its sleep and nobody has claimed to wake it.
