@@ -15,7 +15,9 @@ use crate::workspace::{Package, Workspace};
 /// Interleavings with more preemptions than this are left out: two find nearly all faults, three take hours.
 const LOOM_MAX_PREEMPTIONS: &str = "2";
 /// The crates that hold the unsafe code everything else relies on.
-const UNSAFE_CRATES: &[&str] = &["tenon-abi", "tenon-sdk", "tenon-bdev"];
+const MIRI_CRATES: &[&str] = &["tenon-abi", "tenon-sdk", "tenon-bdev"];
+/// What the address sanitizer can watch beyond miri's reach: real threads and system calls.
+const SANITIZER_CRATES: &[&str] = &["tenon-abi", "tenon-sdk", "tenon-bdev", "tenon-testkit", "tenon-reactor"];
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Arguments of `cargo xtask loom`.
@@ -60,32 +62,28 @@ fn loom_command(workspace: &Workspace, packages: &[String], preemptions: &str) -
 
 /// Runs the tests of the unsafe crates under miri, or under the address sanitizer.
 pub fn miri(workspace: &Workspace) -> Result<()> {
-    let packages = present(&workspace.packages()?, UNSAFE_CRATES);
     if !steps::succeeds(workspace.cargo_of("nightly").arg("--version")) {
         bail!("no nightly toolchain: `rustup toolchain install nightly --component miri`");
     }
-    if steps::succeeds(workspace.cargo_of("nightly").args(["miri", "--version"])) {
-        let mut command = workspace.cargo_of("nightly");
-        command.args(["miri", "test", "--lib", "--target-dir", "target/miri"]);
-        return steps::must(with_packages(&mut command, &packages));
-    }
-    println!("miri: this nightly has no miri component; running under the address sanitizer instead");
     let mut command = workspace.cargo_of("nightly");
-    command.args(["test", "--lib", "--tests", "--target", TARGET, "--target-dir", "target/asan"]);
-    command.env("RUSTFLAGS", "-Zsanitizer=address");
-    steps::must(with_packages(&mut command, &packages))
+    let crates = if steps::succeeds(workspace.cargo_of("nightly").args(["miri", "--version"])) {
+        command.args(["miri", "test", "--lib", "--target-dir", "target/miri"]);
+        MIRI_CRATES
+    } else {
+        println!("miri: this nightly has no miri component; running under the address sanitizer instead");
+        command.args(["test", "--lib", "--tests", "--target", TARGET, "--target-dir", "target/asan"]);
+        command.env("RUSTFLAGS", "-Zsanitizer=address");
+        SANITIZER_CRATES
+    };
+    for package in present(&workspace.packages()?, crates) {
+        command.args(["--package", &package]);
+    }
+    steps::must(&mut command)
 }
 
 fn present(packages: &[Package], wanted: &[&str]) -> Vec<String> {
     let is_wanted = |package: &&Package| wanted.contains(&package.name.as_str());
     packages.iter().filter(is_wanted).map(|package| package.name.clone()).collect()
-}
-
-fn with_packages<'a>(command: &'a mut Command, packages: &[String]) -> &'a mut Command {
-    for package in packages {
-        command.args(["--package", package]);
-    }
-    command
 }
 
 #[cfg(test)]
