@@ -65,7 +65,7 @@ pub struct UnsafeSite {
 pub enum UnsafeKind {
     /// `unsafe { … }`.
     Block,
-    /// An unsafe function; whether its doc has a `# Safety` section.
+    /// An unsafe function; whether its doc, or what it implements, has a `# Safety` section.
     Function { is_public: bool, has_section: bool },
     /// `unsafe impl`.
     Impl,
@@ -270,7 +270,10 @@ impl Walk {
         is_public: bool,
     ) {
         if signature.unsafety.is_some() {
-            let has_section = self.is_trait_impl || doc_text(attributes).contains("#Safety");
+            // A private `extern "C"` function is a callback: the table it goes into says what is owed.
+            let is_callback = !is_public && signature.abi.is_some();
+            let is_stated_elsewhere = self.is_trait_impl || is_callback;
+            let has_section = is_stated_elsewhere || doc_text(attributes).contains("#Safety");
             let kind = UnsafeKind::Function { is_public, has_section };
             self.unsafe_sites.push(UnsafeSite { line: signature.span().start().line, kind });
         }

@@ -224,6 +224,8 @@ mod tests {
         check_text(&format!("{head}/// D.\n/// # Safety\n/// S.\npub unsafe fn f() {{}}\n"), &list, &[]);
         check_text(&format!("{head}// SAFETY: s\nunsafe fn f() {{}}\n"), &list, &[]);
         check_text(&format!("{head}unsafe fn f() {{}}\nunsafe fn g() {{}}\n"), &list, &["2 private unsafe"]);
+        check_text(&format!("{head}unsafe extern \"C\" fn f() {{}}\n"), &list, &[]);
+        check_text(&format!("{head}pub unsafe extern \"C\" fn f() {{}}\n"), &list, &["`# Safety` section"]);
         check_text("//! H.\n//! # Safety\n//! S.\n// UNSAFETY: r\nunsafe fn f() {}\n", &list, &[]);
         check_text(&format!("{head}// SAFETY: s\npub unsafe fn f() {{}}\n"), &list, &["`# Safety` section"]);
     }
