@@ -145,7 +145,10 @@ fn has_safety_comment(source: &Source, line: usize) -> bool {
         }
         if above.is_code() {
             let code = above.code.trim_end();
-            let ends_statement = code.ends_with([';', '{', '}']) && !code.trim_start().starts_with('#');
+            // An arm's comment stands above its pattern, wherever the formatter breaks the arm.
+            let is_arm = code.ends_with("=> {");
+            let is_attribute = code.trim_start().starts_with('#');
+            let ends_statement = code.ends_with([';', '{', '}']) && !is_arm && !is_attribute;
             code_lines += 1;
             if ends_statement || code_lines > MAX_STATEMENT_LINES {
                 return false;
@@ -212,6 +215,8 @@ mod tests {
         let head = "//! H.\n// UNSAFETY: r\n";
         let broken = "fn f() {\n    // SAFETY: s\n    let a =\n        unsafe { g() };\n}\n";
         check_text(&format!("{head}{broken}"), &list, &[]);
+        let arm = "fn f() {\n    match a {\n        // SAFETY: s\n        1 => {\n            unsafe { g() }\n        }\n    }\n}\n";
+        check_text(&format!("{head}{arm}"), &list, &[]);
         let before = "fn f() {\n    // SAFETY: s\n    let a = 1;\n    unsafe { g() };\n}\n";
         check_text(&format!("{head}{before}"), &list, &["no `// SAFETY:` comment"]);
     }
