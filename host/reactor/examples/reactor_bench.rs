@@ -3,6 +3,10 @@
 //! `cargo run --release -p tenon-reactor --example reactor_bench`. Figures are of
 //! the machine it runs on; compare only runs made side by side. Not a test: it
 //! judges nothing.
+//!
+//! # Safety
+//!
+//! The C functions here are unsafe only by their type; their callers owe nothing.
 // UNSAFETY: registers a C function as a poller, which is what a plugin's poller is.
 
 use std::ffi::c_void;

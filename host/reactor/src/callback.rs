@@ -4,6 +4,12 @@
 //! with no more than an indirect call; a closure is boxed and called through a
 //! trampoline that also decides what becomes of a panic. Knows no source of
 //! events; those store callbacks and say when to call them.
+//!
+//! # Safety
+//!
+//! The private trampolines want the pointer that `Callback::boxed` made for their
+//! very closure type: alive, called by nobody else meanwhile, and for `call_once`
+//! and `release_box` never used again.
 // UNSAFETY: closures are stored as untyped pointers, so that closures and C functions share a path.
 
 use std::any::Any;

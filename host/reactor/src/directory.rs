@@ -2,6 +2,7 @@
 //!
 //! Everything here is `Send + Sync`; it is all that other threads may touch. What
 //! belongs to the reactor's own thread is in `local`.
+// UNSAFETY: offers messages that are C functions, for which their sender vouches.
 
 use std::ffi::c_void;
 use std::fmt;

@@ -173,7 +173,8 @@ impl Fds {
         let mut events = self.events.borrow_mut();
         match self.epoll().and_then(|epoll| wait(epoll, &mut events, timeout_ns)) {
             Ok(count) => self.ready.set(count),
-            Err(error) => log::error!("epoll wait failed error={error}"),
+            // Neither the descriptor nor the buffer is anyone else's to spoil.
+            Err(error) => panic!("epoll wait of a reactor failed: {error}"),
         }
     }
 

@@ -10,6 +10,10 @@
 //! from the next turn on, what is removed becomes a poller that does nothing and
 //! is swept out after the turn. Timed pollers wait in `timer`. Does not decide
 //! when to sleep; it only counts the pollers that forbid it.
+//!
+//! # Safety
+//!
+//! `poll_nothing` is unsafe only by its type; its caller owes nothing.
 // UNSAFETY: calls C functions; the vector is reached without a run-time borrow check.
 
 use std::cell::{Cell, RefCell, UnsafeCell};

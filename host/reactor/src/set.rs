@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 
+use crate::callback::guarded;
 use crate::clock::Clock;
 use crate::directory::{Directory, ReactorId, ReactorRef, Shared};
 use crate::local::{current, enter};
@@ -284,8 +285,11 @@ fn run_thread(spec: ThreadSpec, ready: &mpsc::SyncSender<io::Result<()>>, ended:
     let entered = enter(&core);
     // The receiver waits in `start_thread`.
     let _ = ready.send(Ok(()));
-    core.run();
-    core.finish(true);
+    // A panic outside any callback is as fatal as one inside: nobody would answer for the reactor.
+    guarded(|| {
+        core.run();
+        core.finish(true);
+    });
     drop(entered);
     // Nobody listens when `Reactors` was dropped.
     let _ = ended.send(shared.id);

@@ -324,28 +324,65 @@ impl log::Log for ErrorsToStderr {
     fn flush(&self) {}
 }
 
+/// Runs `body` in a process of its own, a copy of this test, with errors and warnings printed.
+/// Returns how it ended and what it printed; `None` in the copy itself.
+fn in_child(test: &str, body: impl FnOnce()) -> Option<(std::process::ExitStatus, String)> {
+    const CHILD: &str = "TENON_REACTOR_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        log::set_logger(&ErrorsToStderr).unwrap();
+        log::set_max_level(log::LevelFilter::Warn);
+        body();
+        return None;
+    }
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([&format!("tests::threads::{test}"), "--exact", "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    Some((child.status, String::from_utf8_lossy(&child.stderr).into_owned()))
+}
+
 #[test]
 fn a_panicking_closure_aborts_the_process_and_names_the_reactor() {
     use std::os::unix::process::ExitStatusExt;
-    const CHILD: &str = "TENON_REACTOR_TEST_PANIC";
-    if std::env::var_os(CHILD).is_some() {
-        log::set_logger(&ErrorsToStderr).unwrap();
-        log::set_max_level(log::LevelFilter::Error);
+    let test = "a_panicking_closure_aborts_the_process_and_names_the_reactor";
+    let child = in_child(test, || {
         let reactors = two_reactors();
         reactors.data()[1].send(|| panic!("boom")).unwrap();
         let _ = reactors.data()[1].call(PATIENCE, || ());
         unreachable!("the process has aborted");
-    }
-    let test = "tests::threads::a_panicking_closure_aborts_the_process_and_names_the_reactor";
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8_lossy(&child.stderr);
-    assert_eq!(child.status.signal(), Some(libc::SIGABRT), "{stderr}");
-    assert!(
-        stderr.contains("ERROR callback panicked, aborting reactor=reactor_1 panic=\"boom\""),
-        "{stderr}"
-    );
+    });
+    let Some((status, stderr)) = child else { return };
+    assert_eq!(status.signal(), Some(libc::SIGABRT), "{stderr}");
+    let named = "ERROR callback panicked, aborting reactor=reactor_1 panic=\"boom\"";
+    assert!(stderr.contains(named), "{stderr}");
+}
+
+#[test]
+fn a_turn_that_does_not_end_is_reported_while_it_lasts_and_once_it_has_ended() {
+    let test = "a_turn_that_does_not_end_is_reported_while_it_lasts_and_once_it_has_ended";
+    let child = in_child(test, || {
+        let threshold = Duration::from_millis(20);
+        let reactors = start(ReactorsOptions { watchdog_threshold: threshold, ..ReactorsOptions::default() });
+        let reactor = &reactors.data()[0];
+        let (release, released) = mpsc::channel::<()>();
+        reactor
+            .send(move || {
+                let _ = released.recv();
+            })
+            .unwrap();
+        // The first recognition of a stuck turn takes the watchdog up to three looks.
+        let start = Instant::now();
+        wait_until("the watchdog", || start.elapsed() > 20 * threshold);
+        drop(release);
+        reactor.call(PATIENCE, || ()).unwrap();
+        wait_until("the account", || reactor.statistics().long_turns == 1);
+        reactors.shutdown(PATIENCE).unwrap();
+    });
+    let Some((status, stderr)) = child else { return };
+    assert!(status.success(), "{stderr}");
+    let during = stderr.find("WARN reactor turn does not end reactor=reactor_0 lasting_ms=");
+    let after = stderr.find("WARN reactor turn was long reactor=reactor_0 turn_us=");
+    assert!(during.is_some() && during < after, "{stderr}");
+    assert!(!stderr.contains("reactor=control"), "a sleeping reactor is not stuck: {stderr}");
 }
