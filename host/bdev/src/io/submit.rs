@@ -1,0 +1,342 @@
+//! Submission: the fast path, the guarded path, and the two tables of operations they are in.
+//!
+//! A consumer's channel has [`OPEN_OPS`] while nothing stands between it and the module, and
+//! [`GUARDED_OPS`] while something does: a phase, a reset, a rate limit, or I/O that waits. The fast path
+//! therefore asks none of them. Counting happens where a request is passed on, once per request.
+// UNSAFETY: forwards I/Os between channels through raw pointers.
+
+use std::sync::Arc;
+
+use tenon_abi::{BdevIo, IoChannel, IoFlags, IoOpsV1, IoState, IoStatus, Op};
+use tenon_reactor::now_ns;
+
+use super::channel::{Consumer, FastLimits, ModuleChannel, passed_flags};
+use super::check::{self, Verdict, check, is_plain};
+use super::freeze::Phase;
+use super::{abort, backpressure, qos, reset, service, split, statistics};
+
+/// Nothing stands between the consumer and the module.
+pub(super) static OPEN_OPS: IoOpsV1 = IoOpsV1 {
+    size: size_of::<IoOpsV1>() as u32,
+    flags: 0,
+    submit: submit_open,
+    submit_batch: Some(batch_open),
+    abort: Some(abort::abort),
+    release: Some(abort::release),
+};
+
+/// Something does.
+pub(super) static GUARDED_OPS: IoOpsV1 = IoOpsV1 {
+    size: size_of::<IoOpsV1>() as u32,
+    flags: 0,
+    submit: submit_guarded,
+    submit_batch: Some(batch_guarded),
+    abort: Some(abort::abort),
+    release: Some(abort::release),
+};
+
+unsafe extern "C" fn submit_open(ch: *mut IoChannel, io: *mut BdevIo) {
+    let c = ch.cast::<Consumer>();
+    // SAFETY: consumers call with their live channel and an I/O they own; a consumer's `module` is live.
+    unsafe {
+        if !is_plain(c, io) {
+            return submit_checked(c, io);
+        }
+        let m = (*c).module;
+        account(m, io);
+        forward(m, io);
+    }
+}
+
+/// What the fast path does not pass at once.
+#[cold]
+#[inline(never)]
+unsafe fn submit_checked(c: *mut Consumer, io: *mut BdevIo) {
+    // SAFETY: as in `submit_open`.
+    unsafe {
+        match check(c, io) {
+            Verdict::Fail(status) => finish(io, status),
+            Verdict::Reset => reset::begin(c, io),
+            verdict @ (Verdict::Plain | Verdict::Split(_)) => {
+                time_if_due((*c).module, io);
+                dispatch(c, io, verdict);
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn submit_guarded(ch: *mut IoChannel, io: *mut BdevIo) {
+    let c = ch.cast::<Consumer>();
+    // SAFETY: as in `submit_open`.
+    unsafe {
+        let m = (*c).module;
+        if (*m).phase == Phase::Orphaned {
+            return finish(io, IoStatus::NO_DEVICE);
+        }
+        let verdict = match check(c, io) {
+            Verdict::Fail(status) => return finish(io, status),
+            Verdict::Reset => return reset::begin(c, io),
+            verdict @ (Verdict::Plain | Verdict::Split(_)) => verdict,
+        };
+        time_if_due(m, io);
+        if (*m).is_closed() || !(*m).held.is_empty() {
+            (*io).state = IoState::SUBMITTED;
+            (*m).held.push_back(io);
+            (*m).queue_changed();
+            if !(*m).is_closed() {
+                service::kick(m);
+            }
+            return;
+        }
+        qos::admit(c, io, verdict);
+    }
+}
+
+/// Sends a request that waited: what was right when it came may not be any more.
+///
+/// # Safety
+/// `io` was held by the gate and `io.ch` is the live consumer's channel it came on.
+pub(super) unsafe fn resume(io: *mut BdevIo) {
+    // SAFETY: as promised; the channel of an I/O in the gate cannot have been put.
+    unsafe {
+        let c = (*io).ch.cast::<Consumer>();
+        match check(c, io) {
+            Verdict::Fail(status) => finish(io, status),
+            Verdict::Reset => reset::begin(c, io),
+            verdict @ (Verdict::Plain | Verdict::Split(_)) => qos::admit(c, io, verdict),
+        }
+    }
+}
+
+/// Counts a request and passes it on, whole or as children.
+///
+/// # Safety
+/// `c` is live, `io` is owned by the gate, `verdict` was just given and is not a refusal.
+pub(super) unsafe fn dispatch(c: *mut Consumer, io: *mut BdevIo, verdict: Verdict) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let m = (*c).module;
+        (*m).counters.count((*io).op, (*io).num_blocks);
+        match verdict {
+            Verdict::Plain => feed(m, io),
+            Verdict::Split(mode) => split::begin(m, io, mode),
+            Verdict::Reset => reset::begin(c, io),
+            Verdict::Fail(status) => finish(io, status),
+        }
+    }
+}
+
+/// Gives an I/O to the module, behind those it refused.
+///
+/// # Safety
+/// `m` is a live channel that is not closed; `io` is owned by the gate.
+pub(super) unsafe fn feed(m: *mut ModuleChannel, io: *mut BdevIo) {
+    // SAFETY: as promised by the caller.
+    unsafe { if (*m).nomem.is_empty() { forward(m, io) } else { backpressure::wait_behind(m, io) } }
+}
+
+/// Counts one request of the fast path and times it if it is due.
+#[inline(always)]
+unsafe fn account(m: *mut ModuleChannel, io: *mut BdevIo) {
+    // SAFETY: the caller's channel and I/O are live.
+    unsafe {
+        (*m).counters.count_fast((*io).op, (*io).num_blocks);
+        time_if_due(m, io);
+    }
+}
+
+/// Starts to time `io` if it is the one in so many, or if the last timed one is long ago.
+#[inline(always)]
+unsafe fn time_if_due(m: *mut ModuleChannel, io: *mut BdevIo) {
+    // SAFETY: as in `account`.
+    unsafe {
+        (*m).sample_left -= 1;
+        if (*m).sample_left == 0 || now_ns() >= (*m).next_timed_ns {
+            statistics::start_timing(m, io);
+        }
+    }
+}
+
+/// # Safety
+/// `m` is live, and `io` is owned by the gate and complete.
+#[inline(always)]
+pub(super) unsafe fn forward(m: *mut ModuleChannel, io: *mut BdevIo) {
+    // SAFETY: the module's table is valid for the life of the process.
+    unsafe {
+        (*m).io.outstanding += 1;
+        (*io).state = IoState::SUBMITTED;
+        (*io).ch = m.cast();
+        ((*(*m).io.ops).submit)(m.cast(), io);
+    }
+}
+
+/// Answers a request that is not in the module.
+///
+/// # Safety
+/// `io` is owned by the gate: neither idle with its consumer nor in the module.
+pub(super) unsafe fn finish(io: *mut BdevIo, status: IoStatus) {
+    // SAFETY: as promised; `done` is the consumer's, or the gate's own in front of it.
+    unsafe {
+        (*io).status = status;
+        (*io).state = IoState::IDLE;
+        if let Some(done) = (*io).done {
+            done(io, (*io).done_arg);
+        }
+    }
+}
+
+/// Forwards runs of plain requests in one call each.
+unsafe extern "C" fn batch_open(ch: *mut IoChannel, ios: *const *mut BdevIo, count: u32) {
+    let c = ch.cast::<Consumer>();
+    // SAFETY: consumers call with their live channel and `count` I/Os they own. The channel stays while
+    // the call lasts: its consumer has given I/Os that it must wait for.
+    unsafe {
+        let m = (*c).module;
+        let Some(batch) = (*m).batch else { return each(ch, ios, 0, count) };
+        let (mut first, mut next) = (0, 0);
+        while next < count {
+            let io = *ios.add(next as usize);
+            if is_plain(c, io) {
+                next += 1;
+                continue;
+            }
+            batch_run(m, batch, ios, first, next);
+            if (*ch).ops != &raw const OPEN_OPS {
+                return each(ch, ios, next, count);
+            }
+            (*io).ch = ch;
+            submit_checked(c, io);
+            next += 1;
+            first = next;
+            if (*ch).ops != &raw const OPEN_OPS {
+                return each(ch, ios, next, count);
+            }
+        }
+        batch_run(m, batch, ios, first, next);
+    }
+}
+
+/// Forwards the plain requests `first..end`.
+unsafe fn batch_run(
+    m: *mut ModuleChannel,
+    batch: unsafe extern "C" fn(*mut IoChannel, *const *mut BdevIo, u32),
+    ios: *const *mut BdevIo,
+    first: u32,
+    end: u32,
+) {
+    if first == end {
+        return;
+    }
+    // SAFETY: the caller found every one of them plain; they are ours until forwarded.
+    unsafe {
+        for index in first..end {
+            let io = *ios.add(index as usize);
+            account(m, io);
+            (*io).state = IoState::SUBMITTED;
+            (*io).ch = m.cast();
+        }
+        (*m).io.outstanding += end - first;
+        batch(m.cast(), ios.add(first as usize), end - first);
+    }
+}
+
+unsafe extern "C" fn batch_guarded(ch: *mut IoChannel, ios: *const *mut BdevIo, count: u32) {
+    // SAFETY: as in `batch_open`.
+    unsafe { each(ch, ios, 0, count) }
+}
+
+/// One by one, by whatever table the channel has by then.
+unsafe fn each(ch: *mut IoChannel, ios: *const *mut BdevIo, first: u32, count: u32) {
+    // SAFETY: as in `batch_open`.
+    unsafe {
+        for index in first..count {
+            tenon_abi::submit(ch, *ios.add(index as usize));
+        }
+    }
+}
+
+/// Gives every consumer of `m` the table it needs now.
+///
+/// # Safety
+/// `m` is a live channel of the calling reactor.
+pub(super) unsafe fn update_ops(m: *mut ModuleChannel) {
+    // SAFETY: consumers live as long as they are in the list.
+    unsafe {
+        let ops = if (*m).is_open() { &raw const OPEN_OPS } else { &raw const GUARDED_OPS };
+        for &c in &(*m).consumers {
+            (*c).io.ops = ops;
+        }
+    }
+}
+
+/// Reads again what the control reactor may have changed: capacity, permission, rate limits, recording.
+///
+/// # Safety
+/// As for [`update_ops`].
+pub(super) unsafe fn refresh(m: *mut ModuleChannel) {
+    // SAFETY: as in `update_ops`.
+    unsafe {
+        for &c in &(*m).consumers {
+            refresh_consumer(c);
+        }
+        let gate = Arc::clone(&(*m).gate);
+        (*m).budget = gate.qos.lock().budget();
+        statistics::refresh_recording(m);
+        update_ops(m);
+        if !(*m).is_closed() {
+            service::run(m);
+        }
+    }
+}
+
+/// # Safety
+/// `c` is live.
+pub(super) unsafe fn refresh_consumer(c: *mut Consumer) {
+    // SAFETY: as promised; the references end before anything else is called.
+    unsafe {
+        let gate = &(*(*c).module).gate;
+        let mut allowed = gate.io_types();
+        if !(*c).is_writer() || gate.is_read_only() {
+            allowed &= !CHANGES;
+        }
+        (*c).allowed = allowed;
+        (*c).num_blocks = gate.num_blocks();
+        for op in [Op::READ, Op::WRITE] {
+            (*c).fast[op.0 as usize] = fast_limits(&*c, op);
+        }
+    }
+}
+
+fn fast_limits(c: &Consumer, op: Op) -> FastLimits {
+    // SAFETY: a consumer's module channel outlives it.
+    let gate = unsafe { &(*c.module).gate };
+    let limits = &gate.spec.limits;
+    let boundary = check::boundary(gate);
+    let is_slow = c.allowed & op.bit() == 0
+        || boundary.is_some_and(|boundary| !boundary.is_power_of_two())
+        || op == Op::WRITE && check::write_unit(gate) > 0;
+    let by_transfer = if limits.max_transfer_blocks > 0 { limits.max_transfer_blocks } else { u32::MAX };
+    let by_segment = match limits.max_segment_bytes {
+        0 => u64::MAX,
+        bytes => u64::from(bytes) / c.stride,
+    };
+    let lent = if op == Op::READ { 0 } else { IoFlags::LEND.0 };
+    FastLimits {
+        max_blocks: if is_slow { 0 } else { u64::from(by_transfer).min(by_segment) },
+        boundary_mask: boundary.map_or(0, |boundary| boundary - 1),
+        boundary: boundary.unwrap_or(u64::MAX),
+        refused_flags: !passed_flags(gate) | lent,
+    }
+}
+
+/// Operations that need a writer. NVMe commands may be any, so they do.
+const CHANGES: u64 = Op::WRITE.bit()
+    | Op::UNMAP.bit()
+    | Op::WRITE_ZEROES.bit()
+    | Op::COMPARE_AND_WRITE.bit()
+    | Op::COPY.bit()
+    | Op::WRITE_UNCORRECTABLE.bit()
+    | Op::ZONE_MANAGEMENT.bit()
+    | Op::ZONE_APPEND.bit()
+    | Op::NVME_ADMIN.bit()
+    | Op::NVME_IO.bit();
