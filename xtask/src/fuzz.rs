@@ -119,6 +119,8 @@ fn command(workspace: &Workspace, driver: Driver, target: &str, seconds: u64, se
         format!("-artifact_prefix={artifacts}"),
         "-print_final_stats=1".to_owned(),
     ]);
+    // Optimising across crates costs minutes of building and finds nothing more.
+    command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
     Ok(command)
 }
 
