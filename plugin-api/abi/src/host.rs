@@ -1,5 +1,6 @@
 //! What the host offers a module: one table of functions, valid for the life
 //! of the process. Also the small structs only these functions use.
+// UNSAFETY: the table and its texts are shared between threads.
 
 use core::ffi::c_void;
 

@@ -3,6 +3,7 @@
 //! context, directly behind the parent, so a stack of devices allocates nothing.
 //!
 //! Everything here belongs to one reactor thread; nothing is atomic.
+// UNSAFETY: `submit` and `complete` follow the raw pointers of the data path.
 
 use core::ffi::c_void;
 

@@ -1,4 +1,5 @@
 //! What a plugin exports: its descriptor and the callbacks of its module.
+// UNSAFETY: static tables of a plugin are shared between threads.
 
 use core::ffi::{c_char, c_void};
 

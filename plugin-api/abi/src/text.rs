@@ -1,5 +1,6 @@
 //! Borrowed text, scatter lists and the JSON writer: the plain data that
 //! crosses the door in every direction. Owns nothing.
+// UNSAFETY: borrowed text is read through its raw pointer.
 
 use core::ffi::c_void;
 

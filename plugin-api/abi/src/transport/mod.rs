@@ -6,6 +6,7 @@
 //! memory regions have keys, devices come and go, every teardown has a drain
 //! deadline. Commands cross as 64 raw bytes, completions as 16; their meaning
 //! is in the NVMe specifications and the crate `nvme-spec`.
+// UNSAFETY: static tables of a plugin are shared between threads.
 
 pub mod initiator;
 pub mod target;
