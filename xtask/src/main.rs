@@ -14,6 +14,7 @@ mod setup;
 mod steps;
 mod suite;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -48,6 +49,8 @@ enum Task {
     Miri,
     /// Check the rules of the house: sizes, borders, unsafe code, pages, names
     Tidy(tidy::Options),
+    /// Run a command under a real kernel with NVMe-oF, RDMA, ublk and nbd
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
@@ -71,5 +74,6 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Loom(options) => rare::loom(&workspace, &options),
         Task::Miri => rare::miri(&workspace),
         Task::Tidy(options) => tidy::run(&workspace, &options),
+        Task::Vm(options) => vm::run(&options),
     }
 }

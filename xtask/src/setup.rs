@@ -29,6 +29,10 @@ pub enum Group {
     Base,
     /// `bench`
     Bench,
+    /// `vm`
+    Vm,
+    /// `vm` with `--kernel qemu`
+    VmQemu,
 }
 
 struct DebianPackage {
@@ -44,6 +48,23 @@ const PACKAGES: &[DebianPackage] = &[
         reason: "linker for Rust, compiler for the plugin example in C and for -sys crates",
     },
     DebianPackage { name: "fio", group: Group::Bench, reason: "load generator of the benchmarks" },
+    DebianPackage {
+        name: "linux-source-6.12",
+        group: Group::Vm,
+        reason: "source of the User-Mode-Linux kernel",
+    },
+    DebianPackage { name: "flex", group: Group::Vm, reason: "build tool of the kernel" },
+    DebianPackage { name: "bison", group: Group::Vm, reason: "build tool of the kernel" },
+    DebianPackage { name: "bc", group: Group::Vm, reason: "build tool of the kernel" },
+    DebianPackage { name: "xz-utils", group: Group::Vm, reason: "unpacks the kernel's source and modules" },
+    DebianPackage { name: "busybox-static", group: Group::Vm, reason: "first program of a machine" },
+    DebianPackage { name: "iproute2", group: Group::Vm, reason: "network set-up in a machine" },
+    DebianPackage { name: "kmod", group: Group::Vm, reason: "kernel modules in a machine" },
+    DebianPackage { name: "nvme-cli", group: Group::Vm, reason: "drives the kernel's NVMe-oF host" },
+    DebianPackage { name: "ibverbs-providers", group: Group::Vm, reason: "RDMA devices in a machine" },
+    DebianPackage { name: "qemu-system-x86", group: Group::VmQemu, reason: "emulator of a machine with PCI" },
+    DebianPackage { name: "cpio", group: Group::VmQemu, reason: "packs the initial file system" },
+    DebianPackage { name: "zstd", group: Group::VmQemu, reason: "unpacks the kernel" },
 ];
 
 /// Says what is missing and, unless it is a dry run, installs it.
