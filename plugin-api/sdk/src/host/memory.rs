@@ -1,0 +1,271 @@
+//! Memory that devices may access: owned blocks, blocks shared by reactors,
+//! buffers of the calling reactor's pool, and news of the regions behind them.
+// UNSAFETY: the host hands out raw memory.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use tenon_abi::{BufferEvent, MemoryFn, MemoryRegion};
+
+use crate::{Error, Host, bridge};
+
+/// A block of zeroed memory that devices may access; freed when dropped.
+pub struct DmaBuf {
+    host: Host,
+    ptr: NonNull<u8>,
+    len: usize,
+    align: usize,
+}
+
+// SAFETY: the block is owned alone, and the host allows `alloc` and `free` on any thread.
+unsafe impl Send for DmaBuf {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for DmaBuf {}
+
+/// A block of memory that several reactors read and write at once, as they do a disk's medium.
+///
+/// Bytes are only copied in and out; I/Os that race for the same bytes leave either content, as on any disk.
+pub struct SharedBuf(DmaBuf);
+
+/// A 4096-aligned buffer of the calling reactor's pool; returned when dropped.
+pub struct Buffer {
+    host: Host,
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+/// News of memory, see [`Host::watch_memory`].
+#[derive(Clone, Copy, Debug)]
+pub enum MemoryChange {
+    /// New memory: register it with devices before the call returns.
+    Added(MemoryRegion),
+    /// It will be unmapped after the call: no device may access it any longer.
+    Removed(MemoryRegion),
+}
+
+/// A subscription to news of memory; ends when dropped.
+#[must_use = "the news end when this is dropped"]
+pub struct MemoryWatch {
+    host: Host,
+    subscription: u64,
+    closure: *const c_void,
+    release: unsafe fn(*const c_void),
+}
+
+impl Host {
+    /// Allocates zeroed memory that devices may access. `align` is a power of two, `numa_node` -1 for any.
+    /// Any thread; not for the data path.
+    ///
+    /// # Errors
+    /// `-EINVAL` for a length of 0 or a wrong alignment, `-ENOMEM` if there is none.
+    pub fn alloc(&self, len: usize, align: usize, numa_node: i32) -> Result<DmaBuf, Error> {
+        if len == 0 || !align.is_power_of_two() {
+            return Err(Error::invalid(format!("cannot allocate {len} bytes aligned to {align}")));
+        }
+        // SAFETY: a function of the host's table, callable on any thread.
+        let ptr = unsafe { (self.api.alloc)(len, align, numa_node) };
+        let ptr = NonNull::new(ptr.cast::<u8>())
+            .ok_or_else(|| Error::no_memory(format!("no memory for {len} bytes")))?;
+        Ok(DmaBuf { host: *self, ptr, len, align })
+    }
+
+    /// A buffer of at least `len` bytes from the calling reactor's pool; `None` if none is left. Its content is
+    /// whatever the last user left. On a reactor.
+    #[inline]
+    #[must_use]
+    pub fn buffer(&self, len: usize) -> Option<Buffer> {
+        // SAFETY: a function of the host's table; off a reactor it gives null.
+        let ptr = NonNull::new(unsafe { (self.api.buffer_get)(len) })?;
+        Some(Buffer { host: *self, ptr: ptr.cast(), len })
+    }
+
+    /// Reports the regions behind the host's memory: now those that exist, later as they come and go.
+    ///
+    /// # Errors
+    /// `-EPERM` off the control thread.
+    pub fn watch_memory<F: Fn(MemoryChange) + 'static>(&self, news: F) -> Result<MemoryWatch, Error> {
+        let closure = Rc::into_raw(Rc::new(news));
+        let mut subscription = 0;
+        // SAFETY: `closure` stays valid until `MemoryWatch::drop` has unsubscribed it.
+        let code = unsafe {
+            (self.api.memory_subscribe)(
+                self.me,
+                MemoryFn(memory_news::<F>),
+                closure.cast_mut().cast::<c_void>(),
+                &mut subscription,
+            )
+        };
+        Error::check(code, "cannot watch memory").inspect_err(|_| {
+            // SAFETY: the host refused, so nobody else has the closure.
+            unsafe { drop_closure::<F>(closure.cast::<c_void>()) };
+        })?;
+        Ok(MemoryWatch {
+            host: *self,
+            subscription,
+            closure: closure.cast::<c_void>(),
+            release: drop_closure::<F>,
+        })
+    }
+}
+
+impl DmaBuf {
+    /// Its length in bytes.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Its content.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: `len` bytes, zeroed by the host, ours until dropped, and written only through `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// Its content, to be changed.
+    #[must_use]
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as in `as_slice`, and `&mut self` is unique.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// Lets several reactors use it at once.
+    #[must_use]
+    pub fn share(self) -> SharedBuf {
+        SharedBuf(self)
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        // SAFETY: as allocated, and nobody has a reference any longer.
+        unsafe { (self.host.api.free)(self.ptr.as_ptr().cast::<c_void>(), self.len, self.align) }
+    }
+}
+
+impl SharedBuf {
+    /// Its length in bytes.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> u64 {
+        self.0.len as u64
+    }
+
+    /// Copies bytes from `offset` to `into`; false, and nothing copied, if they are not all inside.
+    #[must_use]
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> bool {
+        let Some(at) = self.at(offset, into.len() as u64) else { return false };
+        // SAFETY: `at` has `into.len()` bytes, and `into` is somebody's unique slice, so they do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(at, into.as_mut_ptr(), into.len()) };
+        true
+    }
+
+    /// Copies `from` to `offset`; false, and nothing copied, if it does not fit.
+    #[must_use]
+    pub fn write(&self, offset: u64, from: &[u8]) -> bool {
+        let Some(at) = self.at(offset, from.len() as u64) else { return false };
+        // SAFETY: `at` has `from.len()` bytes; no slice of this block is ever made, so they do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), at, from.len()) };
+        true
+    }
+
+    /// Writes `len` zeroes at `offset`; false, and nothing written, if they are not all inside.
+    #[must_use]
+    pub fn zero(&self, offset: u64, len: u64) -> bool {
+        let Some(at) = self.at(offset, len) else { return false };
+        // SAFETY: `at` has `len` bytes.
+        unsafe { std::ptr::write_bytes(at, 0, len as usize) };
+        true
+    }
+
+    /// The first of `len` bytes at `offset`, if all are inside.
+    #[inline]
+    pub(crate) fn at(&self, offset: u64, len: u64) -> Option<*mut u8> {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len());
+        // SAFETY: `offset` is inside the block or just behind it.
+        inside.then(|| unsafe { self.0.ptr.as_ptr().add(offset as usize) })
+    }
+}
+
+impl Buffer {
+    /// The length that was asked for.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "there is no use for an empty one")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Its content.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: `len` bytes of the host's pool, ours until dropped, and written only through `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// Its content, to be changed.
+    #[must_use]
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as in `as_slice`, and `&mut self` is unique.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: as got, on the same reactor: `Buffer` is not `Send`.
+        unsafe { (self.host.api.buffer_put)(self.ptr.as_ptr().cast::<c_void>(), self.len) }
+    }
+}
+
+impl Drop for MemoryWatch {
+    fn drop(&mut self) {
+        // SAFETY: a live subscription, on the control thread: `MemoryWatch` is not `Send`.
+        let code = unsafe { (self.host.api.memory_unsubscribe)(self.subscription) };
+        if code == 0 {
+            // SAFETY: the host calls the closure no more; a call under way holds its own reference.
+            unsafe { (self.release)(self.closure) };
+        } else {
+            log::error!("memory subscription unknown to the host code={code}");
+        }
+    }
+}
+
+/// # Safety
+/// `arg` is the `Rc<F>` of a live subscription, `region` valid for the call.
+unsafe extern "C" fn memory_news<F: Fn(MemoryChange)>(
+    arg: *mut c_void,
+    event: BufferEvent,
+    region: *const MemoryRegion,
+) {
+    let closure = arg.cast_const().cast::<F>();
+    // SAFETY: the subscription's reference exists; ours lets the closure drop the subscription.
+    let news = unsafe {
+        Rc::increment_strong_count(closure);
+        Rc::from_raw(closure)
+    };
+    // SAFETY: valid for the call, and plain data.
+    let region = unsafe { *region };
+    let change = match event {
+        BufferEvent::ADD => MemoryChange::Added(region),
+        BufferEvent::REMOVE => MemoryChange::Removed(region),
+        _ => return,
+    };
+    bridge::run("news of memory", || news(change));
+}
+
+/// # Safety
+/// `closure` came from `Rc::into_raw` and is given up.
+unsafe fn drop_closure<F>(closure: *const c_void) {
+    // SAFETY: the caller gives up the reference.
+    drop(unsafe { Rc::from_raw(closure.cast::<F>()) });
+}
