@@ -99,7 +99,10 @@ mod tests {
             ("host/x/Cargo.toml", "[package]\nname = \"x-common\"\n"),
             ("host/y/Cargo.toml", "[package]\nname = \"y-util\"\n"),
             ("host/x/src/common.rs", "//! H.\n"),
-            ("host/x/src/a.rs", "//! H.\nstruct A { helper: u8 }\nfn f() { let manager = 1; }\n"),
+            (
+                "host/x/src/a.rs",
+                "//! H.\nstruct A { helper: u8 }\nfn f() { let manager = 1; }\n#[test]\nfn the_manager_is_told() {}\n",
+            ),
         ]);
         let places: Vec<_> = check(&tree).into_iter().map(|f| (f.path, f.line)).collect();
         let expected = [("host/x/src/common.rs", 1), ("host/y/Cargo.toml", 1), ("host/x/src/a.rs", 2)];

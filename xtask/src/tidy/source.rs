@@ -337,7 +337,10 @@ impl<'ast> Visit<'ast> for Walk {
         let (attributes, named) = parts_of(item);
         self.scoped(attributes, item, |walk| {
             if let Some((name, visibility)) = named {
-                walk.define(name);
+                // The name of a test is a sentence, not a name.
+                if !attributes.iter().any(|attribute| attribute.path().is_ident("test")) {
+                    walk.define(name);
+                }
                 // The header of the file documents a module declared elsewhere.
                 let is_elsewhere = matches!(item, syn::Item::Mod(module) if module.content.is_none());
                 if is_public(visibility) && !is_elsewhere {
