@@ -233,7 +233,7 @@ impl Catalog {
         for plugin in &new.plugins {
             match before.get(plugin.path.as_path()) {
                 None => changes.push(CatalogChange::Added(plugin.clone())),
-                Some(old) if old.id != plugin.id => {
+                Some(old) if !old.id.is_same_content(&plugin.id) => {
                     changes.push(CatalogChange::Changed { old: (*old).clone(), new: plugin.clone() });
                 }
                 Some(_) => {}

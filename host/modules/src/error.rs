@@ -305,6 +305,12 @@ pub enum LoadError {
         /// The system's message.
         cause: String,
     },
+    /// The constructors of another library never returned, and hold the dynamic linker.
+    #[error("the dynamic linker is held by {}, whose opening has not finished", holder.display())]
+    LinkerBlocked {
+        /// The other library.
+        holder: PathBuf,
+    },
     /// Constructors of the library did not return in time.
     #[error("opening it did not finish within {deadline:?}")]
     OpenTimedOut {
@@ -376,6 +382,7 @@ impl LoadError {
             E::CopyFailed { .. } => "make room there, or configure another state directory".into(),
             E::TooManyImages { .. } => "restart the host".into(),
             E::NoResources { .. } => "try again when the host is less busy".into(),
+            E::LinkerBlocked { holder } => format!("remove {} and restart the host", holder.display()),
             E::OpenTimedOut { .. } | E::InitTimedOut { .. } => {
                 "see its log for what it waits for, or raise the deadline".into()
             }

@@ -171,6 +171,10 @@ impl Inner {
     // ---- opening ----------------------------------------------------------------------------------------------
 
     fn open(self: &Rc<Self>, load: Load) {
+        let holder = self.blocked_opens.borrow().first().map(|(_, file)| file.clone());
+        if let Some(holder) = holder {
+            return self.refuse(load, LoadError::LinkerBlocked { holder });
+        }
         let request = OpenRequest {
             path: load.file.clone(),
             trust: self.options.trust,
@@ -193,6 +197,7 @@ impl Inner {
 
     fn opened(self: &Rc<Self>, ticket: u64, result: Result<Image, PluginError>) {
         let Some(mut load) = self.take_load(ticket) else {
+            self.blocked_opens.borrow_mut().retain(|(blocked, _)| *blocked != ticket);
             let what = result.map(|image| image.path).map_err(|error| error.to_string());
             log::warn!("result of opening a plugin ignored, it came too late result={what:?}");
             return;
@@ -338,6 +343,7 @@ impl Inner {
         let deadline = self.options.init_deadline;
         match load.module {
             None => {
+                self.blocked_opens.borrow_mut().push((ticket, load.file.clone()));
                 let error = PluginError::new(&load.file, LoadError::OpenTimedOut { deadline });
                 self.finish(load, Err(error));
             }

@@ -335,10 +335,10 @@ impl Module {
     /// callback finds nothing wrong.
     pub fn validate(&self, params_json: &str) -> Result<(), Refusal> {
         match self.callbacks().validate.filter(|_| !self.state().is_final()) {
-            // SAFETY: text and buffer live for the call; the contract allows any thread and any time.
-            Some(validate) => {
-                Refusal::from_call(|text, len| unsafe { validate(Str::new(params_json), text, len) })
-            }
+            Some(validate) => Refusal::from_call(|text, len| {
+                // SAFETY: text and buffer live for the call; the contract allows any thread and any time.
+                unsafe { validate(Str::new(params_json), text, len) }
+            }),
             None => Ok(()),
         }
     }

@@ -111,6 +111,8 @@ pub(crate) struct Inner {
     /// Loads in flight.
     pub(crate) loads: RefCell<Vec<Load>>,
     pub(crate) next_ticket: Cell<u64>,
+    /// Files whose opening passed its deadline and has not returned since, by ticket.
+    pub(crate) blocked_opens: RefCell<Vec<(u64, PathBuf)>>,
     /// Modules that are leaving.
     pub(crate) exits: RefCell<Vec<Exit>>,
     pub(crate) watching: Watching,
@@ -130,6 +132,7 @@ impl Modules {
                 modules: RefCell::default(),
                 loads: RefCell::default(),
                 next_ticket: Cell::new(1),
+                blocked_opens: RefCell::default(),
                 exits: RefCell::default(),
                 watching: Watching::default(),
                 listener: RefCell::new(None),
@@ -182,6 +185,13 @@ impl Modules {
     #[must_use]
     pub fn loading(&self) -> bool {
         !self.inner.loads.borrow().is_empty()
+    }
+
+    /// A file whose opening never returned. It may hold the dynamic linker's lock: then nothing can be opened any
+    /// more, and the process can only leave by `_exit`, because `exit` wants that lock.
+    #[must_use]
+    pub fn blocked_open(&self) -> Option<PathBuf> {
+        self.inner.blocked_opens.borrow().first().map(|(_, file)| file.clone())
     }
 
     /// Tells every module the level, and each new one from now on.

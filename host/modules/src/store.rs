@@ -57,7 +57,7 @@ pub(crate) struct Placed {
 impl Placed {
     /// True if `path` still names the file that was checked.
     pub(crate) fn is_unchanged(&self) -> bool {
-        self.id.is_none_or(|id| FileId::of_path(&self.path) == Some(id))
+        self.id.is_none_or(|id| FileId::of_path(&self.path).is_some_and(|now| now.is_same_content(&id)))
     }
 }
 

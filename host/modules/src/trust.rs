@@ -61,6 +61,11 @@ impl FileId {
         rustix::fs::stat(path).ok().map(|stat| FileId::of(&stat))
     }
 
+    /// True if both are the same file with the same content; its permissions and names may differ.
+    pub(crate) fn is_same_content(&self, other: &FileId) -> bool {
+        FileId { changed_s: 0, changed_ns: 0, ..*self } == FileId { changed_s: 0, changed_ns: 0, ..*other }
+    }
+
     /// True if both are the same file, whatever became of its content.
     pub(crate) fn is_same_file(&self, other: &FileId) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
