@@ -1,0 +1,458 @@
+//! Each rule of the lifecycle once, on a simulated host: creates as transactions,
+//! examination, removal, claims, absence, modules that come and go.
+
+mod host;
+mod vendor;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use host::{Host, Pending};
+use serde_json::json;
+use tenon_abi::{BdevEventKind, HotplugKind, Reason, Str, errno};
+use tenon_bdev::{Claim, Event, State, channel_get, host_api};
+use vendor::Behaviour;
+
+#[test]
+fn a_create_is_answered_when_its_device_is_examined() {
+    let host = Host::new(1);
+    host.load(0);
+    vendor::behave(1, Behaviour { examine_delay_us: 500, ..Behaviour::default() });
+    host.load(1);
+    let pending = host.start_create(0, json!({ "name": "m0" }));
+    host.settle();
+    assert_eq!(pending.count(), 0, "module 1 has not answered its examine");
+    let answer = host.wait(&pending).unwrap();
+    assert_eq!((answer.bdevs, answer.result), (vec!["m0".to_owned()], json!("m0")));
+    let bdev = host.on(|core| core.bdev("m0")).unwrap();
+    assert_eq!((bdev.state, bdev.module.as_str(), bdev.limits.num_blocks), (State::Ready, "fake0", 2048));
+    assert_eq!(bdev.driver_specific, Some(json!({ "fake": true })));
+    assert_eq!(host.on(|core| core.bdev(&bdev.uuid.to_string())).unwrap().name, "m0");
+    assert_eq!(vendor::record(1).examined_config, ["m0"]);
+    assert_eq!(vendor::record(1).examined_disk, ["m0"]);
+    assert!(vendor::record(0).examined_config.is_empty(), "its own module is not asked");
+    host.delete("m0").unwrap();
+    assert!(host.on(|core| core.bdev("m0")).is_none());
+    host.finish();
+}
+
+#[test]
+fn a_failed_create_leaves_nothing_and_may_be_repeated() {
+    let host = Host::new(2);
+    host.load(0);
+    for _ in 0..3 {
+        let error = host.create(0, json!({ "name": "m0", "count": 3, "fail": true })).unwrap_err();
+        assert_eq!(error.code, errno::EIO);
+        assert_eq!(host.on(|core| core.bdev_count()), 0);
+        assert_eq!(host.counts().owned(), 0);
+    }
+    host.create(0, json!({ "name": "m0", "count": 3 })).unwrap();
+    assert_eq!(host.on(|core| core.bdev_names()), ["m0", "m0.1", "m0.2"]);
+    host.finish();
+}
+
+#[test]
+fn creates_of_one_name_run_one_after_the_other() {
+    let host = Host::new(3);
+    host.load(0);
+    let first = host.start_create(0, json!({ "name": "m0", "delay_us": 100 }));
+    let second = host.start_create(0, json!({ "name": "m0", "delay_us": 10 }));
+    assert!(host.wait(&first).is_ok());
+    assert_eq!(host.wait(&second).unwrap_err().code, errno::EEXIST);
+    let failing = host.start_create(0, json!({ "name": "m1", "delay_us": 100, "fail": true }));
+    let third = host.start_create(0, json!({ "name": "m1" }));
+    assert!(host.wait(&failing).is_err());
+    assert!(host.wait(&third).is_ok(), "the name is free again");
+    host.finish();
+}
+
+#[test]
+fn a_create_on_a_base_under_examination_waits_for_it() {
+    let host = Host::new(4);
+    host.load(0);
+    vendor::behave(1, Behaviour { examine_delay_us: 1000, ..Behaviour::default() });
+    host.load(1);
+    let base = host.start_create(0, json!({ "name": "m0" }));
+    let top = host.start_create(1, json!({ "name": "t0", "base": "m0" }));
+    assert!(host.wait(&base).is_ok());
+    assert!(host.wait(&top).is_ok());
+    let missing = host.create(1, json!({ "name": "t1", "base": "m9" })).unwrap_err();
+    assert_eq!(missing.waiting_for(), Some("m9"));
+    host.finish();
+}
+
+#[test]
+fn a_module_that_comes_late_is_offered_what_is_there() {
+    let host = Host::new(5);
+    host.load(0);
+    for n in 0..100 {
+        host.create(0, json!({ "name": format!("x{n}") })).unwrap();
+    }
+    vendor::behave(1, Behaviour { takes: Some("x".into()), ..Behaviour::default() });
+    host.load(1);
+    let done = Pending::new();
+    let reply = done.reply();
+    host.on(|core| core.wait_for_examine(move || reply(())));
+    host.wait(&done);
+    assert_eq!(vendor::record(1).examined_disk.len(), 100);
+    assert_eq!(host.on(|core| core.bdev_count()), 200);
+    let bdev = host.on(|core| core.bdev("x7")).unwrap();
+    assert_eq!(bdev.claim_type(), Some("exclusive_write"));
+    assert_eq!(bdev.examine[0].answer, "claimed");
+    let name = host.on(|core| core.bdev("on-x7")).unwrap().name;
+    assert_eq!(name, "on-x7");
+    host.finish();
+}
+
+#[test]
+fn an_examine_that_is_never_answered_fails_at_its_deadline() {
+    let host = Host::new(6);
+    host.load(0);
+    vendor::behave(1, Behaviour { leaks_examine: true, late_config: true, ..Behaviour::default() });
+    host.load(1);
+    let pending = host.start_create(0, json!({ "name": "m0" }));
+    assert!(!host.run_until(Duration::from_secs(9), || pending.count() > 0));
+    host.wait(&pending).unwrap();
+    let bdev = host.on(|core| core.bdev("m0")).unwrap();
+    assert_eq!(bdev.examine[0].answer, "failed");
+    assert_eq!(bdev.state, State::Ready);
+    host.finish();
+}
+
+#[test]
+fn a_device_that_goes_while_it_is_examined_is_an_error_of_its_create() {
+    let host = Host::new(7);
+    host.load(0);
+    vendor::behave(1, Behaviour { examine_delay_us: 1000, ..Behaviour::default() });
+    host.load(1);
+    let pending = host.start_create(0, json!({ "name": "m0" }));
+    host.settle();
+    host.on(|core| core.unregister("m0", Reason::HOT_REMOVED)).unwrap();
+    host.settle();
+    assert_eq!(host.on(|core| core.bdev("m0")).unwrap().state, State::Orphaned, "an examine is not answered");
+    let error = host.wait(&pending).unwrap_err();
+    assert_eq!(error.code, errno::ENODEV);
+    assert_eq!(host.on(|core| core.bdev_count()), 0);
+    host.finish();
+}
+
+#[test]
+fn openers_are_told_once_and_hold_the_device_until_they_close() {
+    let host = Host::new(8);
+    host.load(0);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    let events: Rc<RefCell<Vec<Event>>> = Rc::default();
+    let heard = events.clone();
+    let descriptor = host
+        .on(|core| core.open("m0", "test", true, move |event| heard.borrow_mut().push(event.clone())))
+        .unwrap();
+    let desc = descriptor.handle();
+    let channel = host.on_data(0, || channel_get(desc)).unwrap();
+    let deleted = host.start_delete("m0");
+    host.settle();
+    host.on(|core| core.unregister("m0", Reason::HOT_REMOVED)).unwrap();
+    host.settle();
+    assert_eq!(events.borrow().len(), 1);
+    assert_eq!(
+        (events.borrow()[0].kind, events.borrow()[0].reason),
+        (BdevEventKind::REMOVE, Reason::REQUESTED)
+    );
+    assert!(events.borrow()[0].deadline_ns > 0);
+    let refused = host.on(|core| core.open("m0", "late", false, |_| {})).err().unwrap();
+    assert_eq!(refused.code, errno::ENODEV);
+    // The deadline passes: the holder is named, and nothing happens to the device.
+    host.advance(Duration::from_secs(30));
+    let bdev = host.on(|core| core.bdev("m0")).unwrap();
+    let removal = bdev.removal.unwrap();
+    assert!(removal.overdue);
+    assert_eq!(removal.waits_for, "descriptor of test");
+    assert!(vendor::record(0).destructed.is_empty());
+    host.on_data(0, || drop(channel));
+    host.on(|_| drop(descriptor));
+    assert!(host.wait(&deleted).is_ok());
+    assert_eq!(events.borrow().len(), 1);
+    assert_eq!(vendor::record(0).destructed.values().copied().collect::<Vec<_>>(), [1]);
+    host.finish();
+}
+
+#[test]
+fn a_leaked_channel_keeps_the_device_and_is_reported() {
+    let host = Host::new(9);
+    host.load(0);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    let descriptor = host.on(|core| core.open("m0", "test", true, |_| {})).unwrap();
+    let desc = descriptor.handle();
+    let channel = host.on_data(1, || channel_get(desc)).unwrap();
+    host.on(|_| drop(descriptor));
+    let deleted = host.start_delete("m0");
+    host.advance(Duration::from_secs(40));
+    let bdev = host.on(|core| core.bdev("m0")).unwrap();
+    assert_eq!(bdev.state, State::Orphaned);
+    assert!(bdev.removal.unwrap().waits_for.contains("1 channels"));
+    host.on_data(1, || drop(channel));
+    assert!(host.wait(&deleted).is_ok());
+    host.finish();
+}
+
+#[test]
+fn an_answer_that_never_comes_is_a_timeout_and_the_late_one_is_undone() {
+    let host = Host::new(10);
+    host.load(0);
+    let pending = host.start_create(0, json!({ "name": "m0", "keep": true }));
+    let error = host.wait(&pending).unwrap_err();
+    assert_eq!(error.code, errno::ETIMEDOUT);
+    assert!(error.to_string().contains("fake0"), "{error}");
+    assert_eq!(host.on(|core| core.operations()).len(), 1, "the module still owes an answer");
+    let again = host.create(0, json!({ "name": "m0" })).unwrap_err();
+    assert_eq!(again.code, errno::EBUSY);
+    host.on(|_| vendor::answer_kept(0));
+    host.advance(Duration::from_secs(1));
+    assert_eq!(host.on(|core| core.bdev_count()), 0, "what the client was told is so");
+    assert!(host.create(0, json!({ "name": "m0" })).is_ok());
+    assert_eq!(pending.count(), 1);
+    host.finish();
+}
+
+#[test]
+fn a_second_answer_changes_nothing() {
+    let host = Host::new(11);
+    host.load(0);
+    let pending = host.start_create(0, json!({ "name": "m0", "twice": true }));
+    host.wait(&pending).unwrap();
+    host.advance(Duration::from_secs(100));
+    assert_eq!(pending.count(), 1);
+    host.finish();
+}
+
+#[test]
+fn stacks_go_from_the_top_when_the_base_is_removed() {
+    let host = Host::new(12);
+    host.load(0);
+    host.load(1);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    host.create(1, json!({ "name": "t0", "base": "m0", "destruct_delay_us": 100 })).unwrap();
+    let claimed = host.create(1, json!({ "name": "t1", "base": "m0" })).unwrap_err();
+    assert_eq!(claimed.code, errno::EPERM);
+    host.delete("m0").unwrap();
+    host.advance(Duration::from_secs(1));
+    assert_eq!(host.on(|core| core.bdev_count()), 0);
+    assert_eq!(vendor::record(1).removes.values().copied().collect::<Vec<_>>(), [1]);
+    host.finish();
+}
+
+#[test]
+fn claims_end_with_their_descriptor() {
+    let host = Host::new(13);
+    host.load(0);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    host.on(|core| {
+        let first = core.open("m0", "a", true, |_| {}).unwrap();
+        first.claim(Claim::ExclusiveWrite).unwrap();
+        assert_eq!(core.open("m0", "b", true, |_| {}).err().unwrap().code, errno::EPERM);
+        let reader = core.open("m0", "b", false, |_| {}).unwrap();
+        assert_eq!(reader.claim(Claim::ReadManyWriteNone).unwrap_err().code, errno::EPERM);
+        drop(first);
+        reader.claim(Claim::ReadManyWriteNone).unwrap();
+        assert_eq!(core.bdev("m0").unwrap().claim_type(), Some("read_many_write_none"));
+        assert_eq!(core.open("m0", "a", true, |_| {}).err().unwrap().code, errno::EPERM);
+    });
+    assert_eq!(host.counts().claims, 0);
+    host.finish();
+}
+
+#[test]
+fn an_absent_device_comes_back_or_goes_at_its_deadline() {
+    let host = Host::new(14);
+    host.load(0);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    let kinds: Rc<RefCell<Vec<u32>>> = Rc::default();
+    let heard = kinds.clone();
+    let descriptor = host
+        .on(|core| core.open("m0", "test", true, move |event| heard.borrow_mut().push(event.kind.0)))
+        .unwrap();
+    let bdev = descriptor.bdev();
+    let api = host_api();
+    // SAFETY: the host's functions, on the control reactor.
+    let absent = |ms| host.on(|_| unsafe { (api.bdev_set_absent)(bdev, ms) });
+    // SAFETY: as above.
+    let present = || host.on(|_| unsafe { (api.bdev_set_present)(bdev) });
+    assert_eq!((absent(1000), absent(1000)), (0, 0));
+    host.settle();
+    assert_eq!(host.on(|core| core.bdev("m0")).unwrap().state, State::Absent);
+    assert_eq!((present(), present()), (0, 0));
+    host.advance(Duration::from_secs(5));
+    assert_eq!(host.on(|core| core.bdev("m0")).unwrap().state, State::Ready);
+    assert_eq!(absent(1000), 0);
+    host.advance(Duration::from_secs(2));
+    let (absent_kind, present_kind, remove) =
+        (BdevEventKind::ABSENT.0, BdevEventKind::PRESENT.0, BdevEventKind::REMOVE.0);
+    assert_eq!(*kinds.borrow(), [absent_kind, present_kind, absent_kind, remove]);
+    host.on(|_| drop(descriptor));
+    host.finish();
+}
+
+#[test]
+fn openers_hear_of_a_new_size_after_the_gate_obeys() {
+    let host = Host::new(15);
+    host.load(0);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    let heard: Rc<Cell<u64>> = Rc::default();
+    let sink = heard.clone();
+    let descriptor =
+        host.on(|core| core.open("m0", "test", true, move |event| sink.set(event.value))).unwrap();
+    let bdev = descriptor.bdev();
+    for blocks in [4096, 1024] {
+        // SAFETY: the host's function, on the control reactor.
+        assert_eq!(host.on(|_| unsafe { (host_api().bdev_resize)(bdev, blocks) }), 0);
+        assert_ne!(heard.get(), blocks, "never from inside the call");
+        host.settle();
+        assert_eq!((heard.get(), descriptor.num_blocks()), (blocks, blocks));
+    }
+    // SAFETY: as above.
+    assert_eq!(host.on(|_| unsafe { (host_api().bdev_resize)(bdev, 0) }), errno::EINVAL);
+    host.on(|_| drop(descriptor));
+    host.finish();
+}
+
+#[test]
+fn a_module_is_finished_after_its_devices_and_stays_out_of_service() {
+    let host = Host::new(16);
+    vendor::behave(0, Behaviour { method: Some("fake_create"), ..Behaviour::default() });
+    host.load(0);
+    host.load(1);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    host.create(1, json!({ "name": "t0", "base": "m0" })).unwrap();
+    let rpc = host::Answered::new();
+    assert!(host.on(|core| core.rpc("fake_create", &json!({ "name": "r0" }), rpc.reply())));
+    assert_eq!(host.wait(&rpc).unwrap().bdevs, ["r0"]);
+    assert_eq!(host.on(|core| core.rpc_methods()), ["fake_create"]);
+    let gone = Pending::new();
+    host.on(|core| core.module_unregister("fake0", gone.reply()));
+    host.wait(&gone).unwrap();
+    assert_eq!(host.on(|core| core.bdev_count()), 0, "the device on top went with its base");
+    assert!(!host.on(|core| core.rpc("fake_create", &json!({}), |_| ())));
+    assert_eq!(host.create(0, json!({ "name": "m1" })).unwrap_err().code, errno::ENOENT);
+    host.load(0);
+    host.create(0, json!({ "name": "m1" })).unwrap();
+    host.finish();
+}
+
+#[test]
+fn what_a_module_leaves_behind_is_taken_from_it() {
+    let host = Host::new(17);
+    vendor::behave(1, Behaviour { leaks_descriptors: true, ..Behaviour::default() });
+    host.load(0);
+    host.load(1);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    assert_eq!(host.counts().descriptors, 1);
+    let gone = Pending::new();
+    host.on(|core| core.module_unregister("fake1", gone.reply()));
+    host.wait(&gone).unwrap();
+    assert_eq!(host.counts().descriptors, 0);
+    host.delete("m0").unwrap();
+    host.finish();
+}
+
+#[test]
+fn a_shutdown_ends_although_modules_do_not_answer() {
+    let host = Host::new(18);
+    vendor::behave(2, Behaviour { leaks_fini: true, ..Behaviour::default() });
+    host.load(0);
+    host.load(2);
+    host.create(0, json!({ "name": "m0", "leaks_destruct": true })).unwrap();
+    host.create(0, json!({ "name": "m1" })).unwrap();
+    let report = host.shutdown();
+    assert!(
+        report.left.iter().any(|left| left.contains("m0") && left.contains("fake0")),
+        "{:?}",
+        report.left
+    );
+    assert_eq!(report.counts.bdevs, 1);
+}
+
+#[test]
+fn the_saved_configuration_follows_creates_and_deletes() {
+    let host = Host::new(19);
+    host.load(0);
+    host.load(1);
+    host.create(0, json!({ "name": "m0", "count": 2 })).unwrap();
+    host.create(1, json!({ "name": "t0", "base": "m0" })).unwrap();
+    let saved = host.on(|core| core.saved_config());
+    assert_eq!(saved.len(), 2);
+    assert_eq!((saved[0].module.as_str(), &saved[0].params), ("fake0", &json!({ "name": "m0", "count": 2 })));
+    assert_eq!(saved[0].bdevs, ["m0", "m0.1"]);
+    assert_eq!(host.on(|core| core.config_of("t0")).unwrap().params["base"], "m0");
+    host.delete("t0").unwrap();
+    assert_eq!(host.on(|core| core.saved_config()).len(), 1);
+    host.finish();
+}
+
+#[test]
+fn clients_hear_of_devices_by_notification() {
+    let host = Host::new(20);
+    host.load(0);
+    let ready: Rc<RefCell<Vec<String>>> = Rc::default();
+    let names = ready.clone();
+    host.on(|core| {
+        core.on_bdev_ready(move |name, aliases| names.borrow_mut().push(format!("{name}+{}", aliases.len())))
+    });
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    host.delete("m0").unwrap();
+    let kinds: Vec<String> = host.on(|core| core.notifications(0, 100)).into_iter().map(|n| n.kind).collect();
+    assert_eq!(kinds, ["module_register", "bdev_register", "bdev_unregister"]);
+    assert_eq!(host.on(|core| core.notifications(2, 1))[0].context, "m0");
+    assert_eq!(*ready.borrow(), ["m0+1"]);
+    host.finish();
+}
+
+#[test]
+fn hotplug_events_reach_every_module() {
+    let host = Host::new(21);
+    host.load(0);
+    host.load(1);
+    host.on(|core| core.publish_hotplug(HotplugKind::ADD, "pci", "0000:01:00.0", &json!({ "class": 8 })));
+    host.settle();
+    for module in 0..2 {
+        let heard = vendor::record(module).hotplug;
+        assert_eq!(heard, [(HotplugKind::ADD.0, "0000:01:00.0".to_owned(), "{\"class\":8}".to_owned())]);
+    }
+    host.finish();
+}
+
+#[test]
+fn a_call_from_a_wrong_thread_is_refused() {
+    let host = Host::new(22);
+    host.load(0);
+    // SAFETY: the host's functions may be called from anywhere; these say no.
+    host.on_data(0, || unsafe {
+        let api = host_api();
+        assert_eq!((api.bdev_find)(Str::new("m0")).0, 0);
+        assert_eq!((api.bdev_unregister)(tenon_abi::BdevHandle(1), Reason::REQUESTED), errno::EPERM);
+        assert_eq!((api.notify)(vendor::me(0), Str::new("a"), Str::new("b")), errno::EPERM);
+        assert_eq!((api.reactor_index)((api.reactor_current)()), 0);
+        assert_eq!((api.reactor_index)((api.reactor_control)()), u32::MAX);
+        assert_eq!((api.reactor_count)(), 2);
+        assert!((api.reactor_nth)(2).is_null());
+    });
+    host.finish();
+}
+
+#[test]
+fn without_auto_examine_only_named_devices_are_examined() {
+    let host = Host::with(23, |options| options.auto_examine = false);
+    host.load(0);
+    host.load(1);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    assert!(vendor::record(1).examined_config.is_empty());
+    let done = Pending::new();
+    host.on(|core| core.examine("m0", done.reply()));
+    host.wait(&done).unwrap();
+    assert_eq!(vendor::record(1).examined_config, ["m0"]);
+    let later = Pending::new();
+    host.on(|core| core.examine("m1", later.reply()));
+    host.wait(&later).unwrap();
+    host.create(0, json!({ "name": "m1" })).unwrap();
+    assert_eq!(vendor::record(1).examined_config, ["m0", "m1"]);
+    host.finish();
+}
