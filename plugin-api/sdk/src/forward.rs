@@ -122,6 +122,14 @@ impl<C: Channel> Forwarded<C> {
     /// Completes the parent like its child: status, result, SEEK answer, lent memory.
     #[inline(always)]
     pub fn complete(self) {
+        let (io, status) = self.into_result();
+        io.complete(status);
+    }
+
+    /// Takes the parent with the child's result in it (result, SEEK answer, lent memory) and the status to complete
+    /// it with, to do so later. It must complete with that status: memory that was lent is the consumer's now.
+    #[inline(always)]
+    pub fn into_result(self) -> (Io<C>, IoStatus) {
         let (child, parent) = (self.child(), self.io.as_raw());
         // SAFETY: the child completed and the token makes the parent ours; lent memory stays with the child, which
         // stays where it is until `Channel::release`.
@@ -136,7 +144,7 @@ impl<C: Channel> Forwarded<C> {
                 (*parent).offset_blocks = (*child).offset_blocks;
             }
             let status = (*child).status;
-            self.take().complete(status);
+            (self.take(), status)
         }
     }
 
