@@ -18,6 +18,8 @@
 //! the number is reused after a close and then names an old image again, and
 //! debuggers cannot open it. It is used for memory files, which stay open.
 //!
+//! A plugin that finds libraries of its own by `$ORIGIN` finds them beside the
+//! copy, which is to say not at all: it must be linked to them by another path.
 //! Does not decide whether a file may be loaded: that is `trust` and the gates.
 
 use std::collections::HashMap;
@@ -42,7 +44,8 @@ const MAX_COPIES: usize = 64;
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Every path this process has given to `dlopen`, with the file it named then.
+/// Every path this process has given to `dlopen`, with the plugin file it stands for. Held for look-ups only,
+/// not while a file is copied: loads do not wait for each other.
 static MAPPED: Mutex<Option<HashMap<PathBuf, FileId>>> = Mutex::new(None);
 
 /// Where the image of a plugin is to be opened.
@@ -67,60 +70,76 @@ pub(crate) fn place(
     metadata: &Metadata,
     state_dir: Option<&Path>,
 ) -> Result<Placed, LoadError> {
-    let mut mapped = MAPPED.lock();
-    let mapped = mapped.get_or_insert_default();
+    match state_dir {
+        Some(state_dir) => copy_to_directory(plugin, metadata, &state_dir.join("plugins")),
+        None if book_own_path(plugin)? => Ok(Placed { path: plugin.path.clone(), id: Some(plugin.id) }),
+        None => copy_to_memory(plugin, metadata),
+    }
+}
+
+/// Books `path` for the content `id`; the bound is checked here for every way of placing.
+fn book(mapped: &mut HashMap<PathBuf, FileId>, path: PathBuf, id: FileId) -> Result<(), LoadError> {
     if mapped.len() >= MAX_IMAGES {
         return Err(LoadError::TooManyImages { max: MAX_IMAGES });
     }
-    let placed = match state_dir {
-        Some(state_dir) => copy_to_directory(plugin, metadata, &state_dir.join("plugins"), mapped)?,
-        None if is_mapped(mapped, plugin) => copy_to_memory(plugin, metadata)?,
-        None => Placed { path: plugin.path.clone(), id: Some(plugin.id) },
-    };
-    mapped.insert(placed.path.clone(), placed.id.unwrap_or(plugin.id));
-    Ok(placed)
+    mapped.insert(path, id);
+    Ok(())
 }
 
-/// True if `dlopen` of the plugin's own path would return an image that exists already.
-fn is_mapped(mapped: &HashMap<PathBuf, FileId>, plugin: &TrustedFile) -> bool {
-    mapped.contains_key(&plugin.path) || mapped.values().any(|id| id.is_same_file(&plugin.id))
+/// Books the plugin's own path; false if `dlopen` of it would return an image that exists already.
+fn book_own_path(plugin: &TrustedFile) -> Result<bool, LoadError> {
+    let mut mapped = MAPPED.lock();
+    let mapped = mapped.get_or_insert_default();
+    if mapped.contains_key(&plugin.path) || mapped.values().any(|id| id.is_same_file(&plugin.id)) {
+        return Ok(false);
+    }
+    book(mapped, plugin.path.clone(), plugin.id)?;
+    Ok(true)
 }
 
 fn copy_to_directory(
     plugin: &mut TrustedFile,
     metadata: &Metadata,
     directory: &Path,
-    mapped: &HashMap<PathBuf, FileId>,
 ) -> Result<Placed, LoadError> {
     let failed = |target: &Path, error: std::io::Error| LoadError::CopyFailed {
         target: target.to_path_buf(),
         cause: error.to_string(),
     };
-    fs::DirBuilder::new()
+    let directory = fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(directory)
         .and_then(|()| directory.canonicalize())
-        .map_err(|error| failed(directory, error))
-        .and_then(|directory| {
-            let hash = content_hash(&mut plugin.file).map_err(|error| failed(&plugin.path, error))?;
-            remove_oldest(&directory, mapped);
-            let stem = format!("{}-{}-{hash:08x}", metadata.name, metadata.version);
-            // Normally the first name is free or holds the same bytes; more are needed for fresh statics.
-            for attempt in 1..=MAX_IMAGES {
-                let suffix = if attempt == 1 { String::new() } else { format!("-{attempt}") };
-                let target = directory.join(format!("{stem}{suffix}.so"));
-                if mapped.contains_key(&target) {
-                    continue;
-                }
-                return write_copy(&mut plugin.file, &target).map_err(|error| failed(&target, error));
-            }
-            Err(LoadError::TooManyImages { max: MAX_IMAGES })
-        })
+        .map_err(|error| failed(directory, error))?;
+    let hash = content_hash(&mut plugin.file)
+        .map_err(|error| LoadError::Unreadable { step: "read it", cause: error.to_string() })?;
+    let target =
+        book_name(&directory, &format!("{}-{}-{hash:08x}", metadata.name, metadata.version), plugin.id)?;
+    write_copy(&mut plugin.file, &target).map_err(|error| {
+        MAPPED.lock().get_or_insert_default().remove(&target);
+        failed(&target, error)
+    })
+}
+
+/// Books a name that this process has not mapped: normally the first, a numbered one for fresh statics.
+fn book_name(directory: &Path, stem: &str, id: FileId) -> Result<PathBuf, LoadError> {
+    let mut mapped = MAPPED.lock();
+    let mapped = mapped.get_or_insert_default();
+    remove_oldest(directory, mapped);
+    let names = (1..=MAX_IMAGES).map(|number| match number {
+        1 => directory.join(format!("{stem}.so")),
+        number => directory.join(format!("{stem}-{number}.so")),
+    });
+    let is_free = |name: &PathBuf| !mapped.contains_key(name);
+    let name = names.into_iter().find(is_free).ok_or(LoadError::TooManyImages { max: MAX_IMAGES })?;
+    book(mapped, name.clone(), id)?;
+    Ok(name)
 }
 
 /// Writes a new file and renames it over `target`, so that another process that has the old one mapped keeps it.
 fn write_copy(source: &mut File, target: &Path) -> std::io::Result<Placed> {
+    // The name is booked, so no other load of this process writes this draft.
     let draft = target.with_extension(format!("{}.draft", std::process::id()));
     let _ = fs::remove_file(&draft);
     let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o500).open(&draft)?;
@@ -149,6 +168,7 @@ fn copy_to_memory(plugin: &mut TrustedFile, metadata: &Metadata) -> Result<Place
     )
     .map_err(|errno| failed(errno.into()))?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
+    book(MAPPED.lock().get_or_insert_default(), path.clone(), plugin.id)?;
     // Left open on purpose: a reused number would name this image for another plugin.
     let _ = memory.into_raw_fd();
     Ok(Placed { path, id: None })

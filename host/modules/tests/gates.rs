@@ -210,9 +210,9 @@ fn certificate_policy_decides_about_plugins_without_one() {
 
 /// A plugin in Rust with a certificate: an example of this package, which `cargo test` builds.
 fn example(dir: &Directory, name: &str) -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
+    let tests = std::env::current_exe().expect("this test has a path");
     let file = format!("lib{name}.so");
-    let built = tests.parent().unwrap().parent().unwrap().join("examples").join(&file);
+    let built = tests.ancestors().nth(2).expect("cargo puts tests into deps/").join("examples").join(&file);
     let content = std::fs::read(&built).unwrap_or_else(|error| {
         panic!("{}: {error}; run `cargo build -p tenon-modules --examples`", built.display())
     });
