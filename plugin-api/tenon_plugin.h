@@ -710,7 +710,8 @@ typedef struct TenonBdevOpsV1 {
     void (*dump_json)(void *ctx, const struct TenonJsonSink *sink);
     /*
      Control thread: writes the device's current parameters as one JSON object, such that creating a device
-     from it gives the same device. Absent: the host saves the parameters of the create call. Optional.
+     from it gives the same device. Absent, or writing nothing: the host saves the parameters of the create
+     call. Optional.
      */
     void (*config_json)(void *ctx, const struct TenonJsonSink *sink);
     /*
@@ -2536,6 +2537,26 @@ static inline void tenon_complete(TenonBdevIo *io, TenonIoStatus status)
     if (io->done)
         io->done(io, io->done_arg);
 }
+
+/* True if a table whose `size` field was filled in by the other side reaches `field`. */
+#define TENON_REACHES(table, field) \
+    ((table)->size >= (size_t)((const char *)(&(table)->field + 1) - (const char *)(table)))
+
+/*
+ * Describes the plugin without loading it: put it once into the plugin, with string literals.
+ * `provides` and `rpc` are comma lists, e.g. TENON_PLUGIN_METADATA("mydisk", "1.0.0", "bdev", "");
+ */
+#define TENON_PLUGIN_METADATA(name, version, provides, rpc)                                                  \
+    __attribute__((used, section(".tenon_plugin"))) static const char tenon_plugin_metadata[] =              \
+        "abi=" TENON_STRINGIFY(TENON_ABI_MAJOR) "." TENON_STRINGIFY(TENON_ABI_MINOR) "\0name=" name         \
+        "\0version=" version "\0provides=" provides "\0rpc=" rpc
+#define TENON_STRINGIFY_(text) #text
+#define TENON_STRINGIFY(text) TENON_STRINGIFY_(text)
+
+/* Sizes of the frozen types as this compiler sees them, for TenonPluginDescV1. */
+#define TENON_ABI_SIZES                                                                                      \
+    {sizeof(TenonBdevIo),    sizeof(TenonIoChannel),    sizeof(TenonIoExtV1),   sizeof(TenonLimits),         \
+     sizeof(TenonBdevEvent), sizeof(TenonHotplugEvent), sizeof(TenonLogRecord), sizeof(TenonErrorV1)}
 
 /* The driver context behind io. */
 static inline void *tenon_io_context(TenonBdevIo *io)

@@ -179,7 +179,8 @@ pub struct BdevOpsV1 {
     /// Control thread: writes one JSON object for `driver_specific` in `bdev_get_bdevs`. Optional.
     pub dump_json: Option<unsafe extern "C" fn(ctx: *mut c_void, sink: *const JsonSink)>,
     /// Control thread: writes the device's current parameters as one JSON object, such that creating a device
-    /// from it gives the same device. Absent: the host saves the parameters of the create call. Optional.
+    /// from it gives the same device. Absent, or writing nothing: the host saves the parameters of the create
+    /// call. Optional.
     pub config_json: Option<unsafe extern "C" fn(ctx: *mut c_void, sink: *const JsonSink)>,
     /// Control thread: the host reset this device's statistics; the module may reset its own. Optional.
     pub reset_stats: Option<unsafe extern "C" fn(ctx: *mut c_void)>,

@@ -157,10 +157,12 @@ impl<C: Channel> Io<C> {
         self.iovs().iter().map(|piece| unsafe { slice(piece) })
     }
 
-    /// The payload, to be filled; nothing if the operation does not fill its payload.
+    /// The payload, to be filled; nothing if the operation does not fill its payload, or the payload is memory lent
+    /// by a device below.
     pub fn buffers_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         let filled = OPS_THAT_FILL.contains(self.op());
-        let pieces = if filled { self.iovs() } else { &[] };
+        let own = filled && !self.flags().contains(IoFlags::LENT);
+        let pieces = if own { self.iovs() } else { &[] };
         pieces.iter().filter(|piece| piece.len > 0).map(|piece| {
             // SAFETY: the consumer lends the payload of such an operation for writing until completion; `&mut self`
             // makes this the only borrow.
@@ -290,7 +292,7 @@ impl<C: Channel> Io<C> {
     /// Fills the payload from `memory` at `byte_offset`; the result is the status to complete with.
     #[must_use = "complete the I/O with this status"]
     pub fn read_from(&self, memory: &SharedBuf, byte_offset: u64) -> IoStatus {
-        if !self.op().fills_payload() {
+        if !self.op().fills_payload() || self.flags().contains(IoFlags::LENT) {
             return IoStatus::INVALID;
         }
         self.transfer(memory, byte_offset, |medium, piece, len| {
