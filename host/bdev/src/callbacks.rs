@@ -75,6 +75,9 @@ impl Callbacks {
         let sink = JsonSink { write: append, arg: (&raw mut text).cast() };
         // SAFETY: the callback gets its own context; the sink and the text behind it live until it returns.
         unsafe { callback(self.ctx, &sink) };
+        if text.is_empty() {
+            return None;
+        }
         match serde_json::from_str(&text) {
             Ok(value) => Some(value),
             Err(error) => {

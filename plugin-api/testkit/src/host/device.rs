@@ -351,6 +351,7 @@ impl World {
         // SAFETY: as in `driver_specific`.
         let write =
             unsafe { if reaches((*device.ops).size, end) { (*device.ops).config_json } else { None } };
-        write.map(|write| self.json_of(device, write)).or_else(|| device.params.borrow().clone())
+        let own = write.map(|write| self.json_of(device, write)).filter(|text| !text.is_empty());
+        own.or_else(|| device.params.borrow().clone())
     }
 }
