@@ -73,8 +73,11 @@ pub use claim::Claim;
 pub use descriptor::{Channel, Descriptor, channel_get};
 pub use error::OpError;
 pub use event::Event;
-pub use examine::ExamineNote;
+pub use examine::{ExamineNote, Verdict};
 pub use host_api::{host_api, register_host_table};
+pub use io::{
+    ChannelStat, Gate, GateCensus, HistogramData, IoStat, OpStat, OpStats, QosLimits, QueueDepthStat, ResetMode,
+};
 pub use lifecycle::State;
 pub use memory::{RegionSnapshot, device_alloc, device_free, memory_regions};
 pub use metrics::{MetricSample, metrics};

@@ -101,7 +101,7 @@ pub struct RemovalSnapshot {
 }
 
 /// An operation in flight.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct OperationSnapshot {
     /// `create`, `delete`, …
     pub kind: &'static str,

@@ -308,6 +308,8 @@ pub struct ChannelStat {
     pub outstanding: u32,
     /// I/Os waiting in the gate now.
     pub queued: u32,
+    /// Descriptors that use it.
+    pub consumers: u32,
 }
 
 /// Depth of a device's queue over time; zero while it is not sampled.
@@ -390,7 +392,7 @@ unsafe fn read_channel(m: *mut ModuleChannel, reset: ResetMode) -> ChannelStat {
         after.reset(reset);
         (*m).counters = after.counters;
         (*m).latency = after.latency;
-        ChannelStat { reactor: (*m).reactor, stats, outstanding: (*m).io.outstanding, queued: (*m).queued() }
+        ChannelStat { reactor: (*m).reactor, stats, outstanding: (*m).io.outstanding, queued: (*m).queued(), consumers: (*m).consumers.len() as u32 }
     }
 }
 

@@ -1,0 +1,346 @@
+//! Makes the running host what a configuration file says, at start and at a
+//! reload.
+//!
+//! Order in the file does not matter: every device is asked for at once; one
+//! whose base is not there yet is kept as *waiting* and asked for again when a
+//! device of that name becomes ready, now or hours later. A device that fails
+//! is reported and leaves the others alone.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use log::{error, info, warn};
+use serde::Serialize;
+use serde_json::Value;
+use tenon_bdev::{Core, OpError, QosLimits};
+
+use crate::config::{BdevEntry, Change, Config, QosTable, difference};
+
+/// The engine; cloning is cheap. Control reactor only.
+#[derive(Clone)]
+pub struct Engine(Rc<Inner>);
+
+struct Inner {
+    core: Core,
+    current: RefCell<Config>,
+    waiting: RefCell<Vec<Waiting>>,
+}
+
+#[derive(Clone)]
+struct Waiting {
+    entry: BdevEntry,
+    base: String,
+}
+
+/// A device of the configuration that waits for another one.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct WaitingEntry {
+    /// The device.
+    pub name: String,
+    /// Its module.
+    pub module: String,
+    /// The device it waits for.
+    pub waits_for: String,
+    /// Where it is configured.
+    pub location: String,
+}
+
+/// What went wrong, for people; empty if nothing did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// One line per device or module that failed.
+    pub failures: Vec<String>,
+    /// One line per required module or device among them.
+    pub required: Vec<String>,
+}
+
+/// Counts the steps still running and hands over the report after the last.
+#[derive(Clone)]
+struct Progress(Rc<RefCell<ProgressState>>);
+
+struct ProgressState {
+    running: usize,
+    report: Report,
+    done: Option<Box<dyn FnOnce(Report)>>,
+}
+
+impl Engine {
+    pub(crate) fn new(core: Core) -> Self {
+        let engine = Engine(Rc::new(Inner {
+            core: core.clone(),
+            current: RefCell::default(),
+            waiting: RefCell::default(),
+        }));
+        let weak = Rc::downgrade(&engine.0);
+        core.on_bdev_ready(move |name, aliases| {
+            if let Some(inner) = weak.upgrade() {
+                Engine(inner).retry_waiting_for(name, aliases);
+            }
+        });
+        engine
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn current(&self) -> Config {
+        self.0.current.borrow().clone()
+    }
+
+    /// Devices that wait for others.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<WaitingEntry> {
+        self.0
+            .waiting
+            .borrow()
+            .iter()
+            .map(|waiting| WaitingEntry {
+                name: waiting.entry.name.clone(),
+                module: waiting.entry.module.clone(),
+                waits_for: waiting.base.clone(),
+                location: waiting.entry.params.location().to_string(),
+            })
+            .collect()
+    }
+
+    /// Applies the configuration of the start. `done` runs when every device is ready, waiting or failed.
+    pub fn start(&self, config: Config, done: impl FnOnce(Report) + 'static) {
+        let progress = Progress::new(done);
+        for entry in &config.modules {
+            self.0.core.set_module_config(&entry.name, &Value::Object(entry.options.value.clone()));
+        }
+        let bdevs = config.bdevs.clone();
+        let modules = config.modules.clone();
+        *self.0.current.borrow_mut() = config;
+        for entry in modules {
+            let (step, name) = (progress.clone(), entry.name.clone());
+            step.begin();
+            self.0.core.module_load(&name, move |result| {
+                if let Err(error) = result {
+                    step.fail(format!("{}: {error}", entry.options.location()), entry.required);
+                }
+                step.end();
+            });
+        }
+        for entry in bdevs {
+            self.create(entry, &progress);
+        }
+        progress.end();
+    }
+
+    /// Applies what differs between the configuration in force and `new`. A step that cannot be done is reported
+    /// and tried again by the next reload.
+    pub fn reload(&self, new: Config, done: impl FnOnce(Report) + 'static) {
+        let changes = difference(&self.0.current.borrow(), &new);
+        for entry in &new.modules {
+            self.0.core.set_module_config(&entry.name, &Value::Object(entry.options.value.clone()));
+        }
+        *self.0.current.borrow_mut() = new;
+        info!("configuration reload changes={}", changes.len());
+        let progress = Progress::new(done);
+        self.step(changes.into_iter().collect::<Vec<_>>().into_iter(), progress);
+    }
+
+    /// One change after the other, so that what is removed is gone before its name is used again.
+    fn step(&self, mut changes: std::vec::IntoIter<Change>, progress: Progress) {
+        let Some(change) = changes.next() else {
+            progress.end();
+            return;
+        };
+        let engine = self.clone();
+        let (next, after) = (progress.clone(), move || engine.step(changes, progress));
+        match change {
+            Change::Remove { name, module } => self.remove(&name, &module, next, after),
+            Change::Update(entry) => self.update(entry, next, after),
+            Change::SetQos { name, qos } => {
+                self.set_qos(&name, qos, &next);
+                after();
+            }
+            Change::Add(entry) => {
+                self.create(entry, &next);
+                after();
+            }
+        }
+    }
+
+    fn remove(&self, name: &str, module: &str, progress: Progress, after: impl FnOnce() + 'static) {
+        let was_waiting = {
+            let mut waiting = self.0.waiting.borrow_mut();
+            let before = waiting.len();
+            waiting.retain(|waiting| waiting.entry.name != name);
+            waiting.len() != before
+        };
+        if was_waiting || self.0.core.find(name).is_none() {
+            after();
+            return;
+        }
+        if let Some(holder) = self.holder_of(name) {
+            progress.fail(format!("bdev {name}: cannot be removed while {holder} uses it"), false);
+            after();
+            return;
+        }
+        let name = name.to_owned();
+        self.0.core.delete(&name.clone(), Some(module), move |result| {
+            if let Err(error) = result {
+                progress.fail(format!("bdev {name}: cannot be removed: {error}"), false);
+            }
+            after();
+        });
+    }
+
+    fn update(&self, entry: BdevEntry, progress: Progress, after: impl FnOnce() + 'static) {
+        if self.0.core.find(&entry.name).is_none() {
+            self.0.waiting.borrow_mut().retain(|waiting| waiting.entry.name != entry.name);
+            self.create(entry, &progress);
+            after();
+            return;
+        }
+        let (engine, name) = (self.clone(), entry.name.clone());
+        let params = Value::Object(entry.params.value.clone());
+        self.0.core.update(&name, &params, move |result| match result {
+            Ok(_) => after(),
+            Err(error) if error.code == tenon_abi::errno::ENOTSUP => engine.replace(entry, progress, after),
+            Err(error) => {
+                progress.fail(format!("{}: bdev {}: {error}", entry.params.location(), entry.name), false);
+                after();
+            }
+        });
+    }
+
+    /// The module cannot change the device in place: delete and create, unless somebody uses it.
+    fn replace(&self, entry: BdevEntry, progress: Progress, after: impl FnOnce() + 'static) {
+        if let Some(holder) = self.holder_of(&entry.name) {
+            let at = entry.params.location();
+            progress
+                .fail(format!("{at}: bdev {}: cannot be changed while {holder} uses it", entry.name), false);
+            after();
+            return;
+        }
+        let (engine, name, module) = (self.clone(), entry.name.clone(), entry.module.clone());
+        self.0.core.delete(&name, Some(&module), move |result| {
+            match result {
+                Ok(_) => engine.create(entry, &progress),
+                Err(error) => {
+                    let at = entry.params.location();
+                    progress.fail(format!("{at}: bdev {}: cannot be replaced: {error}", entry.name), false);
+                }
+            }
+            after();
+        });
+    }
+
+    fn holder_of(&self, name: &str) -> Option<String> {
+        let snapshot = self.0.core.bdev(name)?;
+        snapshot.holders.first().map(|holder| holder.owner.clone())
+    }
+
+    fn create(&self, entry: BdevEntry, progress: &Progress) {
+        let (engine, step) = (self.clone(), progress.clone());
+        let params = Value::Object(entry.params.value.clone());
+        let module = entry.module.clone();
+        step.begin();
+        self.0.core.create(&module, &params, move |result| {
+            match result {
+                Ok(answer) => {
+                    for name in &answer.bdevs {
+                        engine.set_qos(name, entry.qos, &step);
+                    }
+                }
+                Err(error) => engine.create_failed(entry, &error, &step),
+            }
+            step.end();
+        });
+    }
+
+    fn create_failed(&self, entry: BdevEntry, error: &OpError, progress: &Progress) {
+        let at = entry.params.location();
+        match error.waiting_for() {
+            Some(base) => {
+                let base = base.to_owned();
+                info!("bdev waits for another name={} waits_for={base} at={at}", entry.name);
+                self.0.waiting.borrow_mut().push(Waiting { entry, base: base.clone() });
+                // It may have become ready between the refusal and now.
+                if self.0.core.find(&base).is_some() {
+                    self.retry_waiting_for(&base, &[]);
+                }
+            }
+            None => progress.fail(format!("{at}: bdev {}: {error}", entry.name), false),
+        }
+    }
+
+    fn retry_waiting_for(&self, name: &str, aliases: &[String]) {
+        let ready = |base: &str| base == name || aliases.iter().any(|alias| alias == base);
+        let (due, still): (Vec<_>, Vec<_>) =
+            self.0.waiting.take().into_iter().partition(|waiting| ready(&waiting.base));
+        self.0.waiting.borrow_mut().extend(still);
+        for waiting in due {
+            let progress = Progress::new(|report: Report| {
+                for failure in report.failures {
+                    error!("{failure}");
+                }
+            });
+            self.create(waiting.entry, &progress);
+            progress.end();
+        }
+    }
+
+    fn set_qos(&self, name: &str, qos: QosTable, progress: &Progress) {
+        let step = progress.clone();
+        let owner = name.to_owned();
+        step.begin();
+        self.0.core.set_qos(name, limits(qos), move |result| {
+            if let Err(error) = result {
+                step.fail(format!("bdev {owner}: rate limits: {error}"), false);
+            }
+            step.end();
+        });
+    }
+}
+
+impl Progress {
+    /// One step is running already: the caller's, ended by its own `end`.
+    fn new(done: impl FnOnce(Report) + 'static) -> Self {
+        Progress(Rc::new(RefCell::new(ProgressState {
+            running: 1,
+            report: Report::default(),
+            done: Some(Box::new(done)),
+        })))
+    }
+
+    fn begin(&self) {
+        self.0.borrow_mut().running += 1;
+    }
+
+    fn fail(&self, line: String, is_required: bool) {
+        warn!("configuration step failed: {line}");
+        let mut state = self.0.borrow_mut();
+        if is_required {
+            state.report.required.push(line.clone());
+        }
+        state.report.failures.push(line);
+    }
+
+    fn end(&self) {
+        let finished = {
+            let mut state = self.0.borrow_mut();
+            state.running -= 1;
+            if state.running > 0 {
+                return;
+            }
+            state.done.take().map(|done| (done, std::mem::take(&mut state.report)))
+        };
+        if let Some((done, report)) = finished {
+            done(report);
+        }
+    }
+}
+
+/// Limits as the data plane takes them.
+#[must_use]
+pub fn limits(qos: QosTable) -> QosLimits {
+    QosLimits {
+        rw_ios_per_sec: qos.rw_ios_per_sec,
+        rw_mbytes_per_sec: qos.rw_mbytes_per_sec,
+        r_mbytes_per_sec: qos.r_mbytes_per_sec,
+        w_mbytes_per_sec: qos.w_mbytes_per_sec,
+    }
+}

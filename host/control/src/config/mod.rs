@@ -1,0 +1,20 @@
+//! The configuration file: one TOML text, declarative and order-free.
+//!
+//! `document` reads TOML and remembers the line of every key, `sections` gives
+//! the host's own tables their types, `difference` compares two files for a
+//! reload, `suggest` finds the key somebody probably meant. The tables of
+//! modules (`[[bdev]]`, `[[module]]`) stay JSON here: the module that owns them
+//! checks them. Does not create anything; that is [`crate::apply`].
+
+mod difference;
+mod document;
+mod sections;
+mod suggest;
+
+pub use difference::{Change, difference};
+pub use document::{ConfigError, Location, Table};
+pub use sections::{
+    BdevEntry, BdevSection, Config, HostSection, LayoutCheck, LogLevel, MetricsSection, ModuleEntry,
+    PluginsSection, QosTable, ReactorMode, host_schema,
+};
+pub use suggest::nearest;

@@ -1,0 +1,178 @@
+//! `rpc_get_methods`, `spdk_*`, `framework_*` and the configuration calls: what
+//! concerns the process as a whole.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tenon_bdev::SavedEntry;
+
+use super::{Method, NoParams, names, with};
+use crate::context::{Control, Stop};
+use crate::rpc::{Reply, RpcError};
+use crate::save;
+
+pub const METHODS: &[(&str, Method)] = &[
+    ("rpc_get_methods", rpc_get_methods),
+    ("spdk_get_version", get_version),
+    ("spdk_kill_instance", kill_instance),
+    ("framework_start_init", wait_init),
+    ("framework_wait_init", wait_init),
+    ("framework_get_subsystems", get_subsystems),
+    ("framework_get_config", get_config),
+    ("config_get_waiting", get_waiting),
+    ("config_reload", reload),
+    ("save_config", save_config),
+    ("debug_get_object_counts", get_object_counts),
+    ("debug_get_operations", get_operations),
+];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GetMethods {
+    #[serde(default)]
+    #[expect(dead_code, reason = "every method can be called in every phase")]
+    current: bool,
+    #[serde(default)]
+    #[expect(dead_code, reason = "there are no aliases")]
+    include_aliases: bool,
+}
+
+fn rpc_get_methods(control: &Control, params: Value, reply: Reply) {
+    with("rpc_get_methods", params, reply, |_: GetMethods, reply| reply.send(Ok(json!(names(control)))));
+}
+
+fn get_version(_: &Control, params: Value, reply: Reply) {
+    with("spdk_get_version", params, reply, |_: NoParams, reply| {
+        let number = |text: &str| text.parse::<u32>().unwrap_or(0);
+        reply.send(Ok(json!({
+            "version": concat!("Tenon v", env!("CARGO_PKG_VERSION")),
+            "fields": {
+                "major": number(env!("CARGO_PKG_VERSION_MAJOR")),
+                "minor": number(env!("CARGO_PKG_VERSION_MINOR")),
+                "patch": number(env!("CARGO_PKG_VERSION_PATCH")),
+                "suffix": env!("CARGO_PKG_VERSION_PRE"),
+            },
+        })));
+    });
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KillInstance {
+    sig_name: String,
+}
+
+fn kill_instance(control: &Control, params: Value, reply: Reply) {
+    with("spdk_kill_instance", params, reply, |params: KillInstance, reply| {
+        match params.sig_name.trim_start_matches("SIG") {
+            "TERM" | "INT" => control.process().stop(Stop::Gracefully),
+            "KILL" | "QUIT" => control.process().stop(Stop::AtOnce),
+            "HUP" => control.process().reload(Box::new(|_| {})),
+            "USR1" => {}
+            other => {
+                let reason = format!(
+                    "sig_name: unknown signal {other}; one of SIGTERM, SIGINT, SIGKILL, SIGQUIT, SIGHUP, SIGUSR1"
+                );
+                reply.send(Err(RpcError::invalid_params("spdk_kill_instance", reason)));
+                return;
+            }
+        }
+        reply.send(Ok(json!(true)));
+    });
+}
+
+fn wait_init(control: &Control, params: Value, reply: Reply) {
+    with("framework_wait_init", params, reply, |_: NoParams, reply| {
+        control.when_ready(move || reply.send(Ok(json!(true))));
+    });
+}
+
+fn get_subsystems(_: &Control, params: Value, reply: Reply) {
+    with("framework_get_subsystems", params, reply, |_: NoParams, reply| {
+        reply.send(Ok(json!([
+            { "subsystem": "reactor", "depends_on": [] },
+            { "subsystem": "module", "depends_on": ["reactor"] },
+            { "subsystem": "bdev", "depends_on": ["module"] },
+        ])));
+    });
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GetConfig {
+    name: String,
+}
+
+fn get_config(control: &Control, params: Value, reply: Reply) {
+    with("framework_get_config", params, reply, |params: GetConfig, reply| match params.name.as_str() {
+        "bdev" => {
+            let calls: Vec<Value> = control.core().saved_config().into_iter().map(call_of).collect();
+            reply.send(Ok(Value::Array(calls)));
+        }
+        "reactor" | "module" => reply.send(Ok(json!([]))),
+        other => {
+            let reason = "no such subsystem; one of reactor, module, bdev";
+            reply.send(Err(RpcError::new(tenon_abi::errno::ENOENT, other, reason)));
+        }
+    });
+}
+
+/// The call that makes a device again.
+fn call_of(entry: SavedEntry) -> Value {
+    let method = entry.method.unwrap_or_else(|| format!("bdev_{}_create", entry.module));
+    json!({ "method": method, "params": entry.params })
+}
+
+fn get_waiting(control: &Control, params: Value, reply: Reply) {
+    with("config_get_waiting", params, reply, |_: NoParams, reply| {
+        reply.send(Ok(json!(control.engine().waiting())));
+    });
+}
+
+fn reload(control: &Control, params: Value, reply: Reply) {
+    with("config_reload", params, reply, |_: NoParams, reply| {
+        control.process().reload(Box::new(move |result| match result {
+            Ok(()) => reply.send(Ok(json!(true))),
+            Err(failures) => {
+                let mut error = RpcError::new(tenon_abi::errno::EINVAL, "config_reload", failures.join("; "));
+                error.data["failures"] = json!(failures);
+                reply.send(Err(error));
+            }
+        }));
+    });
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SaveConfig {
+    filename: Option<PathBuf>,
+}
+
+fn save_config(control: &Control, params: Value, reply: Reply) {
+    with("save_config", params, reply, |params: SaveConfig, reply| {
+        let text = save::to_toml(control);
+        match params.filename {
+            None => reply.send(Ok(json!(text))),
+            Some(path) => save::write_file(path, text, move |result| match result {
+                Ok(()) => reply.send(Ok(json!(true))),
+                Err((object, error)) => {
+                    let code = -error.raw_os_error().unwrap_or(5);
+                    reply.send(Err(RpcError::new(code, &object, format!("cannot be written: {error}"))));
+                }
+            }),
+        }
+    });
+}
+
+fn get_object_counts(control: &Control, params: Value, reply: Reply) {
+    with("debug_get_object_counts", params, reply, |_: NoParams, reply| {
+        reply.send(Ok(json!(control.core().object_counts())));
+    });
+}
+
+fn get_operations(control: &Control, params: Value, reply: Reply) {
+    with("debug_get_operations", params, reply, |_: NoParams, reply| {
+        reply.send(Ok(json!(control.core().operations())));
+    });
+}

@@ -1,0 +1,97 @@
+//! The calls of the control socket: one table of name and function, one file
+//! per family. A method that is not in the table belongs to a module; the core
+//! finds it, loading the module if needed.
+
+mod bdev;
+mod framework;
+mod logs;
+mod module;
+mod notify;
+mod statistics;
+mod thread;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tenon_bdev::OpError;
+
+use crate::config::nearest;
+use crate::context::Control;
+use crate::rpc::{Handler, Reply, Request, RpcError};
+
+type Method = fn(&Control, Value, Reply);
+
+impl Handler for Control {
+    fn call(&self, request: Request, reply: Reply) {
+        log::debug!("rpc call method={}", request.method);
+        if let Some((_, method)) = own_methods().find(|(name, _)| *name == request.method) {
+            method(self, request.params, reply);
+            return;
+        }
+        if !self.core().rpc_methods().contains(&request.method) {
+            reply.send(Err(unknown(self, &request.method)));
+            return;
+        }
+        let answered = self.core().rpc(&request.method, &request.params, move |result| {
+            reply.send(result.map(|answer| answer.result).map_err(RpcError::from));
+        });
+        debug_assert!(answered, "{} is listed and served by nobody", request.method);
+    }
+}
+
+/// Every method that can be called now, sorted.
+pub fn names(control: &Control) -> Vec<String> {
+    let mut names: Vec<String> = own_methods().map(|(name, _)| name.to_owned()).collect();
+    names.extend(control.core().rpc_methods());
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn own_methods() -> impl Iterator<Item = (&'static str, Method)> {
+    [
+        framework::METHODS,
+        thread::METHODS,
+        logs::METHODS,
+        notify::METHODS,
+        bdev::METHODS,
+        statistics::METHODS,
+        module::METHODS,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+}
+
+fn unknown(control: &Control, method: &str) -> RpcError {
+    let names = names(control);
+    let reason = match nearest(method, names.iter().map(String::as_str)) {
+        Some(near) => format!("method not found; did you mean {near}?"),
+        None => "method not found; rpc_get_methods lists all".to_owned(),
+    };
+    RpcError::new(RpcError::METHOD_NOT_FOUND, method, reason)
+}
+
+/// Reads `params` as `T` and goes on with `then`, or answers what does not fit.
+fn with<T: DeserializeOwned>(method: &str, params: Value, reply: Reply, then: impl FnOnce(T, Reply)) {
+    match serde_path_to_error::deserialize::<_, T>(params) {
+        Ok(typed) => then(typed, reply),
+        Err(error) => {
+            let path = error.path().to_string();
+            let reason = match path.as_str() {
+                "." => error.inner().to_string(),
+                path => format!("{path}: {}", error.inner()),
+            };
+            reply.send(Err(RpcError::invalid_params(method, reason)));
+        }
+    }
+}
+
+/// An answer of `true`, or the error.
+fn answer_true(reply: Reply) -> impl FnOnce(Result<(), OpError>) {
+    move |result| reply.send(result.map(|()| Value::Bool(true)).map_err(RpcError::from))
+}
+
+/// Parameters of a method that takes none.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoParams {}

@@ -1,0 +1,176 @@
+//! Writes the running configuration back as TOML: the host's own tables as they
+//! are in force, then every device in creation order with the parameters that
+//! make it again.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use log::warn;
+use serde::Serialize;
+use serde_json::Value;
+use tenon_bdev::QosLimits;
+use tenon_reactor::current;
+
+use crate::config::QosTable;
+use crate::context::Control;
+
+/// The configuration file that makes what runs now.
+#[must_use]
+pub fn to_toml(control: &Control) -> String {
+    let config = control.engine().current();
+    let mut text = String::from("# Written by save_config.\n");
+    push_section(&mut text, "[host]", &config.host);
+    push_section(&mut text, "[plugins]", &config.plugins);
+    push_section(&mut text, "[metrics]", &config.metrics);
+    push_section(&mut text, "[bdev_options]", &config.bdev);
+    for module in &config.modules {
+        let mut table = module.options.value.clone();
+        table.insert("name".to_owned(), Value::String(module.name.clone()));
+        if module.required {
+            table.insert("required".to_owned(), Value::Bool(true));
+        }
+        push_table(&mut text, "[[module]]", &table);
+    }
+    for entry in control.core().saved_config() {
+        let Value::Object(params) = entry.params else {
+            warn!("device has no saved parameters bdevs={:?}", entry.bdevs);
+            continue;
+        };
+        let mut table = serde_json::Map::new();
+        table.insert("module".to_owned(), Value::String(entry.module));
+        table.extend(params);
+        if let Some(qos) = entry.bdevs.iter().find_map(|name| qos_of(control, name)) {
+            table.insert("qos".to_owned(), qos);
+        }
+        push_table(&mut text, "[[bdev]]", &table);
+    }
+    text
+}
+
+/// Replaces `path` as a whole or not at all, away from the control thread. `done` gets the path on failure.
+pub fn write_file(path: PathBuf, text: String, done: impl FnOnce(Result<(), (String, io::Error)>) + 'static) {
+    let name = path.display().to_string();
+    let (shared, refused) = (std::rc::Rc::new(std::cell::Cell::new(Some(done))), name.clone());
+    let on_done = shared.clone();
+    let work = move || replace(&path, text.as_bytes());
+    let offloaded = current().offload(work, move |result: io::Result<()>| {
+        if let Some(done) = on_done.take() {
+            done(result.map_err(|error| (name, error)));
+        }
+    });
+    if let (Err(error), Some(done)) = (offloaded, shared.take()) {
+        done(Err((refused, io::Error::other(error.to_string()))));
+    }
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    name.push(".new");
+    let temporary = path.with_file_name(name);
+    let _ = std::fs::remove_file(&temporary);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(directory)?.sync_all()
+}
+
+fn qos_of(control: &Control, name: &str) -> Option<Value> {
+    let QosLimits { rw_ios_per_sec, rw_mbytes_per_sec, r_mbytes_per_sec, w_mbytes_per_sec } =
+        control.core().bdev(name)?.qos;
+    let table = QosTable { rw_ios_per_sec, rw_mbytes_per_sec, r_mbytes_per_sec, w_mbytes_per_sec };
+    (table != QosTable::default()).then(|| serde_json::to_value(table).unwrap_or(Value::Null))
+}
+
+fn push_section(text: &mut String, title: &str, section: &impl Serialize) {
+    if let Ok(Value::Object(table)) = serde_json::to_value(section) {
+        push_table(text, title, &table);
+    }
+}
+
+/// A table without its nulls; nothing if nothing is left.
+fn push_table(text: &mut String, title: &str, table: &serde_json::Map<String, Value>) {
+    // What names the object comes first.
+    let (head, rest): (Vec<_>, Vec<_>) =
+        table.iter().partition(|(key, _)| matches!(key.as_str(), "module" | "name"));
+    let lines: Vec<String> = head
+        .into_iter()
+        .chain(rest)
+        .filter_map(|(key, value)| Some(format!("{} = {}\n", bare_or_quoted(key), to_toml_value(value)?)))
+        .collect();
+    if !lines.is_empty() {
+        text.push_str(&format!("\n{title}\n{}", lines.concat()));
+    }
+}
+
+fn to_toml_value(value: &Value) -> Option<String> {
+    Some(match value {
+        Value::Null => return None,
+        Value::Bool(flag) => flag.to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => toml::Value::String(text.clone()).to_string(),
+        Value::Array(items) => {
+            format!("[{}]", items.iter().filter_map(to_toml_value).collect::<Vec<_>>().join(", "))
+        }
+        Value::Object(table) => {
+            let pairs: Vec<String> = table
+                .iter()
+                .filter_map(|(key, value)| {
+                    Some(format!("{} = {}", bare_or_quoted(key), to_toml_value(value)?))
+                })
+                .collect();
+            format!("{{ {} }}", pairs.join(", "))
+        }
+    })
+}
+
+fn bare_or_quoted(key: &str) -> String {
+    let is_bare = !key.is_empty()
+        && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+    if is_bare { key.to_owned() } else { toml::Value::String(key.to_owned()).to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_table_reads_back_as_the_same_values() {
+        let table = json!({
+            "name": "a\"b\\c\n", "size": "64MiB", "count": 3, "ratio": 0.5, "on": true, "none": null,
+            "list": ["x", 1, null], "odd key": { "deep": [{"a": 1}] },
+        });
+        let mut text = String::new();
+        push_table(&mut text, "[[bdev]]", table.as_object().unwrap());
+        let parsed: toml::Table = toml::from_str(&text).expect(&text);
+        let back = serde_json::to_value(&parsed["bdev"][0]).unwrap();
+        let mut expected = table;
+        expected.as_object_mut().unwrap().remove("none");
+        expected["list"] = json!(["x", 1]);
+        assert_eq!(back, expected);
+    }
+
+    #[test]
+    fn an_empty_table_leaves_no_trace() {
+        let mut text = String::new();
+        push_section(&mut text, "[metrics]", &json!({ "listen": null }));
+        assert_eq!(text, "");
+    }
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole() {
+        let directory = std::env::temp_dir().join(format!("tenon-save-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("saved.toml");
+        std::fs::write(&path, "old").unwrap();
+        replace(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}

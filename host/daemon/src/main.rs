@@ -1,0 +1,34 @@
+//! `tenon`: the command line. One file per command; `run` and `perf` compose
+//! the host from its crates, all others work without one or talk to a running
+//! one over its control socket.
+
+mod check;
+mod cli;
+mod client;
+mod exit;
+mod host;
+mod logs;
+mod plugin;
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command, ConfigCommand};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::check(&args),
+        Command::Rpc(args) => client::rpc(&args),
+        Command::Status(args) => status::status(&args),
+        Command::Plugin(args) => plugin::plugin(&args),
+        Command::Config(ConfigCommand::Schema(args)) => check::schema(&args),
+        Command::Completions { shell } => cli::completions(shell),
+        Command::Man { out } => cli::man(out.as_deref()),
+    };
+    exit::report(result)
+}

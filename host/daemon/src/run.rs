@@ -1,0 +1,343 @@
+//! `tenon run`: starts the host, serves it until a signal, drains, exits.
+//!
+//! The main thread only waits for signals and passes them on as messages;
+//! everything else happens on the control reactor, where [`App`] lives in a
+//! thread-local.
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use log::{LevelFilter, error, info, warn};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tenon_bdev::ShutdownReport;
+use tenon_control::apply::Report;
+use tenon_control::config::{Config, LogLevel};
+use tenon_control::metrics::Endpoint;
+use tenon_control::rpc::Server;
+use tenon_control::{Control, ProcessControl, Stop};
+use tenon_modules::Catalog;
+use tenon_reactor::{ReactorRef, current};
+
+use crate::cli::{DEFAULT_SOCKET, RunArgs};
+use crate::exit::{CONFIG, Exit, UNAVAILABLE};
+use crate::{host, logs};
+
+/// How long the reactors may take to end after everything is drained.
+const REACTORS_END: Duration = Duration::from_secs(5);
+
+/// What the main thread hears.
+enum Event {
+    Signal(i32),
+    Started(Result<Ready, Exit>),
+    Stopped(ShutdownReport),
+    StopAtOnce,
+}
+
+/// What is there once the host is ready.
+struct Ready {
+    socket: PathBuf,
+    metrics: Option<String>,
+    bdevs: Vec<String>,
+    failures: usize,
+}
+
+/// The host on the control reactor.
+struct App {
+    control: Control,
+    config_file: Option<PathBuf>,
+    events: mpsc::Sender<Event>,
+    /// Dropped first at the end of a graceful stop: closes the socket.
+    server: RefCell<Option<Server>>,
+    metrics: RefCell<Option<Endpoint>>,
+    is_stopping: Cell<bool>,
+}
+
+thread_local! {
+    static APP: RefCell<Option<Rc<App>>> = const { RefCell::new(None) };
+}
+
+/// Runs the command.
+pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let config = host::read_config(args.config.as_deref())?;
+    logs::install(level(&config));
+    let catalog = host::catalog(&config, &args.plugin_dir);
+    let reactors = host::start_reactors(&config, args.cpus.as_deref())?;
+    let (events, inbox) = mpsc::channel();
+    watch_signals(events.clone())?;
+    let start = Start {
+        socket: args
+            .rpc_socket
+            .clone()
+            .or_else(|| config.host.rpc_socket.clone())
+            .unwrap_or_else(|| DEFAULT_SOCKET.into()),
+        config_file: args.config.clone(),
+        config,
+        catalog,
+        events,
+    };
+    let control = reactors.control().clone();
+    control
+        .call(host::CONTROL_CALL, move || start_app(start))
+        .context("the control reactor does not answer")??;
+    let result = serve(&inbox, &control, begin);
+    if let Err(error) = reactors.shutdown(REACTORS_END) {
+        warn!("reactors did not end in time error={error}");
+    }
+    result
+}
+
+/// Handles events until the host has stopped.
+fn serve(inbox: &mpsc::Receiver<Event>, control: &ReactorRef, begin: Instant) -> anyhow::Result<()> {
+    let mut result = Ok(());
+    let mut is_stopping = false;
+    while let Ok(event) = inbox.recv() {
+        match event {
+            Event::Started(Ok(ready)) => announce(&ready, begin),
+            Event::Started(Err(exit)) => {
+                result = Err(exit.into());
+                is_stopping = true;
+                request_stop(control);
+            }
+            Event::Signal(SIGHUP) => {
+                let _ = control.send(|| with_app(|app| app.reload(Box::new(|_| {}))));
+            }
+            Event::Signal(_) if is_stopping => std::process::exit(130),
+            Event::Signal(_) => {
+                is_stopping = true;
+                request_stop(control);
+            }
+            Event::StopAtOnce => std::process::exit(0),
+            Event::Stopped(report) => {
+                if result.is_ok() && !report.is_clean() {
+                    result = Err(anyhow::anyhow!("stopped with objects left: {}", report.left.join("; ")));
+                }
+                return result;
+            }
+        }
+    }
+    result
+}
+
+fn request_stop(control: &ReactorRef) {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    if control.send(|| with_app(|app| app.stop())).is_err() {
+        std::process::exit(i32::from(crate::exit::FAILURE));
+    }
+}
+
+fn announce(ready: &Ready, begin: Instant) {
+    info!("host ready startup_ms={} bdevs={}", begin.elapsed().as_millis(), ready.bdevs.len());
+    println!("tenon: ready in {} ms", begin.elapsed().as_millis());
+    println!("  control socket  {}", ready.socket.display());
+    println!("                  tenon status --rpc-socket {}", ready.socket.display());
+    if let Some(address) = &ready.metrics {
+        println!("  metrics         http://{address}/metrics");
+    }
+    match ready.bdevs.as_slice() {
+        [] => println!(
+            "  devices         none yet; create one: tenon rpc bdev_malloc_create '{{\"name\": \"m0\", \"num_blocks\": 131072, \"block_size\": 512}}'"
+        ),
+        names => println!("  devices         {}", names.join(" ")),
+    }
+    if ready.failures > 0 {
+        println!("  {} configuration entries failed; see the log", ready.failures);
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
+
+fn watch_signals(events: mpsc::Sender<Event>) -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot watch signals")?;
+    std::thread::Builder::new()
+        .name("tenon-signals".to_owned())
+        .spawn(move || {
+            for signal in &mut signals {
+                if events.send(Event::Signal(signal)).is_err() {
+                    return;
+                }
+            }
+        })
+        .context("cannot start the signal thread")?;
+    Ok(())
+}
+
+fn level(config: &Config) -> LevelFilter {
+    match config.host.log_level {
+        Some(LogLevel::Error) => LevelFilter::Error,
+        Some(LogLevel::Warn) => LevelFilter::Warn,
+        None | Some(LogLevel::Info) => LevelFilter::Info,
+        Some(LogLevel::Debug) => LevelFilter::Debug,
+        Some(LogLevel::Trace) => LevelFilter::Trace,
+    }
+}
+
+struct Start {
+    config: Config,
+    config_file: Option<PathBuf>,
+    catalog: Catalog,
+    socket: PathBuf,
+    events: mpsc::Sender<Event>,
+}
+
+/// On the control reactor: composes the host, opens its doors, then applies the configuration.
+fn start_app(start: Start) -> Result<(), Exit> {
+    let Start { config, config_file, catalog, socket, events } = start;
+    let control = host::compose(&config, catalog, Rc::new(logs::handle(module_names)), Rc::new(Process));
+    let server =
+        Server::open(&socket, Rc::new(control.clone())).map_err(|error| Exit::new(CONFIG, chain(&error)))?;
+    let metrics = match &config.metrics.listen {
+        None => None,
+        Some(address) => {
+            Some(Endpoint::open(address, control.clone()).map_err(|error| Exit::new(CONFIG, chain(&error)))?)
+        }
+    };
+    if config.plugins.watch.unwrap_or(true)
+        && let Err(error) = control.core().modules().watch()
+    {
+        warn!("plugin directories are not watched error={error}");
+    }
+    let app = Rc::new(App {
+        control: control.clone(),
+        config_file,
+        events,
+        server: RefCell::new(Some(server)),
+        metrics: RefCell::new(metrics),
+        is_stopping: Cell::new(false),
+    });
+    APP.set(Some(app.clone()));
+    control.engine().start(config, move |report| app.started(&report));
+    Ok(())
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+fn module_names() -> Vec<String> {
+    let names = |app: &App| {
+        app.control.core().modules().all().iter().map(|module| module.name().to_owned()).collect()
+    };
+    APP.with_borrow(|app| app.as_deref().map(names).unwrap_or_default())
+}
+
+fn with_app(then: impl FnOnce(&Rc<App>)) {
+    if let Some(app) = APP.with_borrow(Clone::clone) {
+        then(&app);
+    }
+}
+
+/// What the control plane may ask of the process.
+struct Process;
+
+impl ProcessControl for Process {
+    fn stop(&self, how: Stop) {
+        with_app(|app| {
+            let event = match how {
+                Stop::Gracefully => Event::Signal(SIGTERM),
+                Stop::AtOnce => Event::StopAtOnce,
+            };
+            let _ = app.events.send(event);
+        });
+    }
+
+    fn reload(&self, done: Box<dyn FnOnce(Result<(), Vec<String>>)>) {
+        match APP.with_borrow(Clone::clone) {
+            Some(app) => app.reload(done),
+            None => done(Err(vec!["the host is stopping".to_owned()])),
+        }
+    }
+}
+
+impl App {
+    fn started(&self, report: &Report) {
+        for failure in &report.failures {
+            error!("{failure}");
+        }
+        let result = if report.required.is_empty() {
+            Ok(self.ready(report.failures.len()))
+        } else {
+            Err(Exit::new(UNAVAILABLE, format!("required: {}", report.required.join("; "))))
+        };
+        self.control.set_ready();
+        let _ = self.events.send(Event::Started(result));
+    }
+
+    fn ready(&self, failures: usize) -> Ready {
+        let address = self.metrics.borrow().as_ref().and_then(Endpoint::address);
+        let socket = self.server.borrow().as_ref().map(|server| server.path().to_owned());
+        Ready {
+            socket: socket.unwrap_or_default(),
+            metrics: address.map(|address| address.to_string()),
+            bdevs: self.control.core().bdev_names(),
+            failures,
+        }
+    }
+
+    /// Reads the file again and applies the difference.
+    fn reload(self: &Rc<Self>, done: Box<dyn FnOnce(Result<(), Vec<String>>)>) {
+        let Some(file) = self.config_file.clone() else {
+            warn!("nothing to reload: the host was started without a configuration file");
+            done(Err(vec!["the host was started without a configuration file".to_owned()]));
+            return;
+        };
+        if self.is_stopping.get() {
+            done(Err(vec!["the host is stopping".to_owned()]));
+            return;
+        }
+        let app = self.clone();
+        let read = move || Config::load(&file).map_err(|error| error.to_string());
+        let shared = Rc::new(Cell::new(Some(done)));
+        let on_read = shared.clone();
+        let offloaded = current().offload(read, move |config: Result<Config, String>| {
+            let Some(done) = on_read.take() else { return };
+            match config {
+                Ok(config) => app.apply(config, done),
+                Err(reason) => {
+                    error!("configuration not reloaded, the old one stays in force: {reason}");
+                    done(Err(vec![reason]));
+                }
+            }
+        });
+        if let (Err(error), Some(done)) = (offloaded, shared.take()) {
+            done(Err(vec![format!("cannot read the configuration: {error}")]));
+        }
+    }
+
+    fn apply(&self, config: Config, done: Box<dyn FnOnce(Result<(), Vec<String>>)>) {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
+        let old = self.control.engine().current();
+        if old.host != config.host || old.plugins != config.plugins || old.metrics != config.metrics {
+            warn!("[host], [plugins] and [metrics] take effect at the next start");
+        }
+        self.control.engine().reload(config, move |report| {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            for failure in &report.failures {
+                error!("{failure}");
+            }
+            done(if report.failures.is_empty() { Ok(()) } else { Err(report.failures) });
+        });
+    }
+
+    /// Drains everything; the socket closes when nothing is left to say.
+    fn stop(self: &Rc<Self>) {
+        if self.is_stopping.replace(true) {
+            return;
+        }
+        info!("host stopping bdevs={}", self.control.core().bdev_count());
+        let app = self.clone();
+        self.control.core().shutdown(move |report| {
+            app.server.borrow_mut().take();
+            app.metrics.borrow_mut().take();
+            let _ = app.events.send(Event::Stopped(report));
+            APP.take();
+        });
+    }
+}

@@ -1,0 +1,211 @@
+//! The configuration file: every example runs, order does not matter, mistakes
+//! are named with their line, a reload touches only what changed.
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tenon_tests::{Host, Scratch, root, run, wait_for};
+
+#[test]
+fn every_example_configuration_is_valid_and_runs() {
+    let mut files: Vec<_> = std::fs::read_dir(root().join("configs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .collect();
+    files.sort();
+    assert!(files.len() >= 7, "an example per plugin is expected, found {files:?}");
+    for file in files {
+        let checked = run(&["check", file.to_str().unwrap()]);
+        assert_eq!(checked.code, 0, "{}: {}", file.display(), checked.stderr);
+        let text = std::fs::read_to_string(&file).unwrap();
+        let wanted: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"')).collect();
+        let mut host = Host::start(&text);
+        let found = host.bdevs();
+        for name in wanted {
+            assert!(
+                found.iter().any(|bdev| bdev == name),
+                "{}: no {name} in {found:?}\n{}",
+                file.display(),
+                host.log()
+            );
+        }
+        assert_eq!(host.ok("config_get_waiting", json!({})), json!([]), "{}", file.display());
+        host.stop();
+    }
+}
+
+#[test]
+fn the_order_of_the_file_does_not_matter() {
+    let mut host = Host::start(
+        r#"
+        [[bdev]]
+        module = "passthru"
+        name = "top"
+        base = "middle"
+        [[bdev]]
+        module = "passthru"
+        name = "middle"
+        base = "bottom"
+        [[bdev]]
+        module = "malloc"
+        name = "bottom"
+        size = "1MiB"
+        "#,
+    );
+    assert_eq!(host.bdevs(), ["bottom", "middle", "top"]);
+    host.stop();
+}
+
+#[test]
+fn a_device_that_waits_is_listed_and_comes_when_its_base_comes() {
+    let mut host = Host::start("[[bdev]]\nmodule = \"passthru\"\nname = \"p0\"\nbase = \"later\"\n");
+    let waiting = host.ok("config_get_waiting", json!({}));
+    assert_eq!((&waiting[0]["name"], &waiting[0]["waits_for"]), (&json!("p0"), &json!("later")));
+    host.ok("bdev_malloc_create", json!({ "name": "later", "num_blocks": 8, "block_size": 512 }));
+    wait_for("p0", || host.bdevs().contains(&"p0".to_owned()).then_some(()));
+    assert_eq!(host.ok("config_get_waiting", json!({})), json!([]));
+    host.stop();
+}
+
+#[track_caller]
+fn check_refused(text: &str, words: &[&str]) {
+    let scratch = Scratch::new();
+    let file = scratch.write("bad.toml", text);
+    let output = run(&["check", file.to_str().unwrap()]);
+    assert_eq!(output.code, 78, "{text}\n{}{}", output.stdout, output.stderr);
+    for word in words {
+        assert!(output.stderr.contains(word), "`{word}` is missing in: {}", output.stderr);
+    }
+}
+
+#[test]
+fn mistakes_are_named_with_line_and_remedy() {
+    check_refused("[host]\nlog_levle = \"info\"\n", &["bad.toml:2", "log_levle", "did you mean `log_level`"]);
+    check_refused(
+        "[[bdev]]\nmodule = \"maloc\"\nname = \"m\"\n",
+        &["bad.toml:2", "maloc", "did you mean `malloc`"],
+    );
+    check_refused(
+        "[[bdev]]\nmodule = \"malloc\"\nname = \"m\"\nsise = \"1MiB\"\n",
+        &["bad.toml:4", "sise", "did you mean `size`"],
+    );
+    check_refused(
+        "[[bdev]]\nmodule = \"malloc\"\nname = \"m\"\nsize = \"1MiB\"\nblock_size = 1000\n",
+        &["bad.toml:5", "1000", "power of two"],
+    );
+    check_refused("[[bdev]]\nmodule = \"malloc\"\nname = \"m\"\nsize = \"soon\"\n", &["bad.toml:4", "soon"]);
+    check_refused("[[bdev]\n", &["bad.toml:1"]);
+    check_refused("[host]\ncpus = \"3-1\"\n", &["3-1"]);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_configuration_error() {
+    let output = run(&["run", "-c", "/nonexistent/tenon.toml"]);
+    assert_eq!(output.code, 78);
+    assert!(output.stderr.contains("/nonexistent/tenon.toml"), "{}", output.stderr);
+}
+
+const BEFORE: &str = r#"
+[[bdev]]
+module = "malloc"
+name = "stays"
+size = "1MiB"
+[[bdev]]
+module = "malloc"
+name = "goes"
+size = "1MiB"
+[[bdev]]
+module = "null"
+name = "grows"
+num_blocks = 8
+[[bdev]]
+module = "delay"
+name = "changes"
+base = "stays"
+avg_read_latency_us = 1
+p99_read_latency_us = 1
+avg_write_latency_us = 1
+p99_write_latency_us = 1
+"#;
+
+#[test]
+fn a_reload_applies_the_difference_and_leaves_the_rest_alone() {
+    let mut host = Host::start(BEFORE);
+    let uuid = host.ok("bdev_get_bdevs", json!({ "name": "stays" }))[0]["uuid"].clone();
+    host.ok("bdev_malloc_create", json!({ "name": "by_rpc", "num_blocks": 8, "block_size": 512 }));
+    let after = BEFORE
+        .replace("name = \"goes\"", "name = \"comes\"")
+        .replace("num_blocks = 8", "num_blocks = 16")
+        .replace("avg_read_latency_us = 1", "avg_read_latency_us = 9");
+    let _ = host.scratch().write("tenon.toml", &after);
+    host.signal(Signal::HUP);
+    wait_for("the reload", || host.bdevs().contains(&"comes".to_owned()).then_some(()));
+    let names = host.bdevs();
+    assert!(!names.contains(&"goes".to_owned()) && names.contains(&"by_rpc".to_owned()), "{names:?}");
+    wait_for("the size of grows", || {
+        (host.ok("bdev_get_bdevs", json!({ "name": "grows" }))[0]["num_blocks"] == 16).then_some(())
+    });
+    assert_eq!(host.ok("bdev_get_bdevs", json!({ "name": "stays" }))[0]["uuid"], uuid);
+    let text = host.ok("save_config", json!({}));
+    assert!(text.as_str().unwrap().contains("avg_read_latency_us = 9"), "{text}");
+    host.stop();
+}
+
+#[test]
+fn a_reload_of_a_broken_file_changes_nothing_and_says_why() {
+    let mut host = Host::start(BEFORE);
+    let before = host.bdevs();
+    let _ = host.scratch().write("tenon.toml", "[[bdev]]\nname = 1\n");
+    let error = host.err("config_reload", json!({}));
+    assert!(error.message.contains("tenon.toml:"), "{error:?}");
+    assert_eq!(host.bdevs(), before);
+    host.stop();
+}
+
+#[test]
+fn a_reload_does_not_remove_a_device_in_use() {
+    let mut host = Host::start(BEFORE);
+    let without_base = BEFORE.replacen("name = \"stays\"", "name = \"other\"", 1);
+    let _ = host.scratch().write("tenon.toml", &without_base);
+    let error = host.err("config_reload", json!({}));
+    assert!(error.message.contains("stays"), "{error:?}");
+    assert!(host.bdevs().contains(&"changes".to_owned()));
+    host.stop();
+}
+
+#[test]
+fn a_saved_configuration_makes_the_same_host() {
+    let mut host = Host::start(BEFORE);
+    host.ok("bdev_passthru_create", json!({ "name": "p0", "base_bdev_name": "changes" }));
+    host.ok("bdev_set_qos_limit", json!({ "name": "p0", "rw_mbytes_per_sec": 10 }));
+    let saved = host.scratch().join("saved.toml");
+    host.ok("save_config", json!({ "filename": saved }));
+    let describe = |host: &mut Host| -> Vec<Value> {
+        let mut list: Vec<Value> = host.ok("bdev_get_bdevs", json!({})).as_array().unwrap().clone();
+        for bdev in &mut list {
+            for changing in ["uuid", "aliases"] {
+                bdev.as_object_mut().unwrap().remove(changing);
+            }
+        }
+        list.sort_by_key(|bdev| bdev["name"].to_string());
+        list
+    };
+    let before = describe(&mut host);
+    let text = std::fs::read_to_string(&saved).unwrap();
+    host.stop();
+    let mut again = Host::start(&text);
+    assert_eq!(describe(&mut again), before, "{text}");
+    again.stop();
+}
+
+#[test]
+fn the_schema_names_every_module() {
+    let output = run(&["config", "schema"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let schema: Value = serde_json::from_str(&output.stdout).expect("a schema is JSON");
+    for module in ["malloc", "null", "delay", "error", "passthru", "uring"] {
+        assert!(output.stdout.contains(&format!("\"const\": \"{module}\"")), "{module} is missing");
+    }
+    assert!(schema["properties"]["host"].is_object());
+}
