@@ -18,36 +18,38 @@ pub(super) fn identity(bench: &Bench) -> Verdict {
     Ok(Pass::Ok)
 }
 
-/// Parameters that are no JSON, no object, lack the name, or have an unknown key.
+/// The parameters that the schema says a create must have; `None` if there is no schema.
+fn required(bench: &Bench) -> Option<Vec<String>> {
+    let schema: Value = serde_json::from_str(&bench.host.schema(bench.module)?).ok()?;
+    let bdev = follow(&schema, schema.pointer("/properties/bdev")?);
+    let names = bdev.get("required").and_then(Value::as_array);
+    Some(names.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect())
+}
+
+/// Parameters that are no JSON, no object, lack a required one, have an unknown or a mistyped one.
 pub(super) fn malformed_parameters(bench: &Bench) -> Verdict {
     let good: Value =
         serde_json::from_str(&bench.suite.create_json).map_err(|error| format!("suite: {error}"))?;
-    let mut nameless = good.clone();
-    let mut unknown = good.clone();
-    let mut mistyped = good;
-    if let (Some(nameless), Some(unknown), Some(mistyped)) =
-        (nameless.as_object_mut(), unknown.as_object_mut(), mistyped.as_object_mut())
-    {
-        nameless.remove("name");
-        unknown.insert("no_such_parameter".to_owned(), Value::from(1));
-        mistyped.insert("name".to_owned(), Value::from(17));
+    let good = good.as_object().ok_or("suite: the parameters are no object")?;
+    let mut texts = vec![String::new(), "{".to_owned(), "[]".to_owned()];
+    let required = required(bench).unwrap_or_else(|| vec!["name".to_owned()]);
+    for key in &required {
+        let mut lacking = good.clone();
+        lacking.remove(key);
+        texts.push(Value::Object(lacking).to_string());
     }
-    let texts = [
-        "".to_owned(),
-        "{".to_owned(),
-        "[]".to_owned(),
-        "{}".to_owned(),
-        nameless.to_string(),
-        unknown.to_string(),
-        mistyped.to_string(),
-    ];
+    for (key, value) in [("no_such_parameter", Value::from(1)), ("name", Value::from(17))] {
+        let mut wrong = good.clone();
+        wrong.insert(key.to_owned(), value);
+        texts.push(Value::Object(wrong).to_string());
+    }
     for text in &texts {
         let error = match bench.host.create(bench.module, text) {
-            Ok(names) => return Err(format!("create with {text} succeeded: {names:?}")),
+            Ok(names) => return Err(format!("create with `{text}` succeeded: {names:?}")),
             Err(error) => error,
         };
         explains_itself(&error)?;
-        bench.nothing_is_left(&format!("create with {text}"))?;
+        bench.nothing_is_left(&format!("create with `{text}`"))?;
     }
     bench.create_device().map_err(|error| format!("create after failed ones: {error}"))?;
     Ok(Pass::Ok)
@@ -67,6 +69,26 @@ pub(super) fn duplicate_name(bench: &Bench) -> Verdict {
     bench.works(&bench.name)?;
     bench.host.delete(&bench.name).map_err(|error| format!("delete: {error}"))?;
     bench.nothing_is_left("a refused second create and a delete")?;
+    Ok(Pass::Ok)
+}
+
+/// A name that another module's device has is refused late, after the bases are open; nothing is left behind.
+pub(super) fn name_taken(bench: &Bench) -> Verdict {
+    if bench.name.is_empty() {
+        return Ok(Pass::Skip("the parameters state no name".to_owned()));
+    }
+    let other = bench.host.add_base(crate::base::BaseSpec::new(&bench.name, 512, 64));
+    let error = match bench.create_device() {
+        Ok(names) => return Err(format!("create with a name that is taken succeeded: {names:?}")),
+        Err(error) => error,
+    };
+    explains_itself(&error)?;
+    ensure!(error.code == errno::EEXIST, "create with a name that is taken gave: {error}");
+    other.remove();
+    bench.wait_gone(&bench.name)?;
+    bench.nothing_is_left("a create with a name that is taken")?;
+    bench.create_device().map_err(|error| format!("create when the name is free: {error}"))?;
+    bench.works(&bench.name)?;
     Ok(Pass::Ok)
 }
 

@@ -103,7 +103,8 @@ pub(super) fn base_removal(bench: &Bench) -> Verdict {
         ensure!(is_gone, "base `{}` cannot go: it is still in use", base.name());
         return bench.works(&bench.name).map(|()| Pass::Ok);
     }
-    let was_told = bench.host.run_until(Duration::from_secs(1), || opened.descriptor.is_removed());
+    // Longer than the deadline of REMOVE, so that a module that ignores it is named.
+    let was_told = bench.host.run_until(Duration::from_secs(6), || opened.descriptor.is_removed());
     ensure!(was_told, "the device stayed although its base `{}` went", base.name());
     leave(bench, opened, &ios)?;
     bench.wait_gone(&bench.name)?;

@@ -270,6 +270,7 @@ fn all_checks() -> Vec<Check> {
         on_module("create_delete_churn", lifecycle::create_delete_churn),
         on_module("malformed_parameters", creation::malformed_parameters),
         on_device("duplicate_name", creation::duplicate_name),
+        on_module("name_taken", creation::name_taken),
         on_module("missing_base", creation::missing_base),
         on_module("claimed_base", creation::claimed_base),
         on_device("config_round_trip", creation::config_round_trip),

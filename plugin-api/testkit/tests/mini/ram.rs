@@ -466,7 +466,7 @@ unsafe fn execute(disk: &Disk, io: &mut BdevIo) -> IoStatus {
                 }
                 let lent = disk.last_lent.get();
                 if disk.fault == "unstable_lent" && !lent.is_null() {
-                    *lent ^= 0xff;
+                    *lent = (*lent).wrapping_add(1);
                 }
             }
             Op::WRITE_ZEROES if disk.fault == "lazy_zeroes" => {}
