@@ -15,7 +15,7 @@
 #define TEXT(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
 #define MAX_NAME 255
 
-TENON_PLUGIN_METADATA("c-ramdisk", "1.0.0", "bdev", "");
+TENON_PLUGIN_METADATA("c_ramdisk", "1.0.0", "bdev", "bdev_c_ramdisk_create,bdev_c_ramdisk_delete");
 
 /* One device. The host frees nothing of it; `destruct` does. */
 struct ramdisk {
@@ -316,7 +316,7 @@ const TenonPluginDescV1 *tenon_plugin_v1(void)
         .abi_major = TENON_ABI_MAJOR,
         .abi_minor = TENON_ABI_MINOR,
         .sizes = TENON_ABI_SIZES,
-        .name = TEXT("c-ramdisk"),
+        .name = TEXT("c_ramdisk"),
         .version = TEXT("1.0.0"),
         .built_with = TEXT("c11"),
         .ops = &module_ops,

@@ -75,7 +75,9 @@ impl<T> Drop for ControlCell<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::marker::PhantomData;
     use std::rc::Rc;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
 
@@ -93,11 +95,22 @@ mod tests {
     }
 
     #[test]
-    fn dropped_elsewhere_it_leaks() {
-        let cell = ControlCell::<Vec<Rc<u32>>>::new();
-        let shared = Rc::new(7);
-        cell.with(|list| list.push(Rc::clone(&shared)));
-        thread::spawn(move || drop(cell)).join().unwrap();
-        assert_eq!(Rc::strong_count(&shared), 2);
+    fn dropped_elsewhere_it_is_left_alone() {
+        static DROPS: AtomicU32 = AtomicU32::new(0);
+        #[derive(Default)]
+        struct Local(PhantomData<Rc<u32>>);
+        impl Drop for Local {
+            fn drop(&mut self) {
+                DROPS.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let (used, unused) = (ControlCell::<Local>::new(), ControlCell::<Local>::new());
+        used.with(|_| ());
+        thread::spawn(move || drop((used, unused))).join().unwrap();
+        assert_eq!(DROPS.load(Ordering::Relaxed), 0);
+        let here = ControlCell::<Local>::new();
+        here.with(|_| ());
+        drop(here);
+        assert_eq!(DROPS.load(Ordering::Relaxed), 1);
     }
 }

@@ -35,8 +35,8 @@ pub trait Module: Sized + Send + 'static {
     /// One `[[bdev]]` table, the same as an RPC's parameters; [`NoParams`] if the module creates nothing.
     type Params: DeserializeOwned + JsonSchema;
 
-    /// [`Module::delete`]'s replacement if this module deletes things by name itself. Absent: the host removes
-    /// the device of that name.
+    /// Deletes a thing by its name, if this module does so itself: it answers when the thing is gone. Absent: the
+    /// host removes the device of that name.
     const DELETE: Option<fn(&Self, &str, OpToken)> = None;
 
     /// First call, on a thread of its own that may block until the host's deadline. Of the host only logging,

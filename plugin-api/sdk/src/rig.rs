@@ -17,6 +17,7 @@ use crate::{BaseChannel, Channel};
 pub(crate) struct Gate {
     module: *mut IoChannel,
     gate: *mut IoChannel,
+    detach: unsafe fn(*mut IoChannel),
 }
 
 impl Gate {
@@ -28,7 +29,21 @@ impl Gate {
             (*gate).ctx = module.cast();
             (*gate).io_ctx_size = (*module).io_ctx_size;
         }
-        Gate { module, gate }
+        Gate { module, gate, detach: drop_channel::<C> }
+    }
+
+    /// A filter as one writes it in C: what the SDK's is compared with.
+    pub(crate) fn raw_filter(base: &Gate) -> Gate {
+        let (module, gate) = (raw_channel(), raw_channel());
+        // SAFETY: both were just made and live until `close`; the base lives longer, says the test.
+        unsafe {
+            (*module).ops = &RAW_FILTER_OPS;
+            (*module).ctx = base.gate.cast();
+            (*module).io_ctx_size = BDEV_IO_SIZE as u32 + (*base.gate).io_ctx_size;
+            (*gate).ctx = module.cast();
+            (*gate).io_ctx_size = (*module).io_ctx_size;
+        }
+        Gate { module, gate, detach: |_| {} }
     }
 
     pub(crate) fn base(&self) -> BaseChannel {
@@ -55,16 +70,28 @@ impl Gate {
         unsafe { gate_release(self.gate, request.io) };
     }
 
-    /// The host's end of a channel.
-    pub(crate) fn close<C: Channel>(self) {
-        // SAFETY: attached by `of`, nothing outstanding, and not used again.
+    /// The host's end of a channel, after which nothing may be left.
+    pub(crate) fn close(self) {
+        assert_eq!((self.outstanding(), self.faults()), (0, 0));
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        // SAFETY: attached by `of`, and not used again.
         unsafe {
-            assert_eq!(((*self.module).outstanding, (*self.module).faults), (0, 0));
-            drop(detach::<C>(self.module));
+            (self.detach)(self.module);
             drop(Box::from_raw(self.module));
             drop(Box::from_raw(self.gate));
         }
     }
+}
+
+/// # Safety
+/// As for `detach`.
+unsafe fn drop_channel<C: Channel>(module: *mut IoChannel) {
+    // SAFETY: as the caller promises.
+    drop(unsafe { detach::<C>(module) });
 }
 
 /// A consumer's I/O; the driver context holds garbage, as the contract allows.
@@ -180,6 +207,40 @@ static GATE_OPS: IoOpsV1 = IoOpsV1 {
     abort: Some(gate_abort),
     release: Some(gate_release),
 };
+
+static RAW_FILTER_OPS: IoOpsV1 = IoOpsV1 {
+    size: size_of::<IoOpsV1>() as u32,
+    flags: 0,
+    submit: raw_filter_submit,
+    submit_batch: None,
+    abort: None,
+    release: None,
+};
+
+unsafe extern "C" fn raw_filter_submit(ch: *mut IoChannel, io: *mut BdevIo) {
+    // SAFETY: `raw_filter` made room for a child behind the I/O.
+    unsafe {
+        let child = tenon_abi::io_context(io).cast::<BdevIo>();
+        (*child).op = (*io).op;
+        (*child).state = IoState::IDLE;
+        (*child).flags = (*io).flags;
+        (*child).iovcnt = (*io).iovcnt;
+        (*child).iovs = (*io).iovs;
+        (*child).offset_blocks = (*io).offset_blocks;
+        (*child).num_blocks = (*io).num_blocks;
+        (*child).cdw0 = 0;
+        (*child).md = (*io).md;
+        (*child).ext = (*io).ext;
+        (*child).done = Some(raw_filter_done);
+        (*child).done_arg = io.cast();
+        tenon_abi::submit((*ch).ctx.cast(), child);
+    }
+}
+
+unsafe extern "C" fn raw_filter_done(child: *mut BdevIo, io: *mut c_void) {
+    // SAFETY: the parent waits for the child.
+    unsafe { tenon_abi::complete(io.cast(), (*child).status) };
+}
 
 fn raw_channel() -> *mut IoChannel {
     Box::into_raw(Box::new(IoChannel {

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed call is a failed test")]
 
 use std::cell::Cell;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,9 +12,9 @@ use std::time::Duration;
 
 use tenon_sdk::{
     Access, Alarm, BaseChannel, BaseEvent, Bdev, BdevInfo, BdevOp, BdevSpec, Channel, Claim, ControlCell,
-    Counter, Descriptor, DmaBuf, Error, ExamineToken, Examined, Exported, Host, Hotplug, HotplugWatch, Io,
-    IoQueue, IoStatus, MemoryChange, MemoryWatch, Microseconds, Module, NoParams, OpToken, Poll, Poller,
-    Publish, Reactor, Reason, Superblock, SuperblockFormat, Victim,
+    Counter, Descriptor, DmaBuf, Error, ExamineToken, Examined, Exported, FdWatch, Host, Hotplug,
+    HotplugWatch, Io, IoQueue, IoStatus, MemoryChange, MemoryWatch, Microseconds, Module, NoParams, OpToken,
+    Poll, Poller, Publish, Reactor, Reason, Superblock, SuperblockFormat, Victim,
 };
 use tenon_testkit::{BaseSpec, FakeHost, Fault, FaultPlan, Request};
 
@@ -60,6 +62,7 @@ struct State {
     heard: Vec<String>,
     examined: Vec<String>,
     poller: Option<Poller>,
+    fd: Option<(FdWatch, UnixStream, Poller)>,
 }
 
 impl Module for Probe {
@@ -88,6 +91,7 @@ impl Module for Probe {
     fn init_complete(&self) {
         self.host.rpc("probe_services", Probe::services).unwrap();
         self.host.rpc("probe_superblock", Probe::superblock).unwrap();
+        self.host.rpc("probe_fd", Probe::descriptors).unwrap();
         self.host.rpc("probe_panic", |_: &Probe, _: NoParams, _| panic!("on purpose")).unwrap();
         let watch = self.host.watch("file", "/tmp/probe").unwrap();
         let regions = self.state.with(|state| Rc::clone(&state.regions));
@@ -199,6 +203,31 @@ impl Probe {
             .unwrap();
         });
         chain.unwrap().detach();
+    }
+
+    /// A socket that is written to by a worker wakes a watch; a poller sleeps meanwhile.
+    fn descriptors(&self, _: NoParams, token: OpToken) {
+        const EPOLLIN: u32 = 1;
+        let host = self.host;
+        let (mine, mut theirs) = UnixStream::pair().unwrap();
+        let poller = host.wakeable_poller("probe", 0, || Poll::Idle, || true).unwrap();
+        poller.pause();
+        poller.resume();
+        let token = Cell::new(Some(token));
+        let mut socket = mine.try_clone().unwrap();
+        let ready = move |events| {
+            let mut text = [0; 5];
+            socket.read_exact(&mut text).unwrap();
+            // Ends the watch from inside its own closure.
+            drop(Probe::with(|probe| probe.state.with(|state| state.fd.take())));
+            if let Some(token) = token.take() {
+                token.reply(&(events & EPOLLIN, String::from_utf8_lossy(&text)));
+            }
+        };
+        let watch = host.watch_fd(&mine, 0, ready).unwrap();
+        watch.modify(EPOLLIN).unwrap();
+        self.state.with(|state| state.fd = Some((watch, mine, poller)));
+        host.offload(move || theirs.write_all(b"hello"), |written| written.unwrap().unwrap()).unwrap();
     }
 
     /// Writes the next generation, reads it back.
@@ -412,6 +441,13 @@ fn services_work_together() {
         })
     })
     .unwrap();
+}
+
+#[test]
+fn a_watch_may_end_itself() {
+    let host = FakeHost::builder().seed(11).real_io(true).build();
+    host.load(plugin, "{}").unwrap();
+    assert_eq!(host.rpc("probe_fd", "{}").unwrap(), r#"[1,"hello"]"#);
 }
 
 #[test]
