@@ -7,7 +7,9 @@
 #![forbid(unsafe_code)]
 
 mod abi;
+mod dist;
 mod fuzz;
+mod new_plugin;
 mod rare;
 mod run;
 mod setup;
@@ -41,8 +43,12 @@ enum Task {
     Run(run::Options),
     /// Compare the plugin contract with plugin-api/abi.lock and tenon_plugin.h
     Abi(abi::Options),
+    /// Pack an archive to install from
+    Dist(dist::Options),
     /// Run the fuzz targets of tests/fuzz
     Fuzz(fuzz::Options),
+    /// Make a block-device plugin outside of this repository
+    NewPlugin(new_plugin::Options),
     /// Explore all interleavings of the lock-free parts
     Loom(rare::LoomOptions),
     /// Run the tests of the unsafe crates under miri, or the address sanitizer
@@ -70,7 +76,9 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Test => suite::run(&workspace),
         Task::Run(options) => run::run(&workspace, &options),
         Task::Abi(options) => abi::run(&workspace, &options),
+        Task::Dist(options) => dist::run(&workspace, &options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
+        Task::NewPlugin(options) => new_plugin::run(&workspace, &options),
         Task::Loom(options) => rare::loom(&workspace, &options),
         Task::Miri => rare::miri(&workspace),
         Task::Tidy(options) => tidy::run(&workspace, &options),

@@ -1,6 +1,7 @@
 //! `tenon`: the command line. One file per command; `run` and `perf` compose
 //! the host from its crates, all others work without one or talk to a running
 //! one over its control socket.
+#![forbid(unsafe_code)]
 
 mod check;
 mod cli;

@@ -9,7 +9,7 @@ use super::tree::Tree;
 use crate::workspace::{Package, is_below};
 
 /// Host crates in start order: a lower one never imports a higher one.
-const HOST_ORDER: &[&str] = &["reactor", "modules", "bdev", "nvmf-target", "control", "daemon"];
+const HOST_ORDER: &[&str] = &["reactor", "modules", "bdev", "nvmf-target", "perf", "control", "daemon"];
 const KINDS: &[&str] = &["dependencies", "build-dependencies", "dev-dependencies"];
 /// The contract itself: builds without anything but `core`.
 const CONTRACT: &str = "plugin-api/abi";
