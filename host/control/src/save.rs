@@ -58,7 +58,9 @@ pub fn write_file(path: PathBuf, text: String, done: impl FnOnce(Result<(), (Str
             done(result.map_err(|error| (name, error)));
         }
     });
-    if let (Err(error), Some(done)) = (offloaded, shared.take()) {
+    if let Err(error) = offloaded
+        && let Some(done) = shared.take()
+    {
         done(Err((refused, io::Error::other(error.to_string()))));
     }
 }

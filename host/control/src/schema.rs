@@ -19,20 +19,59 @@ pub fn of_file(modules: &[ModuleSchema]) -> Value {
     let mut properties = host_schema();
     properties.insert("module".to_owned(), array_of(one_of(modules, "module", "name")));
     properties.insert("bdev".to_owned(), array_of(one_of(modules, "bdev", "module")));
+    let definitions: Map<String, Value> = modules.iter().flat_map(definitions).collect();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Tenon configuration",
         "type": "object",
         "properties": properties,
         "additionalProperties": false,
+        "$defs": definitions,
     })
 }
 
 /// The keys a module knows in its `[[bdev]]` tables, if it says.
 #[must_use]
 pub fn bdev_keys(schema: &Value) -> Option<Vec<String>> {
-    let properties = schema.pointer("/properties/bdev/properties")?.as_object()?;
+    let properties = part(schema, "bdev")?.get("properties")?.as_object()?;
     Some(properties.keys().cloned().collect())
+}
+
+/// What a module says of `part`, followed to its definition.
+fn part<'a>(schema: &'a Value, part: &str) -> Option<&'a Value> {
+    let said = schema.pointer(&format!("/properties/{part}"))?;
+    match said.get("$ref").and_then(Value::as_str) {
+        Some(reference) => schema.pointer(reference.strip_prefix('#')?),
+        None => Some(said),
+    }
+}
+
+/// The definitions of a module under names of its own, as two modules may use one name for two things.
+fn definitions(module: &ModuleSchema) -> Vec<(String, Value)> {
+    let own = module.schema.get("$defs").and_then(Value::as_object);
+    let renamed = |(name, value): (&String, &Value)| {
+        let mut value = value.clone();
+        rename_references(&mut value, &module.name);
+        (format!("{}.{name}", module.name), value)
+    };
+    own.into_iter().flatten().map(renamed).collect()
+}
+
+fn rename_references(value: &mut Value, module: &str) {
+    match value {
+        Value::Object(table) => {
+            for (key, value) in table.iter_mut() {
+                match value {
+                    Value::String(reference) if key == "$ref" => {
+                        *reference = reference.replacen("#/$defs/", &format!("#/$defs/{module}."), 1);
+                    }
+                    _ => rename_references(value, module),
+                }
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(|value| rename_references(value, module)),
+        _ => {}
+    }
 }
 
 fn array_of(items: Value) -> Value {
@@ -40,15 +79,17 @@ fn array_of(items: Value) -> Value {
 }
 
 /// A table that names its module under `tag` and otherwise holds what that module says of `part`.
-fn one_of(modules: &[ModuleSchema], part: &str, tag: &str) -> Value {
+fn one_of(modules: &[ModuleSchema], kind: &str, tag: &str) -> Value {
     let variants: Vec<Value> = modules
         .iter()
         .filter_map(|module| {
-            let mut table = module.schema.pointer(&format!("/properties/{part}"))?.as_object()?.clone();
-            let own = table.entry("properties").or_insert_with(|| json!({})).as_object_mut()?;
+            let mut table = part(&module.schema, kind)?.clone();
+            rename_references(&mut table, &module.name);
+            let own =
+                table.as_object_mut()?.entry("properties").or_insert_with(|| json!({})).as_object_mut()?;
             own.insert(tag.to_owned(), json!({ "const": module.name }));
-            own.extend(host_keys(part));
-            Some(Value::Object(table))
+            own.extend(host_keys(kind));
+            Some(table)
         })
         .collect();
     json!({ "oneOf": variants })
@@ -71,14 +112,23 @@ mod tests {
 
     #[test]
     fn a_modules_keys_stand_beside_the_hosts() {
-        let schema = json!({ "properties": { "bdev": {
-            "type": "object", "properties": { "name": { "type": "string" } }, "required": ["name"],
-        } } });
-        assert_eq!(bdev_keys(&schema), Some(vec!["name".to_owned()]));
+        let schema = json!({
+            "properties": { "bdev": { "$ref": "#/$defs/Params" } },
+            "$defs": {
+                "Params": {
+                    "type": "object", "required": ["name"],
+                    "properties": { "name": { "type": "string" }, "size": { "$ref": "#/$defs/ByteSize" } },
+                },
+                "ByteSize": { "type": "integer" },
+            },
+        });
+        assert_eq!(bdev_keys(&schema), Some(vec!["name".to_owned(), "size".to_owned()]));
         let whole = of_file(&[ModuleSchema { name: "null".to_owned(), schema }]);
         let table = &whole["properties"]["bdev"]["items"]["oneOf"][0];
         assert_eq!(table["properties"]["module"], json!({ "const": "null" }));
         assert_eq!(table["required"], json!(["name"]));
+        assert_eq!(table["properties"]["size"], json!({ "$ref": "#/$defs/null.ByteSize" }));
+        assert_eq!(whole["$defs"]["null.ByteSize"], json!({ "type": "integer" }));
         assert!(table["properties"]["qos"].is_object() && whole["properties"]["host"].is_object());
     }
 }

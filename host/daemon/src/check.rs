@@ -113,15 +113,19 @@ impl Plugins {
             Ok(plugin) => plugin,
             Err(reason) => return Some(format!("{}: {reason}", entry.params.location_of("module"))),
         };
-        if let Some(schema) = &plugin.schema
-            && let Err(error) = host::check_keys(entry, schema)
-        {
-            return Some(error.to_string());
-        }
         let params = Value::Object(entry.params.value.clone()).to_string();
         let reason = plugin.module.validate(&params).err()?.text;
-        Some(value_error(entry, &reason).to_string())
+        let unknown_key = plugin.schema.as_ref().and_then(|schema| host::check_keys(entry, schema).err());
+        Some(match unknown_key {
+            // The module knows more names for its keys than its schema tells; it has the last word.
+            Some(error @ ConfigError::UnknownKey { .. }) if names_key(&error, &reason) => error.to_string(),
+            _ => value_error(entry, &reason).to_string(),
+        })
     }
+}
+
+fn names_key(error: &ConfigError, reason: &str) -> bool {
+    matches!(error, ConfigError::UnknownKey { key, .. } if reason.contains(&format!("`{key}`")))
 }
 
 /// A module's complaint, put on the line of the key it names first.

@@ -306,7 +306,9 @@ impl App {
                 }
             }
         });
-        if let (Err(error), Some(done)) = (offloaded, shared.take()) {
+        if let Err(error) = offloaded
+            && let Some(done) = shared.take()
+        {
             done(Err(vec![format!("cannot read the configuration: {error}")]));
         }
     }

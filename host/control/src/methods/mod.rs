@@ -12,7 +12,7 @@ mod thread;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tenon_bdev::OpError;
+use tenon_bdev::{Answer, OpError};
 
 use crate::config::nearest;
 use crate::context::Control;
@@ -27,6 +27,10 @@ impl Handler for Control {
             method(self, request.params, reply);
             return;
         }
+        if let Some((module, verb)) = device_call(self, &request.method) {
+            verb.call(self, &module, request, reply);
+            return;
+        }
         if !self.core().rpc_methods().contains(&request.method) {
             reply.send(Err(unknown(self, &request.method)));
             return;
@@ -36,6 +40,53 @@ impl Handler for Control {
         });
         debug_assert!(answered, "{} is listed and served by nobody", request.method);
     }
+}
+
+/// What a module's `bdev_…_create` and `bdev_…_delete` do without a handler of their own.
+#[derive(Clone, Copy)]
+enum DeviceVerb {
+    Create,
+    Delete,
+}
+
+/// The module and verb of a method by which that module makes or ends devices, as its plugin lists it.
+fn device_call(control: &Control, method: &str) -> Option<(String, DeviceVerb)> {
+    let verb = match method.strip_prefix("bdev_")?.rsplit_once('_')? {
+        (_, "create") => DeviceVerb::Create,
+        (_, "delete") => DeviceVerb::Delete,
+        _ => return None,
+    };
+    let modules = control.core().modules();
+    let lists = |methods: &[String]| methods.iter().any(|listed| listed == method);
+    let loaded = modules.running().into_iter().rev().find(|module| lists(module.rpc_methods()));
+    let module = match loaded {
+        Some(module) => module.name().to_owned(),
+        None => modules.catalog().for_rpc(method)?.name.clone(),
+    };
+    Some((module, verb))
+}
+
+impl DeviceVerb {
+    fn call(self, control: &Control, module: &str, request: Request, reply: Reply) {
+        let answer = |reply: Reply| {
+            move |result: Result<Answer, OpError>| {
+                reply.send(result.map(|answer| answer.result).map_err(RpcError::from));
+            }
+        };
+        match self {
+            DeviceVerb::Create => control.core().create(module, &request.params, answer(reply)),
+            DeviceVerb::Delete => with(&request.method, request.params, reply, |params: Named, reply| {
+                control.core().delete(&params.name, Some(module), answer(reply));
+            }),
+        }
+    }
+}
+
+/// Parameters of a delete.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    name: String,
 }
 
 /// Every method that can be called now, sorted.

@@ -203,7 +203,9 @@ fn from_each_reactor<T: Send + 'static>(
             reply.send(Ok(done(found)));
         }
     });
-    if let (Err(error), Some(reply)) = (offloaded, reply.take()) {
+    if let Err(error) = offloaded
+        && let Some(reply) = reply.take()
+    {
         let reason = format!("cannot ask the reactors: {error}");
         reply.send(Err(RpcError::new(tenon_abi::errno::EAGAIN, "reactors", reason)));
     }
