@@ -2,7 +2,8 @@
 //!
 //! Buffers are allocated when first needed and kept. A parent that finds none waits in line with its
 //! children in flight; it goes on when any channel of the reactor gives a buffer back. A channel has
-//! at most half of them, so a device that hangs cannot starve the others.
+//! at most half of them, so a device that hangs cannot starve the others; and a channel that has none gets
+//! one even beyond the bound, as the holders of all others may be stacked on top of it and wait for it.
 // UNSAFETY: hands out raw memory and holds raw pointers to waiting parents.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -34,18 +35,18 @@ impl Bounce {
             if (*pool).buffers >= BUFFERS_PER_CHANNEL {
                 return None;
             }
-            let buffer = self.free.borrow_mut().pop().or_else(|| self.make())?;
+            let spare = self.free.borrow_mut().pop();
+            let buffer = match spare {
+                Some(buffer) => buffer,
+                None if self.made.get() < BUFFERS || (*pool).buffers == 0 => {
+                    self.made.set(self.made.get() + 1);
+                    allocate()
+                }
+                None => return None,
+            };
             (*pool).buffers += 1;
             Some(buffer)
         }
-    }
-
-    fn make(&self) -> Option<*mut u8> {
-        if self.made.get() >= BUFFERS {
-            return None;
-        }
-        self.made.set(self.made.get() + 1);
-        Some(allocate())
     }
 
     /// Takes a buffer back.
@@ -55,6 +56,12 @@ impl Bounce {
     pub(super) unsafe fn put(&self, m: *mut ModuleChannel, buffer: *mut u8) {
         // SAFETY: as promised by the caller.
         unsafe { (*(*m).pool).buffers -= 1 };
+        if self.made.get() > BUFFERS {
+            self.made.set(self.made.get() - 1);
+            // SAFETY: made by `allocate`, and its child has done with it.
+            unsafe { dealloc(buffer, LAYOUT) };
+            return;
+        }
         self.free.borrow_mut().push(buffer);
     }
 
@@ -82,14 +89,18 @@ impl Bounce {
             return;
         }
         self.has_more.set(false);
-        for _ in 0..self.waiting.borrow().len() {
-            if self.free.borrow().is_empty() && self.made.get() >= BUFFERS {
-                break;
-            }
+        let waiting = self.waiting.borrow().len();
+        for _ in 0..waiting {
             let Some(p) = self.waiting.borrow_mut().pop_front() else { break };
-            // SAFETY: parents in the queue are active. One whose channel has its share of buffers
-            // lines up again.
-            unsafe { split::resume_from_bounce(p) };
+            let is_exhausted = self.free.borrow().is_empty() && self.made.get() >= BUFFERS;
+            // SAFETY: parents in the queue are active. One that finds no buffer lines up again.
+            unsafe {
+                if is_exhausted && split::has_buffers(p) {
+                    self.wait(p);
+                } else {
+                    split::resume_from_bounce(p);
+                }
+            }
         }
         self.is_resuming.set(false);
     }

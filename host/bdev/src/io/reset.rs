@@ -227,8 +227,9 @@ unsafe fn execute(gate: Arc<Gate>, io: *mut BdevIo) {
     // SAFETY: the caller's I/O is owned by the gate, and `ch` is the live channel it was submitted on.
     unsafe {
         let m: *mut ModuleChannel = (*(*io).ch.cast::<Consumer>()).module;
-        if (*m).phase == Phase::Orphaned {
-            return report(&gate, IoStatus::NO_DEVICE);
+        match (*m).phase {
+            Phase::Orphaned | Phase::Absent => return report(&gate, IoStatus::NO_DEVICE),
+            Phase::Running | Phase::Frozen => {}
         }
         let call = Box::new(Call { gate, done: (*io).done, done_arg: (*io).done_arg });
         (*io).done = Some(module_done);

@@ -117,7 +117,8 @@ impl Service {
         let mut busy = false;
         let mut index = 0;
         // A channel that asks again while others are run has its turn in the next poll.
-        for _ in 0..self.channels.borrow().len() {
+        let asking = self.channels.borrow().len();
+        for _ in 0..asking {
             let next = self.channels.borrow().get(index).copied();
             let Some(m) = next else { break };
             // SAFETY: channels in the list are live.

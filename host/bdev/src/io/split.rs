@@ -454,6 +454,15 @@ pub(super) unsafe fn can_resume(m: *mut ModuleChannel) -> bool {
     }
 }
 
+/// Whether the channel of a parent has bounce buffers, whose return will make it go on.
+///
+/// # Safety
+/// `p` is active.
+pub(super) unsafe fn has_buffers(p: *mut Parent) -> bool {
+    // SAFETY: as promised; the channel of a parent has a pool.
+    unsafe { (*(*(*p).module).pool).buffers > 0 }
+}
+
 /// Lets a parent that was taken from the queue for buffers go on.
 ///
 /// # Safety

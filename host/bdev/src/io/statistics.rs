@@ -392,7 +392,13 @@ unsafe fn read_channel(m: *mut ModuleChannel, reset: ResetMode) -> ChannelStat {
         after.reset(reset);
         (*m).counters = after.counters;
         (*m).latency = after.latency;
-        ChannelStat { reactor: (*m).reactor, stats, outstanding: (*m).io.outstanding, queued: (*m).queued(), consumers: (*m).consumers.len() as u32 }
+        ChannelStat {
+            reactor: (*m).reactor,
+            stats,
+            outstanding: (*m).io.outstanding,
+            queued: (*m).queued(),
+            consumers: (*m).consumers.len() as u32,
+        }
     }
 }
 

@@ -193,50 +193,39 @@ unsafe extern "C" fn batch_open(ch: *mut IoChannel, ios: *const *mut BdevIo, cou
     unsafe {
         let m = (*c).module;
         let Some(batch) = (*m).batch else { return each(ch, ios, 0, count) };
-        let (mut first, mut next) = (0, 0);
-        while next < count {
+        let mut first = 0;
+        for next in 0..count {
             let io = *ios.add(next as usize);
             if is_plain(c, io) {
-                next += 1;
+                account(m, io);
+                (*io).state = IoState::SUBMITTED;
+                (*io).ch = m.cast();
                 continue;
             }
-            batch_run(m, batch, ios, first, next);
+            pass_run(m, batch, ios.add(first as usize), next - first);
+            tenon_abi::submit(ch, io);
+            first = next + 1;
             if (*ch).ops != &raw const OPEN_OPS {
-                return each(ch, ios, next, count);
-            }
-            (*io).ch = ch;
-            submit_checked(c, io);
-            next += 1;
-            first = next;
-            if (*ch).ops != &raw const OPEN_OPS {
-                return each(ch, ios, next, count);
+                return each(ch, ios, first, count);
             }
         }
-        batch_run(m, batch, ios, first, next);
+        pass_run(m, batch, ios.add(first as usize), count - first);
     }
 }
 
-/// Forwards the plain requests `first..end`.
-unsafe fn batch_run(
+/// Gives the module `count` requests that were found plain and made ready.
+unsafe fn pass_run(
     m: *mut ModuleChannel,
     batch: unsafe extern "C" fn(*mut IoChannel, *const *mut BdevIo, u32),
     ios: *const *mut BdevIo,
-    first: u32,
-    end: u32,
+    count: u32,
 ) {
-    if first == end {
-        return;
-    }
-    // SAFETY: the caller found every one of them plain; they are ours until forwarded.
-    unsafe {
-        for index in first..end {
-            let io = *ios.add(index as usize);
-            account(m, io);
-            (*io).state = IoState::SUBMITTED;
-            (*io).ch = m.cast();
+    if count > 0 {
+        // SAFETY: the caller owns them until now.
+        unsafe {
+            (*m).io.outstanding += count;
+            batch(m.cast(), ios, count);
         }
-        (*m).io.outstanding += end - first;
-        batch(m.cast(), ios.add(first as usize), end - first);
     }
 }
 
