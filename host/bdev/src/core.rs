@@ -108,6 +108,8 @@ pub(crate) struct Inner {
     later: RefCell<VecDeque<Task>>,
     is_later_armed: Cell<bool>,
     next_id: Cell<u64>,
+    /// A look at what the shutdown may do next is queued.
+    pub is_shutdown_check_queued: Cell<bool>,
 }
 
 thread_local! {
@@ -145,6 +147,7 @@ impl Core {
                 later: RefCell::default(),
                 is_later_armed: Cell::new(false),
                 next_id: Cell::new(0),
+                is_shutdown_check_queued: Cell::new(false),
                 shared: shared.clone(),
                 options,
             }),
@@ -188,19 +191,22 @@ impl Core {
             return;
         }
         let core = self.downgrade();
-        let local = tenon_reactor::current();
-        let deferred = local.defer(move || {
+        let run = move || {
             if let Some(core) = core.upgrade() {
                 core.run_later();
             }
-        });
-        let Err(error) = deferred else { return };
-        let sent = local.reactor().send(|| {
+        };
+        // A descriptor may be dropped outside of a turn, when the reactor is not to be had.
+        let is_deferred = tenon_reactor::try_current().is_some_and(|local| local.defer(run).is_ok());
+        if is_deferred {
+            return;
+        }
+        let sent = self.inner.shared.directory().control().send(|| {
             if let Some(core) = Core::current() {
                 core.run_later();
             }
         });
-        if sent.is_err() {
+        if let Err(error) = sent {
             // The next task tries again.
             log::error!("control reactor takes no more work error={error}");
             self.inner.is_later_armed.set(false);
@@ -268,7 +274,11 @@ impl Core {
         }
         crate::buffers::release_idle();
         self.inner.shared.uninstall();
-        let own = CORE.with(|core| core.borrow_mut().take());
+        let own = CORE.with(|core| {
+            let mut core = core.borrow_mut();
+            let is_own = core.as_ref().is_some_and(|core| Rc::ptr_eq(&core.inner, &self.inner));
+            if is_own { core.take() } else { None }
+        });
         drop(own);
     }
 }

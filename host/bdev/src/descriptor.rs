@@ -42,8 +42,11 @@ pub(crate) struct OpenDescriptor {
 #[derive(Clone)]
 pub(crate) enum EventSink {
     Module { callback: EventFn, arg: *mut c_void },
-    Host(Rc<RefCell<dyn FnMut(&Event)>>),
+    Host(EventListener),
 }
+
+/// Called with each event of a device.
+type EventListener = Rc<RefCell<dyn FnMut(&Event)>>;
 
 /// The gate behind each descriptor, for all reactors.
 #[derive(Default)]

@@ -71,15 +71,52 @@ enum Phase {
     Waiting,
 }
 
+/// What a module makes of a device it was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is not the module's.
+    NotMine,
+    /// The module has claimed it.
+    Claimed,
+    /// More devices are needed before anything is built on it.
+    Waiting,
+    /// It is the module's, but cannot be used; or the module did not answer.
+    Failed,
+}
+
 /// What a module said of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExamineNote {
     /// The module.
     pub module: String,
-    /// `claimed`, `waiting` or `failed`.
-    pub answer: &'static str,
+    /// Its answer.
+    pub answer: Verdict,
     /// Its reason.
     pub reason: String,
+}
+
+impl From<ExamineAnswer> for Verdict {
+    fn from(answer: ExamineAnswer) -> Self {
+        match answer {
+            ExamineAnswer::NOT_MINE => Verdict::NotMine,
+            ExamineAnswer::CLAIMED => Verdict::Claimed,
+            ExamineAnswer::WAITING => Verdict::Waiting,
+            // An answer this host does not know promises nothing.
+            ExamineAnswer::FAILED | ExamineAnswer(_) => Verdict::Failed,
+        }
+    }
+}
+
+impl Verdict {
+    /// For operators.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::NotMine => "not_mine",
+            Verdict::Claimed => "claimed",
+            Verdict::Waiting => "waiting",
+            Verdict::Failed => "failed",
+        }
+    }
 }
 
 impl Default for Examinations {
@@ -336,25 +373,22 @@ impl Core {
     fn examine_note(&self, bdev: BdevHandle, module: ModuleRef, answer: ExamineAnswer, reason: &str) {
         let mut registry = self.inner.registry.borrow_mut();
         let Some(record) = registry.get_mut(bdev) else { return };
-        let text = match answer {
-            ExamineAnswer::NOT_MINE => return,
-            ExamineAnswer::CLAIMED => "claimed",
-            ExamineAnswer::WAITING => "waiting",
-            ExamineAnswer::FAILED | ExamineAnswer(_) => "failed",
-        };
         let name = &record.name;
-        let module = module.name();
-        match text {
-            "failed" => log::warn!("examine failed bdev={name} module={module} reason={reason}"),
-            "waiting" => log::info!("examine waits for more bdev={name} module={module} reason={reason}"),
-            _ if !record.is_claimed() => {
+        let (answer, module) = (Verdict::from(answer), module.name());
+        match answer {
+            Verdict::NotMine => return,
+            Verdict::Failed => log::warn!("examine failed bdev={name} module={module} reason={reason}"),
+            Verdict::Waiting => {
+                log::info!("examine waits for more bdev={name} module={module} reason={reason}");
+            }
+            Verdict::Claimed if !record.is_claimed() => {
                 log::warn!("module says it claimed a device without a claim bdev={name} module={module}");
             }
-            _ => log::debug!("examine claimed bdev={name} module={module}"),
+            Verdict::Claimed => log::debug!("examine claimed bdev={name} module={module}"),
         }
         let notes = &mut record.examination.notes;
         notes.retain(|note| note.module != module);
-        notes.push(ExamineNote { module: module.to_owned(), answer: text, reason: bounded(reason) });
+        notes.push(ExamineNote { module: module.to_owned(), answer, reason: bounded(reason) });
     }
 
     fn examine_progress(&self, bdev: BdevHandle) {

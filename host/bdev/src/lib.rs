@@ -76,7 +76,8 @@ pub use event::Event;
 pub use examine::{ExamineNote, Verdict};
 pub use host_api::{host_api, register_host_table};
 pub use io::{
-    ChannelStat, Gate, GateCensus, HistogramData, IoStat, OpStat, OpStats, QosLimits, QueueDepthStat, ResetMode,
+    ChannelStat, Gate, GateCensus, HistogramData, IoStat, OpStat, OpStats, QosLimits, QueueDepthStat,
+    ResetMode,
 };
 pub use lifecycle::State;
 pub use memory::{RegionSnapshot, device_alloc, device_free, memory_regions};

@@ -122,7 +122,7 @@ impl Core {
         if module.state() != ModuleState::Draining {
             return;
         }
-        let has_bdevs = self.inner.registry.borrow().iter().any(|record| record.module.id() == module.id());
+        let has_bdevs = self.inner.registry.borrow().has_of_module(module.id());
         let is_busy = {
             let operations = self.inner.operations.borrow();
             operations.iter().any(|(_, operation)| {
@@ -168,6 +168,7 @@ impl Core {
         self.examine_forget_module(module.id());
         self.memory_forget_module(module.id());
         self.hotplug_forget_module(module.id());
+        self.saved_forget_module(module);
         if module.state() == ModuleState::Retired {
             for (desc, bdev) in self.descriptors_of_module(module.id()) {
                 log::warn!("retired module left a descriptor open module={} bdev={bdev}", module.name());
@@ -175,7 +176,7 @@ impl Core {
             }
         }
         self.notify("module_unregister", module.name());
-        self.later(Core::shutdown_check);
+        self.shutdown_progress();
     }
 }
 

@@ -457,7 +457,7 @@ impl Core {
         if let Some(module) = module {
             self.later(move |core| core.module_drain_check(module));
         }
-        self.later(Core::shutdown_check);
+        self.shutdown_progress();
     }
 
     /// The devices stand on their own now.

@@ -59,6 +59,9 @@ impl Core {
             operation.bdevs.push(bdev);
         }
         log::info!("bdev is registered bdev={name} module={}", module.name());
+        if operation.is_none() {
+            self.saved_adopt(module, &name, bdev);
+        }
         let origin = if operation.is_some() { Origin::Requested } else { Origin::Derived };
         let activity = self.activity_begin(origin);
         self.later(move |core| core.examine_first(bdev, activity));
@@ -136,7 +139,7 @@ pub(crate) fn check_limits(limits: &Limits, flags: BdevFlags) -> Result<(), &'st
     if limits.num_blocks.checked_mul(u64::from(block)).is_none_or(|bytes| bytes > i64::MAX as u64) {
         return Err("capacity is above 2^63 bytes");
     }
-    if limits.physical_block_size % block != 0 {
+    if !limits.physical_block_size.is_multiple_of(block) {
         return Err("physical block size is not a multiple of the block size");
     }
     if limits.md_size > MAX_METADATA {

@@ -4,7 +4,7 @@
 //! `backing`, `removal`) change it. Looking up by handle or name takes the
 //! same time however many devices there are. Calls nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ pub(crate) struct Registry {
     slab: Slab<Box<Bdev>>,
     pub names: Names,
     order: BTreeMap<u64, BdevHandle>,
+    /// Number of devices per module.
+    of_module: HashMap<u32, usize>,
     next_serial: u64,
 }
 
@@ -91,6 +93,7 @@ impl Registry {
             slab: Slab::new(Kind::Bdev, limit),
             names: Names::default(),
             order: BTreeMap::new(),
+            of_module: HashMap::new(),
             next_serial: 0,
         }
     }
@@ -109,6 +112,7 @@ impl Registry {
         if let Some(bdev) = self.slab.get_mut(raw) {
             bdev.handle = handle;
             bdev.all_names = names;
+            *self.of_module.entry(bdev.module.id()).or_default() += 1;
         }
         self.next_serial += 1;
         self.order.insert(serial, handle);
@@ -128,7 +132,18 @@ impl Registry {
         let bdev = self.slab.remove(handle.0)?;
         self.order.remove(&bdev.serial);
         self.names.remove(&bdev.all_names);
+        if let Some(count) = self.of_module.get_mut(&bdev.module.id()) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_module.remove(&bdev.module.id());
+            }
+        }
         Some(bdev)
+    }
+
+    /// The module has a device.
+    pub(crate) fn has_of_module(&self, module: u32) -> bool {
+        self.of_module.contains_key(&module)
     }
 
     /// In the order of registration.

@@ -218,7 +218,7 @@ impl Core {
         self.operations_unpark(bdev);
         self.later(move |core| {
             core.module_drain_check(module);
-            core.shutdown_check();
+            core.shutdown_progress();
         });
     }
 

@@ -290,6 +290,8 @@ pub(crate) fn load_error(module: &str, error: &PluginError) -> OpError {
         LoadError::UnknownModule { .. } | LoadError::NotFound => errno::ENOENT,
         LoadError::InitFailed { code, .. } if *code < 0 => *code,
         LoadError::InitTimedOut { .. } => errno::ETIMEDOUT,
+        LoadError::Busy { .. } => errno::EBUSY,
+        LoadError::AlreadyLoaded { .. } => errno::EEXIST,
         _ => errno::EINVAL,
     };
     OpError::new(code, module, "module cannot be loaded").with_cause(error)

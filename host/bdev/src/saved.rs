@@ -114,6 +114,26 @@ impl Core {
         }
     }
 
+    /// A device that comes back by itself belongs to the create that made it first.
+    pub(crate) fn saved_adopt(&self, module: ModuleRef, name: &str, bdev: BdevHandle) {
+        let mut saved = self.inner.saved.borrow_mut();
+        let orphaned = saved.records.iter_mut().find(|(_, record)| {
+            record.bdevs.is_empty()
+                && record.module.name() == module.name()
+                && record.params.get("name").and_then(Value::as_str) == Some(name)
+        });
+        let Some((number, record)) = orphaned else { return };
+        record.bdevs.push(bdev);
+        let number = *number;
+        saved.by_bdev.insert(bdev, number);
+    }
+
+    /// A module is gone, and with it what it was asked to make.
+    pub(crate) fn saved_forget_module(&self, module: ModuleRef) {
+        let mut saved = self.inner.saved.borrow_mut();
+        saved.records.retain(|_, record| record.module.id() != module.id() || !record.bdevs.is_empty());
+    }
+
     /// The configuration as it is now, in the order of creation.
     pub fn saved_config(&self) -> Vec<SavedEntry> {
         let records: Vec<(String, Option<String>, Value, Vec<BdevHandle>)> = {

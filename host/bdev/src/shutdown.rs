@@ -76,7 +76,7 @@ impl Core {
                 let deadline = self.set_deadline_in(self.inner.options.shutdown_deadline, Due::Shutdown);
                 let end = End { done: vec![done], left: Vec::new() };
                 *self.inner.stage.borrow_mut() = Stage::RemovingBdevs { end, deadline, is_forced: false };
-                self.later(Core::shutdown_check);
+                self.shutdown_progress();
             }
         }
     }
@@ -85,8 +85,18 @@ impl Core {
         !matches!(*self.inner.stage.borrow(), Stage::Running)
     }
 
-    /// Something went: the next thing may go.
-    pub(crate) fn shutdown_check(&self) {
+    /// Something went: the next thing may go. Thousands of devices that go lead to one look.
+    pub(crate) fn shutdown_progress(&self) {
+        let is_removing = matches!(*self.inner.stage.borrow(), Stage::RemovingBdevs { .. });
+        if is_removing && !self.inner.is_shutdown_check_queued.replace(true) {
+            self.later(|core| {
+                core.inner.is_shutdown_check_queued.set(false);
+                core.shutdown_check();
+            });
+        }
+    }
+
+    fn shutdown_check(&self) {
         let is_removing = matches!(*self.inner.stage.borrow(), Stage::RemovingBdevs { .. });
         if !is_removing {
             return;

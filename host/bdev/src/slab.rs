@@ -9,6 +9,7 @@
 pub(crate) struct Slab<T> {
     entries: Vec<Entry<T>>,
     free: Vec<u32>,
+    used: usize,
     tag: u64,
     limit: usize,
 }
@@ -35,6 +36,7 @@ impl<T> Slab<T> {
         Self {
             entries: Vec::new(),
             free: Vec::new(),
+            used: 0,
             tag: (kind as u64) << SLOT_BITS,
             limit: limit.min(MAX_SLOTS),
         }
@@ -45,6 +47,7 @@ impl<T> Slab<T> {
         if let Some(slot) = self.free.pop() {
             let entry = &mut self.entries[slot as usize];
             entry.value = Some(value);
+            self.used += 1;
             return Ok(u64::from(entry.generation) << 32 | self.tag | u64::from(slot));
         }
         if self.entries.len() >= self.limit {
@@ -53,6 +56,7 @@ impl<T> Slab<T> {
         let slot = self.entries.len() as u64;
         // Generations start at 1, so that no handle is 0.
         self.entries.push(Entry { generation: 1, value: Some(value) });
+        self.used += 1;
         Ok(1 << 32 | self.tag | slot)
     }
 
@@ -70,6 +74,7 @@ impl<T> Slab<T> {
         let (slot, generation) = self.split(handle)?;
         let entry = self.entries.get_mut(slot).filter(|entry| entry.generation == generation)?;
         let value = entry.value.take()?;
+        self.used -= 1;
         // A slot whose generations are used up is never used again.
         if let Some(next) = entry.generation.checked_add(1) {
             entry.generation = next;
@@ -79,7 +84,7 @@ impl<T> Slab<T> {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.iter().count()
+        self.used
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
@@ -92,7 +97,7 @@ impl<T> Slab<T> {
     fn split(&self, handle: u64) -> Option<(usize, u32)> {
         let low = handle & u64::from(u32::MAX);
         (low & !(MAX_SLOTS as u64 - 1) == self.tag)
-            .then(|| ((low as usize) & (MAX_SLOTS - 1), (handle >> 32) as u32))
+            .then_some(((low as usize) & (MAX_SLOTS - 1), (handle >> 32) as u32))
     }
 }
 

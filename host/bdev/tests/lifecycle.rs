@@ -11,7 +11,7 @@ use std::time::Duration;
 use host::{Host, Pending};
 use serde_json::json;
 use tenon_abi::{BdevEventKind, HotplugKind, Reason, Str, errno};
-use tenon_bdev::{Claim, Event, State, channel_get, host_api};
+use tenon_bdev::{Claim, Event, State, Verdict, channel_get, host_api};
 use vendor::Behaviour;
 
 #[test]
@@ -99,7 +99,7 @@ fn a_module_that_comes_late_is_offered_what_is_there() {
     assert_eq!(host.on(|core| core.bdev_count()), 200);
     let bdev = host.on(|core| core.bdev("x7")).unwrap();
     assert_eq!(bdev.claim_type(), Some("exclusive_write"));
-    assert_eq!(bdev.examine[0].answer, "claimed");
+    assert_eq!(bdev.examine[0].answer, Verdict::Claimed);
     let name = host.on(|core| core.bdev("on-x7")).unwrap().name;
     assert_eq!(name, "on-x7");
     host.finish();
@@ -115,7 +115,7 @@ fn an_examine_that_is_never_answered_fails_at_its_deadline() {
     assert!(!host.run_until(Duration::from_secs(9), || pending.count() > 0));
     host.wait(&pending).unwrap();
     let bdev = host.on(|core| core.bdev("m0")).unwrap();
-    assert_eq!(bdev.examine[0].answer, "failed");
+    assert_eq!(bdev.examine[0].answer, Verdict::Failed);
     assert_eq!(bdev.state, State::Ready);
     host.finish();
 }

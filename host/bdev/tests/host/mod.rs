@@ -80,6 +80,11 @@ impl Host {
         simulation.on(&data, |_| f())
     }
 
+    /// How often of 1000 a timer fires before messages that wait.
+    pub fn stall(&self, permille: u32) {
+        self.simulation.borrow_mut().set_stall_permille(permille);
+    }
+
     pub fn advance(&self, time: Duration) {
         self.simulation.borrow_mut().advance(time);
     }
@@ -106,7 +111,7 @@ impl Host {
         self.run_until(Duration::from_secs(600), || pending.count() > 0);
         self.settle();
         assert_eq!(pending.count(), 1, "one answer");
-        pending.get().unwrap()
+        pending.get().expect("counted above")
     }
 
     pub fn load(&self, module: usize) {
@@ -125,7 +130,7 @@ impl Host {
                 );
             }
         });
-        self.wait(&pending).unwrap();
+        self.wait(&pending).expect("the module loads");
     }
 
     pub fn start_create(&self, module: usize, params: Value) -> Answered {

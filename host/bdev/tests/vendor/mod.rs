@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 use tenon_abi::*;
@@ -31,6 +32,10 @@ pub struct Behaviour {
     pub leaks_fini: bool,
     /// Registers this RPC method at `init_complete`.
     pub method: Option<&'static str>,
+    /// Watches this file from `init_complete` on.
+    pub watches: Option<String>,
+    /// Subscribes to memory at `init_complete`.
+    pub subscribes: bool,
     /// Keeps a descriptor of each device it sees and never closes it.
     pub leaks_descriptors: bool,
 }
@@ -68,6 +73,9 @@ struct Device {
     ignores_remove: bool,
 }
 
+/// The handle each module was given last; `init` may run on a thread of its own.
+static ME: [AtomicUsize; MODULES] = [const { AtomicUsize::new(0) }; MODULES];
+
 thread_local! {
     static STATES: RefCell<Vec<State>> = RefCell::new((0..MODULES).map(|_| State::default()).collect());
     static NEXT: RefCell<u64> = const { RefCell::new(1) };
@@ -98,8 +106,12 @@ pub fn handle_of(module: usize, name: &str) -> Option<BdevHandle> {
     with(module, |state| state.tables.iter().find(|device| device.name == name).map(|device| device.handle))
 }
 
+/// As this thread's `init` was told, or else as any thread's was: a test with real threads is alone in
+/// its process.
 pub fn me(module: usize) -> *mut HostModule {
-    std::ptr::with_exposed_provenance_mut(with(module, |state| state.me))
+    let own = with(module, |state| state.me);
+    let me = if own == 0 { ME[module].load(Ordering::Relaxed) } else { own };
+    std::ptr::with_exposed_provenance_mut(me)
 }
 
 /// Answers what a `create` with `keep` has left open.
@@ -144,7 +156,7 @@ fn failed(token: OpToken, code: i32, object: &str, reason: &str) {
 
 unsafe fn parse(params: Str) -> Value {
     // SAFETY: valid during the call.
-    serde_json::from_str(unsafe { params.as_str() }.unwrap_or("{}")).unwrap()
+    serde_json::from_str(unsafe { params.as_str() }.unwrap_or("{}")).expect("valid JSON")
 }
 
 unsafe extern "C" fn init<const M: usize>(
@@ -155,6 +167,7 @@ unsafe extern "C" fn init<const M: usize>(
     _: usize,
 ) -> i32 {
     with(M, |state| state.me = me.expose_provenance());
+    ME[M].store(me.addr(), Ordering::Relaxed);
     0
 }
 
@@ -162,6 +175,30 @@ unsafe extern "C" fn init_complete<const M: usize>() {
     unsafe extern "C" fn method<const M: usize>(_: *mut c_void, params: Str, token: OpToken) {
         // SAFETY: as the contract has it.
         unsafe { create::<M>(params, token) };
+    }
+    unsafe extern "C" fn memory<const M: usize>(
+        _: *mut c_void,
+        event: BufferEvent,
+        region: *const MemoryRegion,
+    ) {
+        // SAFETY: valid during the call.
+        let len = unsafe { (*region).len };
+        assert!(len > 0);
+        with(M, |state| state.record.regions += if event == BufferEvent::ADD { 1 } else { -1 });
+    }
+    let behaviour = with(M, |state| state.behaviour.clone());
+    if behaviour.subscribes {
+        let mut subscription = 0;
+        // SAFETY: the callback is static.
+        let code = unsafe {
+            (host().memory_subscribe)(me(M), MemoryFn(memory::<M>), std::ptr::null_mut(), &mut subscription)
+        };
+        assert_eq!(code, 0);
+    }
+    if let Some(path) = behaviour.watches {
+        // SAFETY: the texts live until the call returns.
+        let code = unsafe { (host().hotplug_watch)(me(M), Str::new("file"), Str::new(&path)) };
+        assert_eq!(code, 0);
     }
     if let Some(name) = with(M, |state| state.behaviour.method) {
         // SAFETY: the text is static.
@@ -298,7 +335,7 @@ fn register(module: usize, name: &str, base: DescHandle, op: OpToken, params: &V
     let code = unsafe { (host().bdev_register)(me(module), &bdev, op, &mut handle) };
     with(module, |state| {
         if code == 0 {
-            if let Some(device) = state.tables.iter_mut().find(|device| device.id == id) {
+            if let Some(device) = state.tables.iter_mut().rev().find(|device| device.id == id) {
                 device.handle = handle;
             }
         } else {
@@ -356,7 +393,7 @@ unsafe extern "C" fn destruct(ctx: *mut c_void, token: OpToken) {
     let (module, id) = (ctx.addr() & 15, (ctx.addr() >> 4) as u64);
     let device = with(module, |state| {
         *state.record.destructed.entry(id).or_default() += 1;
-        let at = state.tables.iter().position(|device| device.id == id)?;
+        let at = state.tables.iter().rposition(|device| device.id == id)?;
         Some(state.tables.swap_remove(at))
     });
     let Some(device) = device else {
@@ -410,7 +447,7 @@ thread_local! {
 
 unsafe extern "C" fn examine_config<const M: usize>(_: BdevHandle, name: Str, token: ExamineToken) {
     // SAFETY: valid during the call.
-    let name = unsafe { name.as_str() }.unwrap().to_owned();
+    let name = unsafe { name.as_str() }.expect("text").to_owned();
     let late = with(M, |state| {
         state.record.examined_config.push(name);
         state.behaviour.late_config
@@ -423,7 +460,7 @@ unsafe extern "C" fn examine_config<const M: usize>(_: BdevHandle, name: Str, to
 
 unsafe extern "C" fn examine_disk<const M: usize>(bdev: BdevHandle, name: Str, token: ExamineToken) {
     // SAFETY: valid during the call.
-    let name = unsafe { name.as_str() }.unwrap().to_owned();
+    let name = unsafe { name.as_str() }.expect("text").to_owned();
     let behaviour = with(M, |state| {
         state.record.examined_disk.push(name.clone());
         state.behaviour.clone()
@@ -464,8 +501,8 @@ unsafe extern "C" fn hotplug<const M: usize>(event: *const HotplugEvent) {
         let event = &*event;
         (
             event.kind.0,
-            event.id.as_str().unwrap().to_owned(),
-            event.attributes_json.as_str().unwrap().to_owned(),
+            event.id.as_str().expect("text").to_owned(),
+            event.attributes_json.as_str().expect("text").to_owned(),
         )
     };
     with(M, |state| state.record.hotplug.push((kind, id, attributes)));
