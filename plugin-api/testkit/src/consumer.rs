@@ -124,6 +124,8 @@ impl Channel {
     }
 
     fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
+        // A reactor that does something is awake.
+        self.world().woken(self.reactor);
         self.world().enter(Where::Reactor(self.reactor), ModuleId::HOST, f)
     }
 

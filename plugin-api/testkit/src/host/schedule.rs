@@ -432,7 +432,7 @@ impl World {
     }
 
     /// Something ran on a reactor: its sleeping pollers get their turn again.
-    fn woken(&self, index: usize) {
+    pub(crate) fn woken(&self, index: usize) {
         self.schedule.is_busy.set(true);
         for poller in self.schedule.reactors[index].pollers.borrow().iter() {
             poller.is_asleep.set(false);
