@@ -4,7 +4,9 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tenon_sdk::{Access, BaseEvent, Bdev, BdevSpec, Claim, Descriptor, Error, Host, Microseconds, Reactor};
+use tenon_sdk::{
+    Access, BaseEvent, Bdev, BdevSpec, Claim, Descriptor, Error, Host, LetGo, Microseconds, Reactor,
+};
 use uuid::Uuid;
 
 use crate::channel::DelayChannel;
@@ -13,10 +15,10 @@ use crate::latency::{Class, Latencies};
 
 /// A device.
 pub struct DelayBdev {
-    host: Host,
     params: DelayParams,
     base: Descriptor,
     latencies: Arc<Latencies>,
+    let_go: Arc<LetGo>,
 }
 
 impl DelayBdev {
@@ -26,12 +28,13 @@ impl DelayBdev {
         for class in Class::ALL {
             latencies.set_ns(class, params.latency(class).as_ns());
         }
-        let (name, waiting) = (params.name.clone(), latencies.clone());
+        let let_go = Arc::new(LetGo::new());
+        let (name, order) = (params.name.clone(), let_go.clone());
         let on_event = move |event: &BaseEvent| {
             host.follow(&name, event);
             if matches!(event, BaseEvent::Remove { .. }) {
                 // The host waits for every I/O before the device goes.
-                waiting.release(host);
+                order.order(host);
             }
         };
         let base = host.open(&params.base, Access::Write, on_event)?;
@@ -43,7 +46,7 @@ impl DelayBdev {
             Uuid::new_v5(&base, format!("delay {}", params.name).as_bytes())
         });
         let spec = BdevSpec::over(&params.name, &info).product("delay").uuid(uuid.into_bytes());
-        Ok((spec, DelayBdev { host, params: params.clone(), base, latencies }))
+        Ok((spec, DelayBdev { params: params.clone(), base, latencies, let_go }))
     }
 
     /// Changes the device to `params`; only latencies can change in place.
@@ -72,7 +75,7 @@ impl Bdev for DelayBdev {
     type Channel = DelayChannel;
 
     fn channel(&self, reactor: Reactor) -> Result<Rc<DelayChannel>, Error> {
-        DelayChannel::open(self.host, reactor, &self.params.name, &self.base, self.latencies.clone())
+        DelayChannel::open(self.base.channel()?, &self.params.name, reactor, &self.latencies, &self.let_go)
     }
 
     fn dump(&self) -> serde_json::Value {

@@ -10,8 +10,8 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use tenon_sdk::{
-    Alarm, BaseChannel, BdevOp, BdevState, Channel, Descriptor, Error, Forwarded, Host, Io, IoQueue,
-    IoStatus, Poll, Poller, Reactor, Victim,
+    Alarm, BaseChannel, BdevOp, Channel, Error, Forwarded, Host, Io, IoQueue, IoStatus, LetGo, Poll, Poller,
+    Reactor, Victim,
 };
 
 use crate::latency::{Class, Latencies};
@@ -22,9 +22,10 @@ pub struct DelayChannel {
     name: Arc<str>,
     base: BaseChannel,
     latencies: Arc<Latencies>,
+    let_go: Arc<LetGo>,
+    /// Of its orders, those obeyed.
+    orders: Cell<u64>,
     queues: [IoQueue<Self>; Class::ALL.len()],
-    /// Of [`Latencies::releases`], those obeyed.
-    releases: Cell<u64>,
     random: Cell<u64>,
     alarm: Alarm,
     poller: OnceCell<Poller>,
@@ -62,7 +63,7 @@ impl Channel for DelayChannel {
             None => {
                 if op == BdevOp::Reset {
                     // The host has waited for every I/O, or for as long as it wanted to.
-                    self.latencies.release(self.host);
+                    self.let_go.order(self.host);
                 }
                 io.pass(&self.base);
             }
@@ -84,23 +85,22 @@ impl Channel for DelayChannel {
 impl DelayChannel {
     /// Opens the device on the calling reactor.
     pub fn open(
-        host: Host,
-        reactor: Reactor,
+        base: BaseChannel,
         name: &str,
-        base: &Descriptor,
-        latencies: Arc<Latencies>,
+        reactor: Reactor,
+        latencies: &Arc<Latencies>,
+        let_go: &Arc<LetGo>,
     ) -> Result<Rc<Self>, Error> {
-        let base = base.channel()?;
-        let releases = Cell::new(latencies.releases());
-        let seed = seed_of(name, reactor);
+        let host = base.host();
         let channel = Rc::new_cyclic(|this: &Weak<Self>| DelayChannel {
             host,
             name: name.into(),
             base,
-            latencies,
+            latencies: latencies.clone(),
+            let_go: let_go.clone(),
+            orders: Cell::new(let_go.count()),
             queues: [const { IoQueue::new() }; Class::ALL.len()],
-            releases,
-            random: Cell::new(seed),
+            random: Cell::new(seed_of(name, reactor)),
             alarm: host.alarm(on(this, Self::alarm_rang)),
             poller: OnceCell::new(),
         });
@@ -131,15 +131,15 @@ impl DelayChannel {
     /// Completes what has waited long enough.
     #[inline]
     fn poll(&self) -> Poll {
-        let releases = self.latencies.releases();
-        let is_released = self.releases.replace(releases) != releases;
+        let orders = self.let_go.count();
+        let is_let_go = self.orders.replace(orders) != orders;
         if self.queues.iter().all(IoQueue::is_empty) {
             return Poll::Idle;
         }
         let mut now_ns = None;
         let mut poll = Poll::Idle;
         for (class, queue) in Class::ALL.into_iter().zip(&self.queues) {
-            let latency_ns = if is_released { 0 } else { self.latencies.get_ns(class) };
+            let latency_ns = if is_let_go { 0 } else { self.latencies.get_ns(class) };
             // What a completion submits waits for the next turn.
             for _ in 0..queue.len() {
                 let is_due = |io: &Delayed| {
@@ -157,7 +157,7 @@ impl DelayChannel {
 
     /// Sets the alarm for the first deadline.
     fn may_sleep(&self) -> bool {
-        if self.releases.get() != self.latencies.releases() {
+        if self.orders.get() != self.let_go.count() {
             self.poll();
         }
         let Some(deadline_ns) = self.next_deadline_ns() else { return true };
@@ -173,25 +173,12 @@ impl DelayChannel {
         Class::ALL.into_iter().zip(&self.queues).filter_map(of_class).min()
     }
 
-    /// Ringing wakes the reactor, and then the poller works; here is only looked after long waits.
+    /// Ringing wakes the reactor, and then the poller works. After a long wait: a device that is to be removed waits
+    /// for its I/O, which must not take an hour.
     fn alarm_rang(&self) {
         let far_ns = self.host.now_ns().saturating_add(LONG_WAIT_NS);
         if self.next_deadline_ns().is_some_and(|deadline_ns| deadline_ns > far_ns) {
-            self.ask_if_going();
-        }
-    }
-
-    /// A device that is to be removed waits for its I/O, which must not take an hour.
-    fn ask_if_going(&self) {
-        let (host, name, latencies) = (self.host, self.name.clone(), self.latencies.clone());
-        let ask = move || {
-            let state = host.registered(&name).and_then(|id| host.bdev_info(id).ok()).map(|info| info.state);
-            if !matches!(state, Some(BdevState::EXAMINING | BdevState::READY | BdevState::ABSENT)) {
-                latencies.release(host);
-            }
-        };
-        if let Err(error) = host.send(host.control(), ask) {
-            log::debug!("cannot ask about a device bdev={} error=\"{error}\"", self.name);
+            self.let_go.order_if_going(self.host, &self.name);
         }
     }
 

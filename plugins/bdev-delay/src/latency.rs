@@ -1,11 +1,10 @@
-//! The latencies of a device, read by every reactor and changed at run time,
-//! and the order to let all waiting I/O go.
+//! The latencies of a device, read by every reactor and changed at run time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tenon_sdk::{BdevOp, Host};
+use tenon_sdk::BdevOp;
 
 /// I/Os with a latency of their own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, JsonSchema)]
@@ -25,8 +24,6 @@ pub enum Class {
 #[derive(Debug, Default)]
 pub struct Latencies {
     ns: [AtomicU64; Class::ALL.len()],
-    /// Grows when I/O that waits now shall wait no longer.
-    releases: AtomicU64,
 }
 
 impl Class {
@@ -73,20 +70,5 @@ impl Latencies {
     /// Sets it, also for I/O that waits already.
     pub fn set_ns(&self, class: Class, ns: u64) {
         self.ns[class as usize].store(ns, Ordering::Relaxed);
-    }
-
-    /// How often [`Latencies::release`] was called.
-    #[inline]
-    pub fn releases(&self) -> u64 {
-        self.releases.load(Ordering::Acquire)
-    }
-
-    /// Lets all I/O go that waits now, on every reactor.
-    pub fn release(&self, host: Host) {
-        self.releases.fetch_add(1, Ordering::Release);
-        for reactor in host.reactors().chain([host.control()]) {
-            // The message only wakes the reactor; one whose queue is full is awake.
-            let _ = host.send(reactor, || ());
-        }
     }
 }
