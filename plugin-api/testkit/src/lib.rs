@@ -6,13 +6,15 @@
 //!
 //! Link the plugin as an rlib into a test and name its entry function:
 //!
-//! ```ignore
+//! ```no_run
+//! # mod bdev_mine { pub fn plugin() -> *const tenon_testkit::abi::PluginDescV1 { std::ptr::null() } }
 //! use tenon_testkit::{Conformance, bdev_conformance};
 //!
+//! # #[allow(unused)]
 //! #[test]
 //! fn conforms_to_the_bdev_contract() {
 //!     let suite = Conformance::new(r#"{"name":"m0","size":"16MiB","block_size":512}"#);
-//!     bdev_conformance(tenon_bdev_mine::plugin, suite);
+//!     bdev_conformance(bdev_mine::plugin, suite);
 //! }
 //! ```
 //!
@@ -23,12 +25,15 @@
 //!
 //! For tests of what is special about a module, drive a [`FakeHost`] directly:
 //!
-//! ```ignore
+//! ```no_run
+//! # mod bdev_mine { pub fn plugin() -> *const tenon_testkit::abi::PluginDescV1 { std::ptr::null() } }
+//! use tenon_testkit::{Access, BaseSpec, FakeHost, FaultPlan, Request};
+//!
 //! let host = FakeHost::new(1);
 //! let base = host.add_base(BaseSpec::new("b0", 512, 2048).plan(FaultPlan::none().nomem_burst(3, 10)));
-//! let module = host.load(tenon_bdev_mine::plugin, "{}")?;
-//! host.create(module, r#"{"name":"p0","base":"b0"}"#)?;
-//! let desc = host.open("p0", Access::Write)?;
+//! let module = host.load(bdev_mine::plugin, "{}").expect("it loads");
+//! host.create(module, r#"{"name":"p0","base":"b0"}"#).expect("it is created");
+//! let desc = host.open("p0", Access::Write).expect("it is there");
 //! let channel = desc.channel(0).expect("a channel");
 //! let io = channel.submit(Request::read(0, 8));
 //! assert!(host.wait(&io).status.is_success());
@@ -62,4 +67,6 @@ pub use host::{
 };
 pub use plan::FaultPlan;
 pub use rng::Rng;
+/// The contract itself, for the constants that tests name.
+pub use tenon_abi as abi;
 pub use violation::{Fault, Violation};

@@ -41,3 +41,9 @@ fn a_pass_through_conforms_on_a_base_that_lends_and_is_picky() {
     let suite = Conformance::new(r#"{"name":"p0","base":"b0"}"#).bases(&[base]);
     bdev_conformance(mini::pass::plugin, suite);
 }
+
+#[test]
+fn the_suite_runs_on_real_time() {
+    let suite = Conformance::new(r#"{"name":"p0","base":"b0"}"#).bases(&[BaseSpec::new("b0", 512, 1024)]);
+    bdev_conformance(mini::pass::plugin, suite.real_io(true).seeds(1));
+}

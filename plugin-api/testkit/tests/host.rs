@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tenon_abi::{
-    BdevEventKind, ClaimKind, FdFn, HotplugKind, IoStatus, MessageFn, Op, PluginDescV1, PollerFlags,
-    PollerV1, ReactorHandle, Reason, Str, errno,
+    BdevEventKind, BufferEvent, ClaimKind, FdFn, HostApiV1, HotplugKind, IoStatus, MemoryFn, MemoryRegion,
+    MessageFn, Op, OpToken, PluginDescV1, PollerFlags, PollerV1, ReactorHandle, Reason, RpcFn, Str, errno,
 };
 use tenon_testkit::{
     Access, BaseSpec, Channel, Conformance, FakeHost, Fault, FaultPlan, Io, LoadError, Place, Plugin, Request,
@@ -422,6 +422,112 @@ fn dropping_the_host_reports_what_a_module_did() {
     });
     let text = caught.expect_err("the memory is leaked").downcast::<String>().expect("a text");
     assert!(text.contains("MemoryLeaked") && text.contains("miniram"), "{text}");
+}
+
+#[test]
+fn a_method_is_registered_once_and_answers() {
+    unsafe extern "C" fn ping(arg: *mut c_void, params: Str, token: OpToken) {
+        // SAFETY: the test passes the host's table; the parameters are lent for the call.
+        unsafe { ((*arg.cast::<HostApiV1>()).op_done)(token, params, std::ptr::null()) };
+    }
+    let host = FakeHost::new(1);
+    let table = std::ptr::from_ref(host.table()).cast_mut().cast();
+    // SAFETY: on the control reactor; the test itself needs no module handle.
+    let register =
+        || unsafe { (host.table().rpc_register)(std::ptr::null_mut(), Str::new("ping"), RpcFn(ping), table) };
+    assert_eq!(host.on(Place::Control, register), 0);
+    assert_eq!(host.on(Place::Control, register), errno::EEXIST);
+    assert_eq!(host.rpc("ping", "[7]").as_deref(), Ok("[7]"));
+}
+
+#[test]
+fn a_function_of_the_control_thread_is_refused_elsewhere() {
+    let host = FakeHost::new(1);
+    host.add_base(BaseSpec::new("b0", 512, 64));
+    // SAFETY: wrong on purpose.
+    let find = || unsafe { (host.table().bdev_find)(Str::new("b0")) };
+    assert_ne!(host.on(Place::Control, find).0, 0);
+    assert_eq!(host.on(Place::Data(0), find).0, 0);
+    assert_eq!(find().0, 0, "outside every reactor");
+    let faults: Vec<Fault> = host.take_violations().iter().map(|violation| violation.fault).collect();
+    assert_eq!(faults, [Fault::WrongThread, Fault::WrongThread]);
+}
+
+#[test]
+fn subscribers_hear_of_memory_before_it_goes() {
+    thread_local!(static HEARD: RefCell<Vec<(u32, u64)>> = const { RefCell::new(Vec::new()) });
+    unsafe extern "C" fn hear(_: *mut c_void, event: BufferEvent, region: *const MemoryRegion) {
+        // SAFETY: the region is lent, and its memory is there in both events.
+        let (id, first) = unsafe { ((*region).id, *(*region).base.cast::<u8>()) };
+        assert_eq!(first, 0);
+        HEARD.with_borrow_mut(|heard| heard.push((event.0, id)));
+    }
+    let host = FakeHost::new(1);
+    let mut subscription = 0;
+    // SAFETY: on the control reactor; memory is freed as it was allocated.
+    host.on(Place::Control, || unsafe {
+        let table = host.table();
+        let early = (table.alloc)(100, 64, -1);
+        (table.memory_subscribe)(
+            std::ptr::null_mut(),
+            MemoryFn(hear),
+            std::ptr::null_mut(),
+            &raw mut subscription,
+        );
+        let late = (table.alloc)(100, 64, -1);
+        (table.free)(early, 100, 64);
+        host.settle();
+        (table.free)(late, 100, 64);
+    });
+    host.settle();
+    assert_eq!(HEARD.take(), [(1, 1), (1, 2), (2, 1), (2, 2)]);
+    // SAFETY: as above.
+    assert_eq!(host.on(Place::Control, || unsafe { (host.table().memory_unsubscribe)(subscription) }), 0);
+}
+
+#[test]
+fn buffers_run_out_and_belong_to_their_reactor() {
+    let host = FakeHost::builder().buffers(2).build();
+    // SAFETY: on a reactor.
+    let get = || unsafe { (host.table().buffer_get)(4096) };
+    let buffers: Vec<*mut c_void> = (0..3).map(|_| host.on(Place::Data(0), get)).collect();
+    assert!(!buffers[0].is_null() && (buffers[0] as usize).is_multiple_of(4096) && !buffers[1].is_null());
+    assert!(buffers[2].is_null(), "the pool has two");
+    // SAFETY: the buffers are out.
+    host.on(Place::Data(0), || unsafe { (host.table().buffer_put)(buffers[0], 4096) });
+    // SAFETY: the wrong reactor, on purpose.
+    host.on(Place::Data(1), || unsafe { (host.table().buffer_put)(buffers[1], 4096) });
+    assert_eq!(host.take_violations()[0].fault, Fault::BufferLeaked);
+}
+
+#[test]
+fn another_thread_reaches_a_reactor_by_message() {
+    let (host, counted) = (FakeHost::new(1), Cell::new(0));
+    // SAFETY: any thread may ask.
+    let reactor = unsafe { (host.table().reactor_nth)(1) } as usize;
+    let (table, counter) = (host.table(), arg(&counted) as usize);
+    std::thread::spawn(move || {
+        // SAFETY: any thread may send; the counter is touched on the host's thread only.
+        let code = unsafe { (table.send)(reactor as *mut _, MessageFn(count), counter as *mut c_void) };
+        assert_eq!(code, 0);
+    })
+    .join()
+    .expect("the message was taken");
+    assert_eq!(counted.get(), 0);
+    host.settle();
+    assert_eq!(counted.get(), 1);
+}
+
+#[test]
+fn without_auto_examine_a_device_is_examined_on_request() {
+    let host = FakeHost::builder().auto_examine(false).build();
+    let config = r#"{"fault":"false_claim"}"#;
+    host.load(mini::pass::plugin, config).expect("it loads");
+    host.add_base(BaseSpec::new("b0", 512, 64));
+    assert_eq!(host.violations(), [], "nobody was asked");
+    assert!(host.examine("b0"));
+    assert_eq!(host.take_violations()[0].fault, Fault::BadCall);
+    assert!(!host.examine("b1"));
 }
 
 #[test]

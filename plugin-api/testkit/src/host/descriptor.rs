@@ -1,4 +1,5 @@
 //! Descriptors and claims. A claim belongs to a descriptor and ends with it.
+// UNSAFETY: looks at raw channels, which live as long as the world.
 
 use std::cell::Cell;
 use std::ffi::c_void;

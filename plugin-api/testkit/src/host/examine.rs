@@ -66,6 +66,12 @@ impl World {
         }
     }
 
+    /// Offers a device to every module once more, as an operator may ask.
+    pub(crate) fn examine_again(self: &Rc<World>, device: &Rc<Device>) {
+        let modules = self.modules.borrow().iter().cloned().collect();
+        self.offer(device, modules, false);
+    }
+
     fn offer(self: &Rc<World>, device: &Rc<Device>, modules: VecDeque<Rc<Module>>, is_first: bool) {
         device.examining.set(device.examining.get() + 1);
         let round = Rc::new(Round { is_first, owed: Cell::new(0), is_last_phase: Cell::new(false) });

@@ -362,6 +362,15 @@ impl FakeHost {
         Ok(completion)
     }
 
+    /// Offers a device to every module, as after [`Builder::auto_examine`] `(false)`, and waits for their answers;
+    /// true if there is such a device.
+    pub fn examine(&self, name: &str) -> bool {
+        let Some(device) = self.world.find(name) else { return false };
+        self.world.examine_again(&device);
+        self.run_until(IO_DEADLINE, || device.examining.get() == 0);
+        true
+    }
+
     /// Adds a RAM device of the testkit and waits until it is examined.
     ///
     /// # Panics

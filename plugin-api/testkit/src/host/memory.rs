@@ -3,7 +3,7 @@
 //! [`RawBuf`], the same for payloads of tests.
 // UNSAFETY: owns raw allocations that modules write through pointers.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 
@@ -18,15 +18,19 @@ pub(crate) struct RawBuf {
 impl RawBuf {
     /// `len` bytes of `fill`, aligned to `align` (a power of two).
     pub(crate) fn new(len: usize, align: usize, fill: u8) -> Option<RawBuf> {
+        let buffer = RawBuf::zeroed(len, align)?;
+        if fill != 0 {
+            buffer.fill(0, buffer.len(), fill);
+        }
+        Some(buffer)
+    }
+
+    /// `len` zeroes, aligned to `align` (a power of two). Large ones cost nothing until they are touched.
+    fn zeroed(len: usize, align: usize) -> Option<RawBuf> {
         let layout = Layout::from_size_align(len.max(1), align.max(1)).ok()?;
         // SAFETY: the layout's size is at least 1.
-        let base = unsafe { alloc(layout) };
-        if base.is_null() {
-            return None;
-        }
-        // SAFETY: the allocation has exactly this many writable bytes.
-        unsafe { base.write_bytes(fill, layout.size()) };
-        Some(RawBuf { base, layout })
+        let base = unsafe { alloc_zeroed(layout) };
+        (!base.is_null()).then_some(RawBuf { base, layout })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -90,8 +94,9 @@ impl Guarded {
     fn new(len: usize, align: usize, module: ModuleId, id: u64) -> Option<Guarded> {
         let guard = align.max(MIN_GUARD);
         let total = len.checked_add(2 * guard)?;
-        let buffer = RawBuf::new(total, align, GUARD_BYTE)?;
-        buffer.fill(guard, len, 0);
+        let buffer = RawBuf::zeroed(total, align)?;
+        buffer.fill(0, guard, GUARD_BYTE);
+        buffer.fill(guard + len, guard, GUARD_BYTE);
         Some(Guarded { buffer, guard, len, align, module, id })
     }
 

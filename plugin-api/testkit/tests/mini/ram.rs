@@ -424,11 +424,8 @@ unsafe fn pieces(io: *mut BdevIo) -> Vec<IoVec> {
 unsafe fn execute(disk: &Disk, io: &mut BdevIo) -> IoStatus {
     let (start, len) = (io.offset_blocks as usize * disk.block, io.num_blocks as usize * disk.block);
     if matches!(io.op, Op::FLUSH | Op::RESET) {
-        return if disk.fault == "flush_needs_range" && io.op == Op::FLUSH {
-            IoStatus::INVALID
-        } else {
-            IoStatus::SUCCESS
-        };
+        let refuses = disk.fault == "flush_needs_range" && io.op == Op::FLUSH;
+        return if refuses { IoStatus::INVALID } else { IoStatus::SUCCESS };
     }
     if disk.fault == "short_by_one" && start + len == disk.len {
         return IoStatus::LBA_OUT_OF_RANGE;
@@ -440,30 +437,9 @@ unsafe fn execute(disk: &Disk, io: &mut BdevIo) -> IoStatus {
     // SAFETY: the gate checked range and payload; payloads are not our memory.
     unsafe {
         match io.op {
-            Op::READ if io.flags.contains(IoFlags::LEND) => {
-                io.inline_iov = IoVec { base: memory.cast(), len };
-                io.iovs = &raw mut io.inline_iov;
-                io.iovcnt = 1;
-                io.flags = IoFlags(io.flags.0 | IoFlags::LENT.0);
-                disk.last_lent.set(memory);
-            }
-            Op::READ => {
-                let mut at = 0;
-                for piece in list {
-                    piece.base.cast::<u8>().copy_from_nonoverlapping(memory.add(at), piece.len);
-                    at += piece.len;
-                }
-                if disk.fault == "wrong_data" && io.num_blocks > 1 {
-                    let byte = (*io.iovs).base.cast::<u8>();
-                    *byte ^= 1;
-                }
-            }
+            Op::READ => read(disk, io, memory, len, &list),
             Op::WRITE => {
-                let mut at = 0;
-                for piece in list {
-                    memory.add(at).copy_from_nonoverlapping(piece.base.cast::<u8>(), piece.len);
-                    at += piece.len;
-                }
+                store(memory, &list);
                 let lent = disk.last_lent.get();
                 if disk.fault == "unstable_lent" && !lent.is_null() {
                     *lent = (*lent).wrapping_add(1);
@@ -483,16 +459,46 @@ unsafe fn execute(disk: &Disk, io: &mut BdevIo) -> IoStatus {
                 if !status.is_success() {
                     return status;
                 }
-                let mut at = 0;
-                for piece in list {
-                    memory.add(at).copy_from_nonoverlapping(piece.base.cast::<u8>(), piece.len);
-                    at += piece.len;
-                }
+                store(memory, &list);
             }
             _ => return IoStatus::NOT_SUPPORTED,
         }
     }
     IoStatus::SUCCESS
+}
+
+/// # Safety
+/// `memory` has `len` bytes, and the pieces hold as many.
+unsafe fn read(disk: &Disk, io: &mut BdevIo, memory: *mut u8, len: usize, list: &[IoVec]) {
+    if io.flags.contains(IoFlags::LEND) {
+        io.inline_iov = IoVec { base: memory.cast(), len };
+        io.iovs = &raw mut io.inline_iov;
+        io.iovcnt = 1;
+        io.flags = IoFlags(io.flags.0 | IoFlags::LENT.0);
+        disk.last_lent.set(memory);
+        return;
+    }
+    let mut at = 0;
+    for piece in list {
+        // SAFETY: the caller promises it.
+        unsafe { piece.base.cast::<u8>().copy_from_nonoverlapping(memory.add(at), piece.len) };
+        at += piece.len;
+    }
+    if disk.fault == "wrong_data" && io.num_blocks > 1 {
+        // SAFETY: as above.
+        unsafe { *list[0].base.cast::<u8>() ^= 1 };
+    }
+}
+
+/// # Safety
+/// `memory` has as many bytes as the pieces.
+unsafe fn store(memory: *mut u8, list: &[IoVec]) {
+    let mut at = 0;
+    for piece in list {
+        // SAFETY: the caller promises it.
+        unsafe { memory.add(at).copy_from_nonoverlapping(piece.base.cast::<u8>(), piece.len) };
+        at += piece.len;
+    }
 }
 
 /// # Safety
