@@ -78,6 +78,9 @@ impl Callbacks {
         if text.is_empty() {
             return None;
         }
+        if text.is_empty() {
+            return None;
+        }
         match serde_json::from_str(&text) {
             Ok(value) => Some(value),
             Err(error) => {

@@ -26,6 +26,17 @@
 //! * Whatever waits, waits with a deadline; when it passes, the holder is named, and nothing is
 //!   freed under it.
 //!
+//! # Files
+//!
+//! `core` owns the records and the queue of what is done later, `registry` the devices by handle and
+//! `names` by name. A device comes by `register` and `examine`, is held through `descriptor` and `claim`,
+//! changes by `backing`, and goes by `removal`; `lifecycle` says what may follow what, `gate_steps` what
+//! the gate is asked for and in which order, `event` tells openers. A client's wish is a `request`, its
+//! course an `operation` (`op_state`), what modules owe for it `owed`, what goes on `activity`, how long
+//! it may take `deadline`. `host_api` is the modules' door; `module_events`, `rpc_table`, `hotplug`,
+//! `file_watch`, `memory`, `buffers` and `metrics` are what else it needs. `snapshot`, `saved`, `notify`,
+//! `measure` and `census` report; `shutdown` ends it all.
+//!
 //! Does not load modules (`tenon-modules`) and does not know RPC or configuration files.
 
 mod activity;

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use host::{Host, Pending};
 use serde_json::json;
-use tenon_abi::{BdevEventKind, HotplugKind, Reason, Str, errno};
-use tenon_bdev::{Claim, Event, State, Verdict, channel_get, host_api};
+use tenon_abi::{BdevEventKind, HotplugKind, OpToken, Reason, Str, errno};
+use tenon_bdev::io::{QosLimits, ResetMode};
+use tenon_bdev::{Claim, Core, Event, State, Verdict, channel_get, host_api};
+use tenon_modules::{Existing, ModuleState};
 use vendor::Behaviour;
 
 #[test]
@@ -454,5 +456,131 @@ fn without_auto_examine_only_named_devices_are_examined() {
     host.wait(&later).unwrap();
     host.create(0, json!({ "name": "m1" })).unwrap();
     assert_eq!(vendor::record(1).examined_config, ["m0", "m1"]);
+    host.finish();
+}
+
+#[test]
+fn a_shutdown_takes_stacks_apart_from_the_top() {
+    let host = Host::new(24);
+    for module in 0..3 {
+        host.load(module);
+    }
+    host.create(0, json!({ "name": "bottom" })).unwrap();
+    host.create(1, json!({ "name": "middle", "base": "bottom", "destruct_delay_us": 300 })).unwrap();
+    host.create(2, json!({ "name": "top", "base": "middle", "destruct_delay_us": 300 })).unwrap();
+    host.create(0, json!({ "name": "aside" })).unwrap();
+    let report = host.shutdown();
+    assert!(report.is_clean(), "{:?}", report.left);
+    let number = |module: usize, name: &str| {
+        let order = vendor::record(module).destruct_order;
+        order.iter().find(|(_, its_name)| its_name == name).map(|(number, _)| *number).unwrap()
+    };
+    assert!(number(2, "top") < number(1, "middle") && number(1, "middle") < number(0, "bottom"));
+    assert!(vendor::record(1).removes.is_empty(), "nobody was told, as nobody stood on what went");
+    assert!(Core::current().is_none());
+}
+
+#[test]
+fn waiting_for_examine_includes_creates_in_flight_and_what_they_lead_to() {
+    let host = Host::new(25);
+    host.load(0);
+    let takes = Some("x".into());
+    vendor::behave(1, Behaviour { takes, examine_delay_us: 700, ..Behaviour::default() });
+    host.load(1);
+    vendor::behave(2, Behaviour { examine_delay_us: 900, ..Behaviour::default() });
+    host.load(2);
+    let created = host.start_create(0, json!({ "name": "x0", "delay_us": 5000 }));
+    let (idle, later) = (Pending::new(), Rc::new(Cell::new(0)));
+    let (reply, seen, counted) = (idle.reply(), created.clone(), later.clone());
+    host.on(|core| {
+        let core = core.clone();
+        core.clone().wait_for_examine(move || {
+            let states: Vec<State> = core.bdevs().iter().map(|bdev| bdev.state).collect();
+            reply((seen.count(), states));
+            counted.set(counted.get() + 1);
+        });
+    });
+    // A later request is not waited for.
+    let never = host.start_create(0, json!({ "name": "late", "keep": true }));
+    let (answered, states) = host.wait(&idle);
+    assert_eq!((answered, never.count()), (1, 0));
+    assert_eq!(states[..2], [State::Ready, State::Ready], "x0 and what was built on it: {states:?}");
+    host.on(|_| vendor::answer_kept(0));
+    host.finish();
+    assert_eq!(later.get(), 1);
+}
+
+#[test]
+fn a_newer_module_takes_over_while_the_older_keeps_its_devices() {
+    let host = Host::new(26);
+    host.load(0);
+    host.create(0, json!({ "name": "old" })).unwrap();
+    let older = host.on(|core| core.modules().current("fake0")).unwrap();
+    let loaded = Pending::new();
+    let reply = loaded.reply();
+    host.on(|core| {
+        // SAFETY: the descriptor is static and obeys the contract.
+        unsafe {
+            let plugin = vendor::descriptor(0);
+            core.module_load_static(plugin, &json!({}), Existing::Supersede, move |result| {
+                reply(result.map(|module| module.id()));
+            });
+        }
+    });
+    let newer = host.wait(&loaded).unwrap();
+    assert_ne!(older.id(), newer);
+    assert_eq!(older.state(), ModuleState::Draining);
+    host.create(0, json!({ "name": "new" })).unwrap();
+    assert_eq!(host.on(|core| core.modules().current("fake0")).unwrap().id(), newer);
+    assert_eq!(older.state(), ModuleState::Draining, "it still has a device");
+    host.delete("old").unwrap();
+    assert_eq!(older.state(), ModuleState::Retired);
+    assert_eq!(host.on(|core| core.bdev_names()), ["new"]);
+    host.finish();
+}
+
+#[test]
+fn statistics_and_limits_are_reached_by_name() {
+    let host = Host::new(27);
+    host.load(0);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    let limits = QosLimits { rw_ios_per_sec: 5000, ..QosLimits::default() };
+    let set = Pending::new();
+    host.on(|core| core.set_qos("m0", limits, set.reply()));
+    host.wait(&set).unwrap();
+    assert_eq!(host.on(|core| core.bdev("m0")).unwrap().qos, limits);
+    let stat = Pending::new();
+    let reply = stat.reply();
+    host.on(|core| core.iostat("m0", false, ResetMode::All, move |stat| reply(stat.map(|_| ()))));
+    host.wait(&stat).unwrap();
+    let all = Pending::new();
+    host.on(|core| core.reset_iostat(None, ResetMode::All, all.reply()));
+    host.wait(&all).unwrap();
+    let missing = Pending::new();
+    host.on(|core| core.set_qos("m9", limits, missing.reply()));
+    assert_eq!(host.wait(&missing).unwrap_err().code, errno::ENODEV);
+    host.finish();
+}
+
+#[test]
+fn what_a_module_registers_is_checked() {
+    let host = Host::new(28);
+    host.load(0);
+    let register = |change: fn(&mut tenon_abi::BdevV1)| host.on(|_| vendor::register_raw(0, change));
+    assert_eq!(register(|bdev| bdev.size -= 1), errno::EINVAL);
+    assert_eq!(register(|bdev| bdev.name = Str::new("a/b")), errno::EINVAL);
+    assert_eq!(register(|bdev| bdev.name = Str::new("")), errno::EINVAL);
+    assert_eq!(register(|bdev| bdev.limits.block_size = 100), errno::EINVAL);
+    assert_eq!(register(|bdev| bdev.ops = std::ptr::null()), errno::EINVAL);
+    assert_eq!(register(|bdev| bdev.alias_count = 1), errno::EINVAL);
+    assert_eq!(register(|bdev| bdev.name = Str::new("fine")), 0);
+    assert_eq!(register(|bdev| bdev.name = Str::new("fine")), errno::EEXIST);
+    host.settle();
+    assert_eq!(host.on(|core| core.bdev_names()), ["fine"]);
+    // A foreign operation, an old one, and a number that never was one.
+    for token in [1, 1 << 32, u64::MAX] {
+        host.on(|_| vendor::answer(OpToken(token)));
+    }
+    host.delete("fine").unwrap();
     host.finish();
 }

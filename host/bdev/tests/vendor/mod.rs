@@ -47,6 +47,8 @@ pub struct Record {
     pub examined_disk: Vec<String>,
     pub events: Vec<(String, u32)>,
     pub destructed: HashMap<u64, u32>,
+    /// Names of its devices in the order of their destruction, with a number that all modules share.
+    pub destruct_order: Vec<(u64, String)>,
     pub removes: HashMap<u64, u32>,
     pub hotplug: Vec<(u32, String, String)>,
     pub regions: i64,
@@ -293,33 +295,21 @@ fn close(desc: DescHandle) {
     assert_eq!(code, 0, "a descriptor is closed once");
 }
 
-/// Registers a device on `base` (0: none).
-fn register(module: usize, name: &str, base: DescHandle, op: OpToken, params: &Value) -> i32 {
-    let id = NEXT.with(|next| {
+fn next_number() -> u64 {
+    NEXT.with(|next| {
         let mut next = next.borrow_mut();
         *next += 1;
         *next
-    });
+    })
+}
+
+/// Registers a device on `base` (0: none).
+fn register(module: usize, name: &str, base: DescHandle, op: OpToken, params: &Value) -> i32 {
+    let id = next_number();
     let number = |key: &str| params.get(key).and_then(Value::as_u64).unwrap_or(0);
     let flag = |key: &str| params.get(key).and_then(Value::as_bool).unwrap_or(false);
     let ctx: *mut c_void = std::ptr::without_provenance_mut((id as usize) << 4 | module);
-    let bdev = BdevV1 {
-        size: size_of::<BdevV1>() as u32,
-        flags: BdevFlags(0),
-        limits: Limits::new(512, 2048),
-        io_types: Op::READ.bit() | Op::WRITE.bit(),
-        io_flags: 0,
-        uuid: [0; 16],
-        nguid: [0; 16],
-        eui64: [0; 8],
-        numa_node: -1,
-        alias_count: 0,
-        name: Str::new(name),
-        product: Str::new("Fake disk"),
-        aliases: std::ptr::null(),
-        ctx,
-        ops: &raw const BDEV_OPS,
-    };
+    let bdev = plain(name, ctx);
     let device = Device {
         id,
         name: name.to_owned(),
@@ -343,6 +333,55 @@ fn register(module: usize, name: &str, base: DescHandle, op: OpToken, params: &V
         }
     });
     code
+}
+
+/// A device without specialities.
+fn plain(name: &str, ctx: *mut c_void) -> BdevV1 {
+    BdevV1 {
+        size: size_of::<BdevV1>() as u32,
+        flags: BdevFlags(0),
+        limits: Limits::new(512, 2048),
+        io_types: Op::READ.bit() | Op::WRITE.bit(),
+        io_flags: 0,
+        uuid: [0; 16],
+        nguid: [0; 16],
+        eui64: [0; 8],
+        numa_node: -1,
+        alias_count: 0,
+        name: Str::new(name),
+        product: Str::new("Fake disk"),
+        aliases: std::ptr::null(),
+        ctx,
+        ops: &raw const BDEV_OPS,
+    }
+}
+
+/// Registers a device that `change` has changed, and returns what the host says.
+pub fn register_raw(module: usize, change: impl FnOnce(&mut BdevV1)) -> i32 {
+    let id = next_number();
+    let mut bdev = plain("raw", std::ptr::without_provenance_mut((id as usize) << 4 | module));
+    change(&mut bdev);
+    let mut handle = BdevHandle(0);
+    // SAFETY: the struct and what it points to live until the call returns.
+    let code = unsafe { (host().bdev_register)(me(module), &bdev, OpToken(0), &mut handle) };
+    if code == 0 {
+        let device = Device {
+            id,
+            name: "raw".into(),
+            handle,
+            base: DescHandle(0),
+            destruct_delay_us: 0,
+            leaks_destruct: false,
+            ignores_remove: false,
+        };
+        with(module, |state| state.tables.push(device));
+    }
+    code
+}
+
+/// Answers a token that may not be the module's.
+pub fn answer(token: OpToken) {
+    done(token, "true");
 }
 
 static BDEV_OPS: BdevOpsV1 = BdevOpsV1 {
@@ -394,7 +433,9 @@ unsafe extern "C" fn destruct(ctx: *mut c_void, token: OpToken) {
     let device = with(module, |state| {
         *state.record.destructed.entry(id).or_default() += 1;
         let at = state.tables.iter().rposition(|device| device.id == id)?;
-        Some(state.tables.swap_remove(at))
+        let device = state.tables.swap_remove(at);
+        state.record.destruct_order.push((next_number(), device.name.clone()));
+        Some(device)
     });
     let Some(device) = device else {
         return with(module, |state| state.record.faults.push(format!("destruct of unknown device {id}")));
