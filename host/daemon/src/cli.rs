@@ -8,6 +8,8 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::perf::PerfArgs;
+
 /// Where the control socket is unless somebody says otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/tmp/tenon.sock";
 
@@ -26,6 +28,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the host. SIGTERM drains and exits, a second one exits at once, SIGHUP reads the configuration again.
     Run(RunArgs),
+    /// Put load on the devices of a configuration file and measure it.
+    Perf(Box<PerfArgs>),
     /// Check a configuration file without starting anything.
     Check(CheckArgs),
     /// Call a method of a running host and print its result.

@@ -39,10 +39,21 @@ pub fn catalog(config: &Config, extra: &[PathBuf]) -> Catalog {
     Catalog::scan(directories, Trust::Owner)
 }
 
-/// Starts the reactors a configuration asks for.
+/// Starts the reactors a configuration asks for, or those of the command line.
 pub fn start_reactors(config: &Config, cpus: Option<&str>) -> anyhow::Result<Reactors> {
+    start_reactors_on(config, cpus, None)
+}
+
+/// As [`start_reactors`]; `count`, if given, is what counts.
+pub fn start_reactors_on(
+    config: &Config,
+    cpus: Option<&str>,
+    count: Option<Cpus>,
+) -> anyhow::Result<Reactors> {
     let mut options = ReactorsOptions::default();
-    if let Some(list) = cpus.or(config.host.cpus.as_deref()) {
+    if let Some(cpus) = count {
+        options.cpus = cpus;
+    } else if let Some(list) = cpus.or(config.host.cpus.as_deref()) {
         options.cpus = Cpus::List(parse_cpus(list).map_err(|reason| Exit::new(CONFIG, reason))?);
     }
     options.mode = match config.host.mode {

@@ -9,6 +9,7 @@ mod client;
 mod exit;
 mod host;
 mod logs;
+mod perf;
 mod plugin;
 mod run;
 mod status;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Perf(args) => perf::perf(&args),
         Command::Check(args) => check::check(&args),
         Command::Rpc(args) => client::rpc(&args),
         Command::Status(args) => status::status(&args),

@@ -65,7 +65,7 @@ thread_local! {
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let begin = Instant::now();
     let config = host::read_config(args.config.as_deref())?;
-    logs::install(level(&config));
+    logs::install(level(&config, LevelFilter::Info));
     let catalog = host::catalog(&config, &args.plugin_dir);
     let reactors = host::start_reactors(&config, args.cpus.as_deref())?;
     let (events, inbox) = mpsc::channel();
@@ -166,11 +166,13 @@ fn watch_signals(events: mpsc::Sender<Event>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn level(config: &Config) -> LevelFilter {
+/// The log level a configuration asks for.
+pub fn level(config: &Config, default: LevelFilter) -> LevelFilter {
     match config.host.log_level {
+        None => default,
         Some(LogLevel::Error) => LevelFilter::Error,
         Some(LogLevel::Warn) => LevelFilter::Warn,
-        None | Some(LogLevel::Info) => LevelFilter::Info,
+        Some(LogLevel::Info) => LevelFilter::Info,
         Some(LogLevel::Debug) => LevelFilter::Debug,
         Some(LogLevel::Trace) => LevelFilter::Trace,
     }

@@ -1,0 +1,231 @@
+//! `tenon perf`: starts the host of a configuration file, puts load on its
+//! devices, prints what was measured and found, and ends.
+//!
+//! The main thread waits for events, shows progress and prints; the host runs
+//! on its reactors as under `tenon run`, without a control socket.
+
+mod args;
+mod chart;
+mod table;
+mod units;
+
+use std::io::{IsTerminal, Write};
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use log::{LevelFilter, warn};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tenon_bdev::{ShutdownReport, State};
+use tenon_control::config::Config;
+use tenon_control::{Control, ProcessControl, Stop};
+use tenon_modules::Catalog;
+use tenon_perf::{Monitor, Plan, Progress, Report, start};
+use tenon_reactor::Cpus;
+
+pub use args::PerfArgs;
+
+use crate::exit::{CONFIG, Exit, FAILURE, UNAVAILABLE};
+use crate::{host, logs, run};
+
+/// How long the reactors may take to end after everything is drained.
+const REACTORS_END: Duration = Duration::from_secs(5);
+/// Between two progress lines.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// What the main thread hears.
+enum Event {
+    Signal,
+    Failed(Exit),
+    Started(Monitor),
+    Done(Box<Report>),
+    Stopped(ShutdownReport),
+}
+
+/// What the control reactor starts with.
+struct Order {
+    config: Config,
+    catalog: Catalog,
+    plan: Plan,
+    events: Sender<Event>,
+}
+
+/// Runs the command.
+pub fn perf(args: &PerfArgs) -> anyhow::Result<()> {
+    let workload = args.workload().map_err(|reason| Exit::new(CONFIG, reason))?;
+    let config = host::read_config(Some(&args.config))?;
+    logs::install(run::level(&config, LevelFilter::Warn));
+    let catalog = host::catalog(&config, &args.plugin_dir);
+    let cpus = args.reactors.map(Cpus::Count);
+    let reactors = host::start_reactors_on(&config, args.cpus.as_deref(), cpus)?;
+    let (events, inbox) = channel();
+    watch_signals(events.clone())?;
+    let plan = Plan { bdevs: args.bdev.clone(), reactors: Vec::new(), workload };
+    let order = Order { config, catalog, plan, events };
+    let control = reactors.control().clone();
+    control.call(host::CONTROL_CALL, move || begin(order)).context("the control reactor does not answer")?;
+    let shows_progress = args.progress || std::io::stderr().is_terminal();
+    let result = wait(&inbox, shows_progress);
+    if let Err(error) = reactors.shutdown(REACTORS_END) {
+        warn!("reactors did not end in time error={error}");
+    }
+    finish(args, result?)
+}
+
+/// Handles events until the host has stopped; gives the report, if it came to one.
+fn wait(inbox: &Receiver<Event>, shows_progress: bool) -> anyhow::Result<Box<Report>> {
+    let mut result = Err(anyhow::anyhow!("interrupted"));
+    let mut monitor: Option<Monitor> = None;
+    let mut meter = Meter::default();
+    loop {
+        match inbox.recv_timeout(PROGRESS_EVERY) {
+            Ok(Event::Signal) => match monitor.take() {
+                Some(monitor) => monitor.stop(),
+                None => std::process::exit(130),
+            },
+            Ok(Event::Failed(exit)) => result = Err(exit.into()),
+            Ok(Event::Started(started)) => {
+                monitor = Some(started);
+                meter = Meter::default();
+            }
+            Ok(Event::Done(report)) => {
+                monitor = None;
+                meter.clear();
+                result = Ok(report);
+            }
+            Ok(Event::Stopped(report)) => {
+                if result.is_ok() && !report.is_clean() {
+                    return Err(anyhow::anyhow!("stopped with objects left: {}", report.left.join("; ")));
+                }
+                return result;
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if let (Some(monitor), true) = (&monitor, shows_progress) {
+                    meter.show(monitor.progress());
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return result,
+        }
+    }
+}
+
+/// Prints the report; a load that was not clean is a failure.
+fn finish(args: &PerfArgs, report: Box<Report>) -> anyhow::Result<()> {
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report).context("cannot print")?);
+    } else {
+        print!("{}", table::render(&report));
+    }
+    if let Some(path) = &args.histogram {
+        std::fs::write(path, chart::render(&report))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if report.is_clean() { Ok(()) } else { Err(Exit::new(FAILURE, table::complaints(&report)).into()) }
+}
+
+/// On the control reactor: starts the host, then the load.
+fn begin(order: Order) {
+    let Order { config, catalog, plan, events } = order;
+    let control = host::compose(&config, catalog, Rc::new(logs::handle(Vec::new)), Rc::new(Process));
+    let engine = control.engine().clone();
+    engine.start(config, move |report| {
+        let mut failures = report.failures;
+        for entry in control.engine().waiting() {
+            failures.push(format!("{}: bdev {} waits for {}", entry.location, entry.name, entry.waits_for));
+        }
+        if failures.is_empty() {
+            begin_load(control, plan, events);
+        } else {
+            end(&control, &events, Some(Exit::new(UNAVAILABLE, failures.join("\n       "))));
+        }
+    });
+}
+
+fn begin_load(control: Control, mut plan: Plan, events: Sender<Event>) {
+    let core = control.core().clone();
+    if plan.bdevs.is_empty() {
+        let is_free = |bdev: &tenon_bdev::BdevSnapshot| bdev.claims.is_empty() && bdev.state == State::Ready;
+        plan.bdevs = core.bdevs().into_iter().filter(is_free).map(|bdev| bdev.name).collect();
+    }
+    let (done_events, done_control) = (events.clone(), control.clone());
+    let started = start(&core, &plan, move |report| {
+        let _ = done_events.send(Event::Done(Box::new(report)));
+        end(&done_control, &done_events, None);
+    });
+    match started {
+        Ok(running) => _ = events.send(Event::Started(running.monitor())),
+        Err(error) => end(&control, &events, Some(Exit::new(FAILURE, error.to_string()))),
+    }
+}
+
+fn end(control: &Control, events: &Sender<Event>, failure: Option<Exit>) {
+    if let Some(exit) = failure {
+        let _ = events.send(Event::Failed(exit));
+    }
+    let (control, events) = (control.clone(), events.clone());
+    control.core().clone().shutdown(move |report| {
+        drop(control);
+        let _ = events.send(Event::Stopped(report));
+    });
+}
+
+fn watch_signals(events: Sender<Event>) -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot watch signals")?;
+    std::thread::Builder::new()
+        .name("tenon-signals".to_owned())
+        .spawn(move || signals.forever().try_for_each(|_| events.send(Event::Signal)))
+        .context("cannot start the signal thread")?;
+    Ok(())
+}
+
+/// Nobody outside asks this process to stop or to reload.
+struct Process;
+
+impl ProcessControl for Process {
+    fn stop(&self, _: Stop) {}
+
+    fn reload(&self, done: Box<dyn FnOnce(Result<(), Vec<String>>)>) {
+        done(Err(vec!["a load is running".to_owned()]));
+    }
+}
+
+/// Shows the rate since the last time.
+struct Meter {
+    begin: Instant,
+    last: (Instant, Progress),
+    has_line: bool,
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        let now = Instant::now();
+        Meter { begin: now, last: (now, Progress::default()), has_line: false }
+    }
+}
+
+impl Meter {
+    fn show(&mut self, progress: Progress) {
+        let now = Instant::now();
+        let (last, before) = std::mem::replace(&mut self.last, (now, progress));
+        let seconds = now.duration_since(last).as_secs_f64();
+        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+        let line = format!(
+            "{:>5.0} s  {:>10} IOPS  {:>10.1} MiB/s",
+            now.duration_since(self.begin).as_secs_f64(),
+            units::count(rate(progress.ios, before.ios)),
+            rate(progress.bytes, before.bytes) / 1_048_576.0,
+        );
+        let mut stderr = std::io::stderr();
+        let is_terminal = stderr.is_terminal();
+        let _ = if is_terminal { write!(stderr, "\r{line}") } else { writeln!(stderr, "{line}") };
+        self.has_line = is_terminal;
+    }
+
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.has_line) {
+            eprint!("\r{:60}\r", "");
+        }
+    }
+}

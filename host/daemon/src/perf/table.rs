@@ -1,0 +1,103 @@
+//! The report as text: one line per device and kind of I/O, then what was
+//! checked, then what was wrong.
+
+use tenon_perf::{OpReport, Report, Timing};
+
+use super::units::{count, nanoseconds, size};
+
+/// The whole report.
+pub fn render(report: &Report) -> String {
+    let timed = match report.timing {
+        Timing::Off => "no I/O timed",
+        Timing::Sampled => "one I/O in 64 timed",
+        Timing::All => "every I/O timed",
+    };
+    let mut text = format!(
+        "{}, queue depth {}, seed {}, {timed}\n\n{:<16} {:<6} {:>9} {:>11} {:>11} {:>10} {:>10} {:>10} {:>10} {:>10}\n",
+        size(report.block_bytes),
+        report.queue_depth,
+        report.seed,
+        "BDEV",
+        "OP",
+        "IOs",
+        "IOPS",
+        "MiB/s",
+        "MEAN",
+        "p50",
+        "p99",
+        "p99.9",
+        "MAX",
+    );
+    for bdev in &report.bdevs {
+        for (name, op) in bdev.ops() {
+            text += &line(&bdev.name, name, op);
+        }
+    }
+    if report.bdevs.len() > 1 {
+        let total = &report.total;
+        text += &format!(
+            "{:<16} {:<6} {:>9} {:>11} {:>11.1}\n",
+            "total",
+            "",
+            count(total.ios as f64),
+            count(total.iops),
+            total.mib_per_s,
+        );
+    }
+    for bdev in report.bdevs.iter().filter(|bdev| bdev.verified_blocks > 0) {
+        text += &format!(
+            "\n{}: {} blocks verified, {} wrong\n",
+            bdev.name, bdev.verified_blocks, bdev.mismatched_blocks
+        );
+    }
+    text
+}
+
+fn line(bdev: &str, name: &str, op: &OpReport) -> String {
+    let mut line = format!(
+        "{bdev:<16} {name:<6} {:>9} {:>11} {:>11.1}",
+        count(op.ios as f64),
+        count(op.iops),
+        op.mib_per_s
+    );
+    if let Some(latency) = &op.latency {
+        let percentiles = [latency.p50_ns, latency.p99_ns, latency.p99_9_ns, latency.max_ns];
+        for ns in [latency.mean_ns].into_iter().chain(percentiles.map(|ns| ns as f64)) {
+            line += &format!(" {:>10}", nanoseconds(ns));
+        }
+    }
+    line + "\n"
+}
+
+/// What was wrong, one line each.
+pub fn complaints(report: &Report) -> String {
+    let mut lines = Vec::new();
+    for bdev in &report.bdevs {
+        let name = &bdev.name;
+        if bdev.is_removed {
+            lines.push(format!("bdev {name}: was removed under the load, {} I/Os bounced", bdev.removed));
+        }
+        for reason in &bdev.start_failures {
+            lines.push(format!("bdev {name}: a reactor could not work on it: {reason}"));
+        }
+        for failure in bdev.failures.iter().take(MAX_LINES) {
+            lines.push(format!(
+                "bdev {name}: {} of lba {} failed: {}",
+                failure.op, failure.lba, failure.status
+            ));
+        }
+        if bdev.errors > MAX_LINES as u64 {
+            lines.push(format!("bdev {name}: {} I/Os failed in all", bdev.errors));
+        }
+        for mismatch in bdev.mismatches.iter().take(MAX_LINES) {
+            lines.push(format!("bdev {name}: {mismatch}"));
+        }
+        if bdev.mismatched_blocks > MAX_LINES as u64 {
+            lines.push(format!("bdev {name}: {} blocks are wrong in all", bdev.mismatched_blocks));
+        }
+    }
+    lines.join("\n       ")
+}
+
+/// Failures, and mismatches, shown per device.
+const MAX_LINES: usize = 8;
