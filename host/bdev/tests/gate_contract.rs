@@ -2,6 +2,7 @@
 //!
 //! Random mixes of all of it are in `gate_model`; that nothing is allocated per I/O is in `gate_alloc`.
 // UNSAFETY: reads channels and I/Os as the contract lays them out.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 mod gate;
 
@@ -35,6 +36,7 @@ fn stuck() -> Behaviour {
 }
 
 /// Slots that write one block each, from `first` on.
+#[allow(clippy::vec_box, reason = "a slot must not move while its I/O is out")]
 fn writers(world: &World, channel: &Channel, first: u64, count: u64) -> Vec<Box<Slot>> {
     let make = |block| {
         let mut slot = world.slot(channel, BLOCK);
@@ -166,7 +168,7 @@ fn a_refused_request_is_retried_in_order() {
     let mut slots = writers(&world, &channel, 0, 200);
     for slot in &mut slots {
         world.submit(&channel, slot);
-        if world.device.refusals.get() % 3 == 0 {
+        if world.device.refusals.get().is_multiple_of(3) {
             world.sim.step();
         }
     }
@@ -672,8 +674,9 @@ fn queue_depth_is_sampled_while_wanted() {
     assert_eq!((stat.period_us, stat.queue_depth), (1000, 4));
     assert!((98_000..=102_000).contains(&stat.io_time_us), "{stat:?}");
     assert_eq!(stat.weighted_io_time_us, stat.io_time_us * 4);
-    // SAFETY: the I/Os are in the module, on their reactors.
+    // SAFETY: the I/O is in the module, on its reactor.
     world.sim.on(&channels[0].reactor, |_| unsafe { unstick(slots[0].io) });
+    // SAFETY: as above.
     world.sim.on(&channels[1].reactor, |_| unsafe { unstick(other[0].io) });
     world.control::<()>(|gate, done| gate.set_queue_depth_sampling(0, move || done(())));
     world.finish(&channels);
@@ -749,8 +752,8 @@ fn a_batch_of_plain_requests_is_one_call_and_keeps_its_order() {
     slots[5].prepare(Op::WRITE, 1024, 1, BLOCK, &[]);
     let mut ios: Vec<_> = slots.iter_mut().map(|slot| slot.start()).collect();
     let (ch, count) = (channel.ch, ios.len() as u32);
-    // SAFETY: on the channel's reactor, with idle I/Os.
     let submit = |world: &mut World, ios: &[*mut tenon_abi::BdevIo]| {
+        // SAFETY: on the channel's reactor, with idle I/Os.
         world.sim.on(&channel.reactor, |_| unsafe {
             ((*(*ch).ops).submit_batch.unwrap())(ch, ios.as_ptr(), count)
         });

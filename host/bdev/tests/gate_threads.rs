@@ -2,6 +2,7 @@
 //!
 //! What is mixed is little and in no order that could be repeated; `gate_model` has the mixes, this has the threads.
 // UNSAFETY: plays module and consumer through the raw contract.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 mod gate;
 
@@ -16,7 +17,7 @@ use tenon_abi::{
     BdevFlags, BdevIo, BdevOpsV1, DescHandle, IoChannel, IoOpsV1, IoStatus, Limits, Op, OpToken, complete,
 };
 use tenon_bdev::io::{Drained, Gate, GateSpec, Phase, QosLimits, ResetMode};
-use tenon_reactor::{Cpus, Reactors, ReactorsOptions, current};
+use tenon_reactor::{Cpus, ReactorRef, Reactors, ReactorsOptions, current};
 
 /// Completes in the next turn, and refuses every hundredth I/O.
 static OPS: IoOpsV1 = IoOpsV1 {
@@ -71,7 +72,11 @@ unsafe extern "C" fn module_submit(ch: *mut IoChannel, io: *mut BdevIo) {
     }
 }
 
-/// What one reactor holds while it runs.
+/// A call of the control plane and what follows it.
+type Change = Box<dyn FnOnce(&Arc<Gate>, Box<dyn FnOnce()>) + Send>;
+
+/// What one reactor holds while it runs. A slot must not move while its I/O is out.
+#[allow(clippy::vec_box, reason = "see above")]
 struct Load {
     ch: *mut IoChannel,
     slots: Vec<Box<Slot>>,
@@ -119,6 +124,26 @@ fn look() -> (u64, bool) {
     })
 }
 
+/// Waits until all I/O of a reactor is back and puts its channel.
+fn end(reactor: &ReactorRef, wait: Duration) {
+    let deadline = Instant::now() + wait;
+    loop {
+        let (completions, is_back) = reactor.call(wait, look).unwrap();
+        if is_back {
+            assert!(completions > 1000, "{completions}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "I/O did not come back");
+        std::thread::yield_now();
+    }
+    let put = || {
+        let load = LOAD.take().unwrap();
+        // SAFETY: got on this reactor, and all I/O is back.
+        unsafe { Gate::channel_put(load.ch) };
+    };
+    reactor.call(wait, put).unwrap();
+}
+
 #[test]
 fn changes_while_threads_submit_lose_and_double_nothing() {
     let reactors =
@@ -142,7 +167,7 @@ fn changes_while_threads_submit_lose_and_double_nothing() {
         let (gate, stop) = (Arc::clone(&gate), Arc::clone(&stop));
         reactor.call(wait, move || start(&gate, &stop)).unwrap();
     }
-    let control = |call: Box<dyn FnOnce(&Arc<Gate>, Box<dyn FnOnce()>) + Send>| {
+    let control = |call: Change| {
         let (sender, receiver) = std::sync::mpsc::channel();
         let gate = Arc::clone(&gate);
         let run = move || call(&gate, Box::new(move || sender.send(()).unwrap()));
@@ -164,24 +189,7 @@ fn changes_while_threads_submit_lose_and_double_nothing() {
     }
     stop.store(true, Ordering::Relaxed);
     control(Box::new(|gate, done| gate.set_phase(Phase::Running, done)));
-    for reactor in reactors.data() {
-        let deadline = Instant::now() + wait;
-        loop {
-            let (completions, is_back) = reactor.call(wait, look).unwrap();
-            if is_back {
-                assert!(completions > 1000, "{completions}");
-                break;
-            }
-            assert!(Instant::now() < deadline, "I/O did not come back");
-            std::thread::yield_now();
-        }
-        let put = || {
-            let load = LOAD.take().unwrap();
-            // SAFETY: got on this reactor, and all I/O is back.
-            unsafe { Gate::channel_put(load.ch) };
-        };
-        reactor.call(wait, put).unwrap();
-    }
+    reactors.data().iter().for_each(|reactor| end(reactor, wait));
     control(Box::new(|gate, done| gate.set_phase(Phase::Orphaned, done)));
     control(Box::new(|gate, done| {
         gate.wait_drained(u64::MAX, move |left: Drained| {

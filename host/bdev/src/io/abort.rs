@@ -3,6 +3,9 @@
 //! A victim that waits in the gate is answered ABORTED at once, inside the call. A victim that was cut is
 //! not cut further and its children are aborted; any other may be in the module. A RESET cannot be
 //! aborted. The victim is only compared, never followed, until it is found.
+//!
+//! # Safety
+//! Every unsafe function takes a live channel of the calling reactor; a victim may be any pointer.
 // UNSAFETY: follows channels and I/Os through raw pointers.
 
 use tenon_abi::{BdevIo, IoChannel, IoFlags, IoStatus, errno};

@@ -5,6 +5,9 @@
 //! (it gets room for several, not one at a time); if it had nothing, nothing will complete, so a timer
 //! with a growing delay tries. A device that accepts nothing at all for [`GIVE_UP_NS`] has its oldest
 //! I/O answered NOMEM. The gate is not in the completion path: `service` watches `outstanding`.
+//!
+//! # Safety
+//! Every unsafe function takes a live channel of the calling reactor, and I/Os that the gate owns.
 // UNSAFETY: works on the calling reactor's channels through raw pointers.
 
 use std::ffi::c_void;

@@ -4,6 +4,9 @@
 //! request with; the module's carries the queues, the counters and what the module put there. They are
 //! opened, used and closed on one reactor. The module's is closed in a turn of its own, never
 //! from inside a completion, and never while I/O is outstanding on it.
+//!
+//! # Safety
+//! Every private unsafe function takes live channels of the calling reactor.
 // UNSAFETY: allocates channels and follows raw pointers between them.
 
 use std::ptr;

@@ -4,6 +4,9 @@
 //! [`check`] is complete and decides about the rest. Rules beyond the ABI's text: a READ or WRITE of no
 //! blocks is INVALID, as is a piece of no bytes or without memory; a READ with LEND and no memory
 //! is NOT_SUPPORTED where the module cannot lend for it, and is to be sent again with memory.
+//!
+//! # Safety
+//! Every private unsafe function takes a request whose lists and arguments are valid as far as they say.
 // UNSAFETY: follows the scatter lists and arguments of I/Os.
 
 use tenon_abi::{BdevFlags, BdevIo, CopyRange, IoExtV1, IoFlags, IoStatus, IoVec, Op, reaches};

@@ -5,6 +5,10 @@
 //! whole blocks within every limit of the device; where the parent's memory does not allow that (a
 //! piece is not aligned, or a block lies in too many pieces), it carries a bounce buffer instead. Does not
 //! decide when children are made; see `split`.
+//!
+//! # Safety
+//! Every private unsafe function takes an active parent, a child of its channel's pool, and cursors inside the
+//! parent's scatter list; a buffer has [`BOUNCE_BYTES`].
 // UNSAFETY: lays out children in raw memory; copies between payloads and buffers.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};

@@ -5,6 +5,9 @@
 //! then paid off; unused time is kept for [`BURST_NS`]. A meter is one atomic word, drawn on only
 //! where a limit is set. What does not pass waits, reads apart from writes, each first in first out, and
 //! is looked at again when its meter says, at least every [`SLICE_NS`].
+//!
+//! # Safety
+//! Every unsafe function takes a live channel of the calling reactor.
 // UNSAFETY: works on the calling reactor's channels through raw pointers.
 
 use std::ffi::c_void;

@@ -10,6 +10,9 @@
 //! said. A RESET that comes meanwhile waits and is executed for itself. A module without RESET
 //! is reset by that drain alone: it succeeds only if everything drained. A device that is absent or
 //! orphaned by then answers NO_DEVICE.
+//!
+//! # Safety
+//! Unsafe functions run on the reactor the RESET belongs to, while the gate owns it.
 // UNSAFETY: carries I/O pointers between reactors, and gives them back to the one they belong to.
 
 use std::collections::VecDeque;

@@ -5,6 +5,9 @@
 //! runs on every turn while some channel asks and is paused otherwise; it lets the reactor sleep when
 //! nothing could be done. Each run does a bounded amount per channel, so that a consumer that
 //! submits anew in every completion cannot keep it.
+//!
+//! # Safety
+//! Every unsafe function takes a live channel of the calling reactor.
 // UNSAFETY: holds raw pointers to live channels, which leave the list before they are freed.
 
 use std::cell::{Cell, RefCell};

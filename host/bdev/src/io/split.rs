@@ -5,6 +5,9 @@
 //! for the next. After the first error no more are made, and the parent is answered with it when the
 //! last one is back. A parent that cannot go on (no child, no buffer, the gate is closed, it has had its
 //! turn) is parked in line.
+//!
+//! # Safety
+//! Every private unsafe function takes an active parent of the calling reactor, or its live channel.
 // UNSAFETY: keeps parents in raw memory and lists; follows children back to them.
 
 use std::ffi::c_void;

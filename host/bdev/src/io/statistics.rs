@@ -4,6 +4,9 @@
 //! touches anyway. Latency is measured for every I/O of a slow device and one in [`SAMPLE_EVERY`] of a
 //! fast one (all while a histogram records): the gate puts itself in front of `done` only for those. A report visits the reactors;
 //! closed channels leave their figures behind.
+//!
+//! # Safety
+//! Every private unsafe function takes a live channel of the calling reactor.
 // UNSAFETY: puts itself between an I/O and its `done`; visits read the channels of their own reactor.
 
 use std::ffi::c_void;

@@ -3,6 +3,10 @@
 //! A consumer's channel has [`OPEN_OPS`] while nothing stands between it and the module, and
 //! [`GUARDED_OPS`] while something does: a phase, a reset, a rate limit, or I/O that waits. The fast path
 //! therefore asks none of them. Counting happens where a request is passed on, once per request.
+//!
+//! # Safety
+//! Every private unsafe function takes a live channel of the calling reactor, and I/Os whose consumer has given
+//! them to the gate.
 // UNSAFETY: forwards I/Os between channels through raw pointers.
 
 use std::sync::Arc;

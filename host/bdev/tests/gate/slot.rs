@@ -11,6 +11,9 @@ use tenon_abi::{BDEV_IO_SIZE, BdevIo, CopyRange, IoChannel, IoExtV1, IoFlags, Io
 /// Most pieces a slot's payload is cut into.
 pub const MAX_PIECES: usize = 64;
 
+/// What follows a completion.
+pub type After = Box<dyn FnMut(&mut Slot)>;
+
 pub struct Slot {
     pub io: *mut BdevIo,
     layout: Layout,
@@ -27,7 +30,7 @@ pub struct Slot {
     pub completions: Cell<u64>,
     pub status: Cell<IoStatus>,
     /// Runs after each completion.
-    pub after: Option<Box<dyn FnMut(&mut Slot)>>,
+    pub after: Option<After>,
 }
 
 impl Slot {
