@@ -112,6 +112,16 @@ impl Operations {
         self.names.len()
     }
 
+    /// The module's last answer is not waited for any more.
+    fn forget_fini(&mut self, module: u32) {
+        let is_fini = |owed: &Owed| matches!(owed, Owed::Fini(other) if other.id() == module);
+        let tokens: Vec<u64> =
+            self.owed.iter().filter(|(_, owed)| is_fini(owed)).map(|(raw, _)| raw).collect();
+        for token in tokens {
+            self.owed.remove(token);
+        }
+    }
+
     /// The operation that has `name` for itself now.
     pub(crate) fn owner_of_name(&self, name: &str) -> Option<(u64, &Operation)> {
         let operation = *self.names.get(name)?.front()?;
@@ -354,7 +364,9 @@ impl Core {
     fn operation_undo(&self, id: u64) {
         let bdevs = {
             let operations = self.inner.operations.borrow();
-            let Some(operation) = operations.get(id) else { return };
+            // Two of its devices may go at once; the second finds the work done.
+            let undoing = operations.get(id).filter(|operation| operation.state == OpState::Undoing);
+            let Some(operation) = undoing else { return };
             // What it was to remove stays as it is.
             if operation.request.removes() { Vec::new() } else { operation.bdevs.clone() }
         };
@@ -387,16 +399,22 @@ impl Core {
         let Some(Err(error)) = &operation.outcome else { return false };
         let Some(base) = error.waiting_for() else { return false };
         let registry = self.inner.registry.borrow();
-        let busy = registry
-            .find(base)
-            .filter(|record| record.state().may_be_opened() && !record.examination.is_examined);
-        let Some(base) = busy.map(|record| record.handle) else { return false };
-        if !operation.apply(OpEvent::UndoneToPark) {
+        let Some(record) = registry.find(base).filter(|record| record.state().may_be_opened()) else {
+            return false;
+        };
+        // The examination may have ended since the module asked; but a module that misses a device that is
+        // in service means something else by it.
+        let is_ready = record.examination.is_examined;
+        if (is_ready && operation.attempts > 1) || !operation.apply(OpEvent::UndoneToPark) {
             return false;
         }
+        let base = record.handle;
         operation.lost.clear();
         operation.parked_on = Some(base);
         operations.parked.push(id);
+        if is_ready {
+            self.later(move |core| core.operations_unpark(base));
+        }
         true
     }
 
@@ -541,6 +559,7 @@ impl Core {
             let of_module = |operation: &Operation| operation.module.is_some_and(|m| m.id() == module.id());
             operations.iter().filter(|(_, op)| of_module(op)).filter_map(|(_, op)| op.token).collect()
         };
+        self.inner.operations.borrow_mut().forget_fini(module.id());
         for token in tokens {
             let error =
                 OpError::new(errno::ESHUTDOWN, module.name(), "module went out of service unanswered");

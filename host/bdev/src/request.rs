@@ -157,7 +157,7 @@ impl Core {
                 (None, _) => Err(OpError::new(errno::ENODEV, &**name, "no such device")),
                 (Some(record), Some(module)) if record.module.name() != &**module => {
                     let reason = format!("device is of module {}, not of {module}", record.module.name());
-                    Err(OpError::new(errno::EINVAL, &**name, reason))
+                    Err(OpError::new(errno::ENODEV, &**name, reason))
                 }
                 (Some(_), _) => Ok(()),
             },

@@ -85,6 +85,23 @@ fn a_create_on_a_base_under_examination_waits_for_it() {
 }
 
 #[test]
+fn a_failed_create_of_several_devices_waits_for_its_base_too() {
+    let host = Host::new(41);
+    host.load(0);
+    vendor::behave(1, Behaviour { examine_delay_us: 1000, ..Behaviour::default() });
+    host.load(1);
+    let base = host.start_create(0, json!({ "name": "m0" }));
+    let top = host.start_create(1, json!({ "name": "t0", "count": 2, "late_base": "m0" }));
+    assert!(host.wait(&base).is_ok());
+    assert_eq!(host.wait(&top).unwrap().bdevs, ["t0", "t0.1"]);
+    let wrong = host::Answered::new();
+    host.on(|core| core.delete("m0", Some("fake1"), wrong.reply()));
+    let error = host.wait(&wrong).unwrap_err();
+    assert!(error.reason.contains("fake0"), "{error}");
+    host.finish();
+}
+
+#[test]
 fn a_module_that_comes_late_is_offered_what_is_there() {
     let host = Host::new(5);
     host.load(0);

@@ -14,7 +14,7 @@ const SAMPLE: usize = 100;
 fn create(host: &Host, range: std::ops::Range<usize>) -> Duration {
     let started = Instant::now();
     for n in range {
-        host.create(0, json!({ "name": format!("bdev-{n}") })).unwrap();
+        host.create(0, json!({ "name": format!("bdev-{n}") })).expect("a device");
     }
     started.elapsed()
 }

@@ -128,6 +128,9 @@ impl Run {
         if random.chance(40) {
             params["base"] = json!(random.name());
         }
+        if random.chance(20) {
+            params["late_base"] = json!(random.name());
+        }
         for (key, percent) in [("delay_us", 30), ("answer_delay_us", 30), ("destruct_delay_us", 30)] {
             if random.chance(percent) {
                 params[key] = json!(random.next() % 1500);

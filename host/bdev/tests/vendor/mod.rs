@@ -252,6 +252,13 @@ fn build(module: usize, params: &Value, token: OpToken) {
             return failed(token, code, &own, "device cannot be registered");
         }
     }
+    if let Some(base) = params.get("late_base").and_then(Value::as_str) {
+        // SAFETY: the text lives until the call returns.
+        let found = unsafe { (host().bdev_find)(Str::new(base)) };
+        if found.0 == 0 {
+            return failed(token, errno::ENODEV, base, "base is not there");
+        }
+    }
     if flag("fail") {
         return failed(token, errno::EIO, &name, "told to fail");
     }
