@@ -216,6 +216,13 @@ impl World {
                 format!("channel of `{name}` was put with {} I/Os outstanding", found.in_flight.get());
             self.violate(Fault::IoOutstanding, detail);
         }
+        self.take_channel(gate);
+    }
+
+    /// Ends a consumer's channel, and the module's with its last one.
+    pub(crate) fn take_channel(self: &Rc<World>, gate: *mut GateChannel) {
+        // SAFETY: channels live as long as the world.
+        let found = unsafe { &*gate };
         found.is_put.set(true);
         found.device.gates.borrow_mut().retain(|other| *other != gate);
         self.release_module_channel(found.channel);

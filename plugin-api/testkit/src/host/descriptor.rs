@@ -21,7 +21,6 @@ pub(crate) struct Desc {
     pub(crate) arg: *mut c_void,
     pub(crate) claim: Cell<Option<(ClaimKind, u64)>>,
     pub(crate) was_told: Cell<bool>,
-    pub(crate) is_open: Cell<bool>,
 }
 
 impl World {
@@ -78,7 +77,6 @@ impl World {
             arg,
             claim: Cell::new(None),
             was_told: Cell::new(false),
-            is_open: Cell::new(true),
         };
         self.descriptors.borrow_mut().insert(id, Rc::new(desc));
         Ok(id)
@@ -98,11 +96,15 @@ impl World {
             self.violate(Fault::ChannelLeaked, detail);
             return errno::EBUSY;
         }
-        desc.is_open.set(false);
-        desc.device.descriptors.borrow_mut().retain(|other| *other != id);
-        self.descriptors.borrow_mut().remove(id);
-        self.progress_removal(&desc.device);
+        self.take_descriptor(&desc);
         0
+    }
+
+    /// Ends a descriptor with its claim.
+    pub(crate) fn take_descriptor(self: &Rc<World>, desc: &Desc) {
+        desc.device.descriptors.borrow_mut().retain(|other| *other != desc.id);
+        self.descriptors.borrow_mut().remove(desc.id);
+        self.progress_removal(&desc.device);
     }
 
     fn has_channels(&self, desc: &Desc) -> bool {

@@ -140,6 +140,8 @@ pub(crate) use module_callback;
 /// Plugins that are in use by some test of this process: their statics exist once.
 static IN_USE: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
 static RETURNED: Condvar = Condvar::new();
+/// What the `me` of every module ever loaded points to.
+static FACES: Mutex<Vec<&'static ModuleId>> = Mutex::new(Vec::new());
 
 /// Waits until no other fake host of the process uses the plugin, and takes it.
 fn acquire(key: usize) {
@@ -260,7 +262,10 @@ impl World {
         }
         acquire(key);
         let id = ModuleId(self.modules.borrow().len() as u32 + 1);
-        let me: *mut HostModule = Box::into_raw(Box::new(id.0)).cast();
+        // Kept for ever: a plugin may hold it as long as the process lives.
+        let face: &'static ModuleId = Box::leak(Box::new(id));
+        lock(&FACES).push(face);
+        let me: *mut HostModule = std::ptr::from_ref(face).cast_mut().cast();
         lock(&self.shared.names).push((me as usize, id, name.clone()));
         // SAFETY: gate 1 has passed.
         let ops = unsafe { (*descriptor).ops };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tenon_abi::{Reason, errno};
 
+use super::channel::GateChannel;
 use super::device::Device;
 use super::flight::FlightState;
 use super::module::{self, Module, ModuleId, ModuleState, module_callback};
@@ -56,6 +57,7 @@ impl World {
         self.settle();
         module.state.set(ModuleState::Retired);
         self.census(module);
+        self.expel(module.id);
         module::release(module.key);
         result
     }
@@ -110,6 +112,20 @@ impl World {
         self.methods.borrow_mut().retain(|method| method.module != module.id);
         self.watches.borrow_mut().retain(|watch| watch.module != module.id);
         self.subscriptions.borrow_mut().retain(|subscription| subscription.module != module.id);
+    }
+
+    /// Takes away the descriptors and channels a module left behind: nothing of it is called any longer, and the
+    /// devices it held can go.
+    fn expel(self: &Rc<World>, module: ModuleId) {
+        let gates: Vec<*mut GateChannel> = self.gates.borrow().clone();
+        // SAFETY: channels live as long as the world.
+        let left =
+            gates.into_iter().filter(|gate| unsafe { (**gate).module == module && !(**gate).is_put.get() });
+        left.for_each(|gate| self.take_channel(gate));
+        let open = self.descriptors.borrow().snapshot();
+        for desc in open.into_iter().filter(|desc| desc.module == module) {
+            self.take_descriptor(&desc);
+        }
     }
 
     /// Records every I/O that is still with a module.

@@ -133,6 +133,9 @@ unsafe extern "C" fn create(text: Str, token: OpToken) {
     if pass.desc.get().0 != 0 && pass.fault != "leak_on_failure" {
         // SAFETY: the descriptor is ours.
         unsafe { (host.bdev_close)(pass.desc.get()) };
+    } else if pass.desc.get().0 != 0 {
+        // A descriptor that stays open has the box.
+        std::mem::forget(pass);
     }
     DOOR.fail(token, code, &name, "the device cannot be built");
 }
@@ -233,7 +236,10 @@ unsafe extern "C" fn destruct(ctx: Arg, token: OpToken) {
         std::mem::forget(pass);
     } else {
         // SAFETY: our descriptor.
-        unsafe { (DOOR.host().bdev_close)(pass.desc.get()) };
+        let code = unsafe { (DOOR.host().bdev_close)(pass.desc.get()) };
+        if code != 0 {
+            std::mem::forget(pass);
+        }
     }
     DOOR.succeed(token);
 }
