@@ -5,13 +5,18 @@
 //! served by the loop of [`Worker::pump`], and its stack does not grow. A device
 //! that completes later gets all that is free in one batch per turn, which lets
 //! it enter the kernel or ring a doorbell once.
+//!
+//! # Safety
+//! Unless a function says more: it runs on the worker's reactor, `worker` is
+//! live and nobody else refers into it, and `slot` is one of its own that has
+//! been taken and is not submitted.
 // UNSAFETY: fills, submits and receives raw I/Os.
 
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tenon_abi::{BdevIo, DescHandle, IoChannel, IoFlags, IoState, IoStatus, IoVec};
+use tenon_abi::{BdevIo, DescHandle, IoChannel, IoFlags, IoStatus};
 use tenon_bdev::{Channel, channel_get};
 use tenon_reactor::{Poll, PollerId, PollerKind, current, now_ns, ticks};
 
@@ -51,7 +56,10 @@ pub(crate) struct Worker {
     tallies: [Tally; Kind::COUNT],
     /// Every so many I/Os are timed; 0: none.
     timed_every: u32,
+    /// I/Os until the next one that is timed.
     to_timed: u32,
+    /// As `timed_every`, for a device that completes inside `submit`.
+    timed_inside: u32,
     /// When the last timed I/O completed.
     last_ticks: u64,
     /// The device completed the last I/O inside `submit`.
@@ -177,11 +185,8 @@ impl Worker {
             stage: order.passes.first(),
             generator: Generator::new(&workload, order.part, order.workers, order.seed, order.ledger.clone()),
             tallies: Default::default(),
-            timed_every: match workload.timing {
-                Timing::Off => 0,
-                Timing::Sampled => SAMPLE_EVERY,
-                Timing::All => 1,
-            },
+            timed_every: timed_every(workload.timing, false, block_bytes),
+            timed_inside: timed_every(workload.timing, true, block_bytes),
             to_timed: 1,
             last_ticks: 0,
             completes_inside: true,
@@ -350,13 +355,11 @@ impl Worker {
             (*slot).request = request;
             let io = (*slot).io;
             (*io).op = request.kind.op();
-            (*io).state = IoState::IDLE;
             (*io).flags = IoFlags::NONE;
             (*io).offset_blocks = request.chunk * self.blocks_per_chunk;
             (*io).num_blocks = self.blocks_per_chunk;
-            (*io).iovs = &raw mut (*io).inline_iov;
+            (*io).iovs = &raw mut (*slot).iov;
             (*io).iovcnt = 1;
-            (*io).inline_iov = IoVec { base: (*slot).buffer.cast::<c_void>(), len: self.block_bytes };
             (*io).done = Some(done);
             (*io).done_arg = slot.cast::<c_void>();
             if self.lends && request.kind == Kind::Read {
@@ -378,7 +381,7 @@ impl Worker {
     unsafe fn prepare(&mut self, slot: *mut Slot, request: Request) {
         let Some(care) = &self.care else { return };
         // SAFETY: as in `next_slot`; the buffer is `block_bytes` long and nobody reads it now.
-        let buffer = unsafe { std::slice::from_raw_parts_mut((*slot).buffer, self.block_bytes) };
+        let buffer = unsafe { std::slice::from_raw_parts_mut((*slot).iov.base.cast::<u8>(), self.block_bytes) };
         match request.kind {
             Kind::Read => care.frame.spoil(buffer),
             Kind::Write => {
@@ -588,14 +591,15 @@ unsafe fn payload<'a>(io: *mut BdevIo, slot: *mut Slot, len: usize) -> &'a [u8] 
         if (*io).iovcnt == 1 && (*(*io).iovs).len == len {
             return std::slice::from_raw_parts((*(*io).iovs).base.cast::<u8>(), len);
         }
+        let buffer = (*slot).iov.base.cast::<u8>();
         let mut filled = 0;
         for piece in 0..(*io).iovcnt as usize {
             let piece = &*(*io).iovs.add(piece);
             let part = piece.len.min(len - filled);
-            std::ptr::copy(piece.base.cast::<u8>(), (*slot).buffer.add(filled), part);
+            std::ptr::copy(piece.base.cast::<u8>(), buffer.add(filled), part);
             filled += part;
         }
-        std::slice::from_raw_parts((*slot).buffer, len)
+        std::slice::from_raw_parts(buffer, len)
     }
 }
 

@@ -32,7 +32,10 @@ pub fn check(tree: &Tree, list: &UnsafeList) -> Vec<Finding> {
         module_head(source, &mut findings);
         sites(source, &mut findings);
     }
-    for entry in &list.allow {
+    for (index, entry) in list.allow.iter().enumerate() {
+        if list.allow[..index].iter().any(|other| other.path == entry.path) {
+            findings.push(Finding::new(UNSAFE, 1, "unsafe", format!("{} is listed twice", entry.path)));
+        }
         if entry.reason.trim().is_empty() {
             findings.push(Finding::new(
                 UNSAFE,
@@ -240,6 +243,13 @@ mod tests {
         let list = UnsafeList { allow: vec![UnsafeEntry { path: "host/x".into(), reason: " ".into() }] };
         let text = "//! H.\n// UNSAFETY: r\nfn f() {\n    // SAFETY: s\n    unsafe { g() }\n}\n";
         check_text(text, &list, &["without a reason"]);
+    }
+
+    #[test]
+    fn a_place_is_listed_once() {
+        let entry = || UnsafeEntry { path: "host/x".into(), reason: "r".into() };
+        let text = "//! H.\n// UNSAFETY: r\nfn f() {\n    // SAFETY: s\n    unsafe { g() }\n}\n";
+        check_text(text, &UnsafeList { allow: vec![entry(), entry()] }, &["listed twice"]);
     }
 
     #[test]
