@@ -35,6 +35,15 @@ pub(crate) enum Owner {
     Host(Arc<str>),
 }
 
+impl Owner {
+    pub(crate) fn is_module(&self, id: u32) -> bool {
+        match self {
+            Owner::Module(module) => module.id() == id,
+            Owner::Host(_) => false,
+        }
+    }
+}
+
 /// One descriptor of a device, as the rules see it.
 #[derive(Clone, Debug)]
 pub(crate) struct Holding {

@@ -29,6 +29,8 @@ use crate::registry::Bdev;
 #[derive(Debug)]
 pub(crate) struct Removal {
     pub reason: Reason,
+    /// Nobody asked for it: the device may be made again when what it stood on comes back.
+    pub may_return: bool,
     pub step: RemovalStep,
     /// A deadline passed; operators are told who is waited for.
     pub is_overdue: bool,
@@ -84,6 +86,7 @@ impl Core {
             record.apply(Event::Remove);
             (record.name.clone(), record.absent.take())
         };
+        let may_return = self.may_return(bdev, reason);
         self.cancel_deadline(absent.and_then(|absent| absent.key));
         log::info!("bdev is being removed bdev={name} reason={}", reason_text(reason));
         let patience = self.inner.options.remove_deadline;
@@ -92,6 +95,7 @@ impl Core {
         if let Some(record) = self.inner.registry.borrow_mut().get_mut(bdev) {
             record.removal = Some(Removal {
                 reason,
+                may_return,
                 step: RemovalStep::Orphaning,
                 is_overdue: false,
                 activity,
@@ -105,6 +109,25 @@ impl Core {
             core.gate_step(bdev, GateStep::Orphan);
         });
         true
+    }
+
+    /// A device that follows its base goes for the base's reason, not for one of its own.
+    fn may_return(&self, bdev: BdevHandle, reason: Reason) -> bool {
+        match reason {
+            Reason::HOT_REMOVED | Reason::DEADLINE | Reason::IDENTITY_CHANGED | Reason::FAILED => true,
+            Reason::BASE_REMOVED => {
+                let registry = self.inner.registry.borrow();
+                let Some(module) = registry.get(bdev).map(|record| record.module.id()) else { return false };
+                let holds =
+                    |record: &Bdev| record.descriptors.iter().any(|holding| holding.owner.is_module(module));
+                let mut bases = registry
+                    .iter()
+                    .filter(|record| holds(record))
+                    .filter_map(|record| record.removal.as_ref());
+                bases.all(|removal| removal.may_return)
+            }
+            _ => false,
+        }
     }
 
     /// The gate bounces new I/O everywhere: tell those who hold the device.
@@ -205,7 +228,7 @@ impl Core {
         }
         assert!(record.descriptors.is_empty(), "bdev {}: a descriptor is left", record.name);
         log::info!("bdev is gone bdev={}", record.name);
-        self.saved_forget_bdev(bdev, record.removal.as_ref().map_or(Reason::UNSPECIFIED, |r| r.reason));
+        self.saved_forget_bdev(bdev, record.removal.as_ref().is_some_and(|removal| removal.may_return));
         if let Some(removal) = &record.removal {
             self.cancel_deadline(removal.deadline);
             self.activity_end(removal.activity);

@@ -5,11 +5,11 @@
 //! when the module gives one. Does not write files.
 // UNSAFETY: calls `config_json` of devices.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::Value;
-use tenon_abi::{BdevHandle, Reason};
+use tenon_abi::BdevHandle;
 use tenon_modules::ModuleRef;
 
 use crate::core::Core;
@@ -33,6 +33,8 @@ pub struct SavedEntry {
 pub(crate) struct Saved {
     records: BTreeMap<u64, Record>,
     by_bdev: HashMap<BdevHandle, u64>,
+    /// Records without devices that may come back.
+    gone: BTreeSet<u64>,
     next: u64,
 }
 
@@ -46,6 +48,29 @@ struct Record {
 impl Saved {
     pub(crate) fn len(&self) -> usize {
         self.records.len()
+    }
+
+    /// The record of a device that went away, by module and name.
+    fn gone_of(&self, module: ModuleRef, name: Option<&str>) -> Option<u64> {
+        let name = name?;
+        let is_it = |number: &&u64| {
+            self.records.get(*number).is_some_and(|record| {
+                record.module.name() == module.name()
+                    && record.params.get("name").and_then(Value::as_str) == Some(name)
+            })
+        };
+        self.gone.iter().find(is_it).copied()
+    }
+
+    fn keep(&mut self, wanted: impl Fn(&Record) -> bool) {
+        self.records.retain(|_, record| wanted(record));
+        let Saved { gone, records, .. } = self;
+        gone.retain(|number| records.contains_key(number));
+    }
+
+    fn drop_record(&mut self, number: u64) {
+        self.records.remove(&number);
+        self.gone.remove(&number);
     }
 }
 
@@ -62,8 +87,12 @@ impl Core {
                 return;
             }
         };
-        let (Some(module), Ok(params)) = (module, serde_json::from_str(params)) else { return };
+        let (Some(module), Ok(params)) = (module, serde_json::from_str::<Value>(params)) else { return };
         let mut saved = self.inner.saved.borrow_mut();
+        // What was made again takes the place of what went away.
+        if let Some(replaced) = saved.gone_of(module, params.get("name").and_then(Value::as_str)) {
+            saved.drop_record(replaced);
+        }
         let number = saved.next;
         saved.next += 1;
         for bdev in bdevs {
@@ -89,49 +118,53 @@ impl Core {
         let Some(module) = module.filter(|_| takes_away) else { return };
         let Ok(params) = serde_json::from_str::<Value>(params) else { return };
         let Some(name) = params.get("name") else { return };
-        self.inner.saved.borrow_mut().records.retain(|_, record| {
+        self.inner.saved.borrow_mut().keep(|record| {
             let is_named = record.module.name() == module.name() && record.params.get("name") == Some(name);
             !is_named || !record.bdevs.is_empty()
         });
     }
 
     /// A device is gone. Its record goes with the last of them, unless the device may come back by itself.
-    pub(crate) fn saved_forget_bdev(&self, bdev: BdevHandle, reason: Reason) {
+    pub(crate) fn saved_forget_bdev(&self, bdev: BdevHandle, may_return: bool) {
         let mut saved = self.inner.saved.borrow_mut();
         let Some(number) = saved.by_bdev.remove(&bdev) else { return };
         let Some(record) = saved.records.get_mut(&number) else { return };
         record.bdevs.retain(|other| *other != bdev);
-        let may_come_back = matches!(
-            reason,
-            Reason::HOT_REMOVED
-                | Reason::BASE_REMOVED
-                | Reason::DEADLINE
-                | Reason::IDENTITY_CHANGED
-                | Reason::FAILED
-        );
-        if record.bdevs.is_empty() && !may_come_back {
-            saved.records.remove(&number);
+        match (record.bdevs.is_empty(), may_return) {
+            (true, true) => _ = saved.gone.insert(number),
+            (true, false) => saved.drop_record(number),
+            (false, _) => {}
         }
     }
 
     /// A device that comes back by itself belongs to the create that made it first.
     pub(crate) fn saved_adopt(&self, module: ModuleRef, name: &str, bdev: BdevHandle) {
         let mut saved = self.inner.saved.borrow_mut();
-        let orphaned = saved.records.iter_mut().find(|(_, record)| {
-            record.bdevs.is_empty()
-                && record.module.name() == module.name()
-                && record.params.get("name").and_then(Value::as_str) == Some(name)
-        });
-        let Some((number, record)) = orphaned else { return };
-        record.bdevs.push(bdev);
-        let number = *number;
+        let Some(number) = saved.gone_of(module, Some(name)) else { return };
+        saved.gone.remove(&number);
+        if let Some(record) = saved.records.get_mut(&number) {
+            record.bdevs.push(bdev);
+        }
         saved.by_bdev.insert(bdev, number);
+    }
+
+    /// Creates whose devices went away although nobody deleted them.
+    pub fn gone_config(&self) -> Vec<SavedEntry> {
+        let saved = self.inner.saved.borrow();
+        let records = saved.gone.iter().filter_map(|number| saved.records.get(number));
+        let entry = |record: &Record| SavedEntry {
+            module: record.module.name().to_owned(),
+            method: record.method.as_ref().map(|method| method.to_string()),
+            params: record.params.clone(),
+            bdevs: Vec::new(),
+        };
+        records.map(entry).collect()
     }
 
     /// A module is gone, and with it what it was asked to make.
     pub(crate) fn saved_forget_module(&self, module: ModuleRef) {
         let mut saved = self.inner.saved.borrow_mut();
-        saved.records.retain(|_, record| record.module.id() != module.id() || !record.bdevs.is_empty());
+        saved.keep(|record| record.module.id() != module.id() || !record.bdevs.is_empty());
     }
 
     /// The configuration as it is now, in the order of creation.

@@ -3,13 +3,14 @@
 //!
 //! Order in the file does not matter: every device is asked for at once; one
 //! whose base is not there yet is kept as *waiting* and asked for again when a
-//! device of that name becomes ready, now or hours later. A device that fails
-//! is reported and leaves the others alone.
+//! device of that name becomes ready, now or hours later. So is one that went
+//! away with its base although nobody deleted either. A device that fails is
+//! reported and leaves the others alone.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use log::{error, info, warn};
+use log::{debug, error, info};
 use serde::Serialize;
 use serde_json::Value;
 use tenon_bdev::{Core, OpError, QosLimits};
@@ -45,7 +46,7 @@ pub struct WaitingEntry {
     pub location: String,
 }
 
-/// What went wrong, for people; empty if nothing did.
+/// What went wrong, for people; empty if nothing did. Whoever gets it tells them: nothing of it is logged before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// One line per device or module that failed.
@@ -74,7 +75,9 @@ impl Engine {
         let weak = Rc::downgrade(&engine.0);
         core.on_bdev_ready(move |name, aliases| {
             if let Some(inner) = weak.upgrade() {
-                Engine(inner).retry_waiting_for(name, aliases);
+                let engine = Engine(inner);
+                engine.retry_waiting_for(name, aliases);
+                engine.revive();
             }
         });
         engine
@@ -283,6 +286,18 @@ impl Engine {
         }
     }
 
+    /// A device became ready: what nobody deleted, but went away with its base, is asked for again.
+    fn revive(&self) {
+        for entry in self.0.core.gone_config().into_iter().filter(|entry| entry.method.is_none()) {
+            let Value::Object(params) = entry.params.clone() else { continue };
+            let title = format!("[[bdev]] {}", params.get("name").and_then(Value::as_str).unwrap_or("-"));
+            self.0.core.create(&entry.module, &entry.params, move |result| match result {
+                Ok(answer) => info!("bdev made again bdevs={}", answer.bdevs.join(",")),
+                Err(error) => debug!("bdev not made again yet: {title}: {error}"),
+            });
+        }
+    }
+
     fn set_qos(&self, name: &str, qos: QosTable, progress: &Progress) {
         let step = progress.clone();
         let owner = name.to_owned();
@@ -311,7 +326,6 @@ impl Progress {
     }
 
     fn fail(&self, line: String, is_required: bool) {
-        warn!("configuration step failed: {line}");
         let mut state = self.0.borrow_mut();
         if is_required {
             state.report.required.push(line.clone());
