@@ -153,6 +153,13 @@ impl<C: Channel> Drop for IoBatch<'_, C> {
 }
 
 impl Victim {
+    /// True if the victim is this I/O, for a channel that keeps I/Os in flight in a table of its own.
+    #[inline]
+    #[must_use]
+    pub fn is_io<C: Channel>(self, io: &Io<C>) -> bool {
+        self.is(io.as_raw())
+    }
+
     #[inline]
     pub(crate) fn is(self, io: *mut BdevIo) -> bool {
         self.0 == io

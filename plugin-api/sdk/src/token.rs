@@ -3,7 +3,9 @@
 //! answers with an error, so that none is forgotten.
 // UNSAFETY: calls the functions of the host's table.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
+use std::rc::Rc;
 
 use serde::Serialize;
 use tenon_abi::{ErrorV1, ExamineAnswer, ExamineToken as RawExamine, OpToken as RawToken, Str};
@@ -62,6 +64,28 @@ impl OpToken {
 
     pub(crate) fn raw(&self) -> RawToken {
         self.raw
+    }
+
+    /// Runs `work` on a worker thread, where it may block, then `done` with the token back on this thread. If the
+    /// workers have too much to do, the operation fails with `-EAGAIN` and neither runs.
+    pub fn offload<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+        done: impl FnOnce(OpToken, Result<T, Error>) + 'static,
+    ) {
+        let host = self.host;
+        let token = Rc::new(Cell::new(Some(self)));
+        let waiting = Rc::clone(&token);
+        let result = host.offload(work, move |result| {
+            if let Some(token) = waiting.take() {
+                done(token, result);
+            }
+        });
+        if let Err(error) = result
+            && let Some(token) = token.take()
+        {
+            token.fail(error);
+        }
     }
 
     /// Success without a result (`true` for an RPC client).
