@@ -17,22 +17,27 @@ fn every_example_configuration_is_valid_and_runs() {
     for file in files {
         let checked = run(&["check", file.to_str().unwrap()]);
         assert_eq!(checked.code, 0, "{}: {}", file.display(), checked.stderr);
-        let text = std::fs::read_to_string(&file).unwrap();
-        let wanted: Vec<&str> =
-            text.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"')).collect();
-        let mut host = Host::start(&text);
-        let found = host.bdevs();
-        for name in wanted {
-            assert!(
-                found.iter().any(|bdev| bdev == name),
-                "{}: no {name} in {found:?}\n{}",
-                file.display(),
-                host.log()
-            );
+        let scratch = Scratch::new();
+        let ours = format!("{}/tenon-", scratch.path().display());
+        let text = std::fs::read_to_string(&file).unwrap().replace("/tmp/tenon-", &ours);
+        let mut host = Host::start_in(scratch, &text, &[]);
+        for path in awaited_files(&text) {
+            std::fs::File::create(path).unwrap().set_len(1 << 20).unwrap();
+        }
+        for name in text.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"')) {
+            wait_for(&format!("{name} of {}", file.display()), || {
+                host.bdevs().iter().any(|bdev| bdev == name).then_some(())
+            });
         }
         assert_eq!(host.ok("config_get_waiting", json!({})), json!([]), "{}", file.display());
         host.stop();
     }
+}
+
+/// Files that an example leaves to be plugged in later.
+fn awaited_files(text: &str) -> Vec<&str> {
+    let tables = text.split("[[bdev]]").filter(|table| table.contains("wait_for_file = true"));
+    tables.filter_map(|table| table.split("filename = \"").nth(1)?.split('"').next()).collect()
 }
 
 #[test]

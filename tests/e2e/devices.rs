@@ -2,19 +2,10 @@
 //! existing clients send them.
 
 use serde_json::json;
-use tenon_tests::{Host, outcome, wait_for};
+use tenon_tests::{Host, counts, outcome, wait_for};
 
 fn malloc(host: &mut Host, name: &str) {
     host.ok("bdev_malloc_create", json!({ "name": name, "num_blocks": 8192, "block_size": 512 }));
-}
-
-fn counts(host: &mut Host) -> serde_json::Value {
-    let mut counts = host.ok("debug_get_object_counts", json!({}));
-    // These grow with the history of a host, not with what exists.
-    for history in ["modules", "metrics", "notifications", "memory_regions"] {
-        counts.as_object_mut().unwrap().remove(history);
-    }
-    counts
 }
 
 #[test]

@@ -118,3 +118,22 @@ fn files_that_appear_and_grow_are_noticed() {
     wait_for("the removal", || host.bdevs().is_empty().then_some(()));
     host.stop();
 }
+
+#[test]
+fn a_stack_comes_back_with_the_file_it_stands_on() {
+    let scratch = Scratch::new();
+    let (file, aside) = (scratch.join("disk.img"), scratch.join("aside.img"));
+    std::fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
+    let config = format!(
+        "[[bdev]]\nmodule = \"uring\"\nname = \"f0\"\nfilename = \"{}\"\nblock_size = 512\nwait_for_file = true\n\
+         [[bdev]]\nmodule = \"passthru\"\nname = \"p0\"\nbase = \"f0\"\n",
+        file.display()
+    );
+    let mut host = Host::start_in(scratch, &config, &[]);
+    assert_eq!(host.bdevs(), ["f0", "p0"]);
+    std::fs::rename(&file, &aside).unwrap();
+    wait_for("the removal", || host.bdevs().is_empty().then_some(()));
+    std::fs::rename(&aside, &file).unwrap();
+    wait_for("the return", || (host.bdevs() == ["f0", "p0"]).then_some(()));
+    host.stop();
+}

@@ -329,6 +329,20 @@ impl Drop for Host {
     }
 }
 
+/// How many of everything there are, without what grows with the history of a host.
+#[must_use]
+pub fn counts(host: &mut Host) -> Value {
+    let mut counts = host.ok("debug_get_object_counts", json!({}));
+    for history in ["modules", "metrics", "notifications", "memory_regions", "rpc_methods"] {
+        counts.as_object_mut().expect("the counts are an object").remove(history);
+    }
+    for reactor in counts["reactors"].as_array_mut().into_iter().flatten() {
+        // One timer serves all deadlines and stays once there was one.
+        reactor.as_object_mut().expect("a reactor's counts are an object").remove("timers");
+    }
+    counts
+}
+
 /// What a command that ends by itself left.
 #[derive(Debug)]
 pub struct Output {

@@ -1,0 +1,189 @@
+//! When a create is answered, and what a create leaves: chains sent without
+//! waiting, two of one name, clients that go away in the middle.
+
+use serde_json::{Value, json};
+use tenon_tests::{Connection, Host, Scratch, counts, example, outcome, plugin_directory, wait_for};
+
+/// A host whose module `troubled` takes `init_ms` to load, so that a first create of its is in flight that long.
+fn host_with_a_slow_module(init_ms: u32) -> Host {
+    let scratch = Scratch::new();
+    let directory = plugin_directory(&scratch);
+    std::fs::copy(example("troubled"), directory.join("libtroubled.so")).expect("the directory is writable");
+    let mut host = Host::start_in(scratch, "", &["--plugin-dir", directory.to_str().unwrap()]);
+    let options = json!({ "init_ms": init_ms });
+    // Options of a module that is not loaded are kept for its load.
+    host.ok("module_set_options", json!({ "name": "troubled", "options": options }));
+    host
+}
+
+fn named(name: &str) -> Value {
+    json!({ "name": name })
+}
+
+fn malloc(name: &str) -> Value {
+    json!({ "name": name, "num_blocks": 8192, "block_size": 512 })
+}
+
+fn passthru(name: &str, base: &str) -> Value {
+    json!({ "name": name, "base_bdev_name": base })
+}
+
+fn slow_delay(name: &str, base: &str) -> Value {
+    json!({
+        "name": name, "base_bdev_name": base,
+        "avg_read_latency": 1_000_000, "p99_read_latency": 1_000_000,
+        "avg_write_latency": 1_000_000, "p99_write_latency": 1_000_000
+    })
+}
+
+/// The replies to calls with ids from 1 to `count`, in the order of the ids, and the ids in order of arrival.
+fn replies(connection: &mut Connection, count: u64) -> (Vec<Value>, Vec<u64>) {
+    let mut all: Vec<Value> =
+        (0..count).map(|_| connection.receive().expect("the host answers every call")).collect();
+    let arrival = all.iter().map(|reply| reply["id"].as_u64().unwrap()).collect();
+    all.sort_by_key(|reply| reply["id"].as_u64());
+    (all, arrival)
+}
+
+#[test]
+fn a_chain_sent_without_waiting_is_built() {
+    let mut host = Host::start("");
+    for round in 0..20 {
+        let mut chain = host.connect();
+        chain.send("bdev_malloc_create", malloc("m0"));
+        // A base that answers I/O after a second delays no create above it.
+        chain.send("bdev_delay_create", slow_delay("d0", "m0"));
+        chain.send("bdev_passthru_create", passthru("p0", "d0"));
+        chain.send("bdev_passthru_create", passthru("p1", "p0"));
+        chain.send("bdev_error_create", json!({ "base_name": "p1" }));
+        for _ in 0..5 {
+            let reply = chain.receive().unwrap();
+            let result = outcome(&reply).unwrap_or_else(|error| panic!("round {round}: {error:?}"));
+            // Whatever is told to be there is ready.
+            let name = result.as_str().unwrap_or("EE_p1");
+            let bdev = host.ok("bdev_get_bdevs", named(name));
+            assert_eq!(bdev[0]["state"], "ready", "round {round}: {bdev}");
+        }
+        assert_eq!(host.bdevs(), ["m0", "d0", "p0", "p1", "EE_p1"]);
+        host.ok("bdev_malloc_delete", named("m0"));
+        assert!(host.bdevs().is_empty());
+    }
+    host.stop();
+}
+
+#[test]
+fn a_second_create_of_a_name_in_flight_gets_eexist() {
+    let host = host_with_a_slow_module(200);
+    let mut connection = host.connect();
+    for _ in 0..3 {
+        connection.send("bdev_troubled_create", named("t0"));
+    }
+    connection.send("bdev_malloc_create", malloc("t0"));
+    let (replies, _) = replies(&mut connection, 4);
+    assert_eq!(outcome(&replies[0]), Ok(json!("t0")));
+    for reply in &replies[1..] {
+        assert_eq!(outcome(reply).unwrap_err().code, -17, "{reply}");
+    }
+    host.stop();
+}
+
+#[test]
+fn waiting_for_examine_includes_creates_in_flight() {
+    let host = host_with_a_slow_module(300);
+    let mut connection = host.connect();
+    connection.send("bdev_troubled_create", named("t0"));
+    connection.send("bdev_wait_for_examine", json!({}));
+    connection.send("bdev_get_bdevs", json!({}));
+    let (replies, arrival) = replies(&mut connection, 3);
+    assert_eq!(arrival, [3, 1, 2], "others are answered at once, the waiter after the create");
+    assert_eq!(outcome(&replies[2]), Ok(json!([])));
+    assert_eq!(outcome(&replies[0]), Ok(json!("t0")));
+    assert_eq!(outcome(&replies[1]), Ok(json!(true)));
+    host.stop();
+}
+
+#[test]
+fn waiting_for_examine_does_not_wait_for_later_calls() {
+    let mut host = host_with_a_slow_module(20_000);
+    host.ok("bdev_wait_for_examine", json!({}));
+    let mut connection = host.connect();
+    connection.send("bdev_wait_for_examine", json!({}));
+    connection.send("bdev_malloc_create", malloc("m0"));
+    let (replies, _) = replies(&mut connection, 2);
+    assert_eq!(outcome(&replies[0]), Ok(json!(true)));
+    assert_eq!(outcome(&replies[1]), Ok(json!("m0")));
+    host.stop();
+}
+
+#[test]
+fn a_client_that_goes_away_leaves_whole_devices() {
+    let mut host = host_with_a_slow_module(200);
+    host.ok("bdev_malloc_create", malloc("m0"));
+    host.ok("bdev_passthru_create", passthru("warm", "m0"));
+    host.ok("bdev_passthru_delete", named("warm"));
+    let before = counts(&mut host);
+    let mut gone = host.connect();
+    gone.send("bdev_troubled_create", named("t0"));
+    gone.send("bdev_passthru_create", passthru("p0", "m0"));
+    gone.send("bdev_passthru_create", passthru("p1", "p0"));
+    // The host has the calls: one of them is answered.
+    assert!(gone.receive().is_some());
+    drop(gone);
+    host.ok("bdev_wait_for_examine", json!({}));
+    for (name, module) in [("t0", "troubled"), ("p0", "passthru"), ("p1", "passthru")] {
+        let bdev = host.ok("bdev_get_bdevs", named(name));
+        assert_eq!((&bdev[0]["state"], &bdev[0]["module"]), (&json!("ready"), &json!(module)), "{bdev}");
+    }
+    for (method, name) in [
+        ("bdev_passthru_delete", "p1"),
+        ("bdev_passthru_delete", "p0"),
+        ("bdev_troubled_delete", "t0"),
+    ] {
+        host.ok(method, named(name));
+    }
+    wait_for("the counts from before", || (counts(&mut host) == before).then_some(()));
+    host.stop();
+}
+
+#[test]
+fn a_client_that_goes_away_at_once_leaves_whole_devices() {
+    let mut host = Host::start("");
+    host.ok("bdev_malloc_create", malloc("m0"));
+    host.ok("bdev_passthru_create", passthru("warm", "m0"));
+    host.ok("bdev_passthru_delete", named("warm"));
+    let before = counts(&mut host);
+    for _ in 0..50 {
+        let mut gone = host.connect();
+        gone.send("bdev_passthru_create", passthru("p0", "m0"));
+        drop(gone);
+        // Its call may be read before or after this one: what it makes is whole, or not there.
+        host.ok("bdev_wait_for_examine", json!({}));
+        let deleted = host.call("bdev_passthru_delete", named("p0"));
+        if let Err(error) = deleted {
+            assert_eq!(error.code, -19, "{error:?}");
+            wait_for("the late create", || host.bdevs().contains(&"p0".to_owned()).then_some(()));
+            host.ok("bdev_passthru_delete", named("p0"));
+        }
+        assert_eq!(host.bdevs(), ["m0"]);
+    }
+    wait_for("the counts from before", || (counts(&mut host) == before).then_some(()));
+    host.stop();
+}
+
+#[test]
+fn a_refused_create_leaves_nothing_and_may_be_sent_again() {
+    let mut host = Host::start("");
+    host.ok("bdev_malloc_create", malloc("m0"));
+    let create = slow_delay("d0", "m0");
+    let mut wrong = create.clone();
+    wrong["avg_read_latency"] = json!("soon");
+    let before = counts(&mut host);
+    for _ in 0..3 {
+        host.err("bdev_delay_create", wrong.clone());
+        assert_eq!(host.bdevs(), ["m0"]);
+        assert_eq!(host.ok("bdev_get_bdevs", named("m0"))[0]["claimed"], false);
+    }
+    assert_eq!(counts(&mut host), before);
+    host.ok("bdev_delay_create", create);
+    host.stop();
+}
