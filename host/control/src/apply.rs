@@ -25,6 +25,8 @@ struct Inner {
     core: Core,
     current: RefCell<Config>,
     waiting: RefCell<Vec<Waiting>>,
+    /// The start or reload under way: what waited and can now be made belongs to it.
+    under_way: RefCell<Option<Progress>>,
 }
 
 #[derive(Clone)]
@@ -71,6 +73,7 @@ impl Engine {
             core: core.clone(),
             current: RefCell::default(),
             waiting: RefCell::default(),
+            under_way: RefCell::default(),
         }));
         let weak = Rc::downgrade(&engine.0);
         core.on_bdev_ready(move |name, aliases| {
@@ -107,7 +110,7 @@ impl Engine {
 
     /// Applies the configuration of the start. `done` runs when every device is ready, waiting or failed.
     pub fn start(&self, config: Config, done: impl FnOnce(Report) + 'static) {
-        let progress = Progress::new(done);
+        let progress = self.begin(done);
         for entry in &config.modules {
             self.0.core.set_module_config(&entry.name, &Value::Object(entry.options.value.clone()));
         }
@@ -130,6 +133,17 @@ impl Engine {
         progress.end();
     }
 
+    fn begin(&self, done: impl FnOnce(Report) + 'static) -> Progress {
+        let weak = Rc::downgrade(&self.0);
+        let progress = Progress::new(move |report| {
+            let ended = weak.upgrade().and_then(|inner| inner.under_way.take());
+            drop(ended);
+            done(report);
+        });
+        *self.0.under_way.borrow_mut() = Some(progress.clone());
+        progress
+    }
+
     /// Applies what differs between the configuration in force and `new`. A step that cannot be done is reported
     /// and tried again by the next reload.
     pub fn reload(&self, new: Config, done: impl FnOnce(Report) + 'static) {
@@ -139,7 +153,7 @@ impl Engine {
         }
         *self.0.current.borrow_mut() = new;
         info!("configuration reload changes={}", changes.len());
-        let progress = Progress::new(done);
+        let progress = self.begin(done);
         self.step(changes.into_iter().collect::<Vec<_>>().into_iter(), progress);
     }
 
@@ -275,7 +289,12 @@ impl Engine {
         let (due, still): (Vec<_>, Vec<_>) =
             self.0.waiting.take().into_iter().partition(|waiting| ready(&waiting.base));
         self.0.waiting.borrow_mut().extend(still);
+        let under_way = self.0.under_way.borrow().clone();
         for waiting in due {
+            if let Some(progress) = &under_way {
+                self.create(waiting.entry, progress);
+                continue;
+            }
             let progress = Progress::new(|report: Report| {
                 for failure in report.failures {
                     error!("{failure}");
