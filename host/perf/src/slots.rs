@@ -6,7 +6,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use tenon_abi::{BDEV_IO_SIZE, BdevIo};
+use tenon_abi::{BDEV_IO_SIZE, BdevIo, IoVec};
 use tenon_bdev::{device_alloc, device_free};
 
 use crate::request::Request;
@@ -17,11 +17,13 @@ use crate::worker::Worker;
 pub(crate) struct Slot {
     pub io: *mut BdevIo,
     pub worker: *mut Worker,
-    pub buffer: *mut u8,
     /// Ticks of its submission; 0: not timed.
     pub start: u64,
     pub request: Request,
+    /// Its buffer. Here and not in the I/O, whose second line then need not be touched.
+    pub iov: IoVec,
 }
+const _: () = assert!(size_of::<Slot>() == 64, "a slot is one line");
 
 /// All slots of a worker.
 pub(crate) struct Slots {
@@ -67,9 +69,10 @@ impl Slots {
             // SAFETY: all three arrays have `count` elements of these strides; zeroes are a valid `BdevIo`.
             unsafe {
                 let io = ios.as_ptr().add(index * stride).cast::<BdevIo>();
-                let buffer = buffers.as_ptr().cast::<u8>().add(index * buffer_stride);
+                let base = buffers.as_ptr().byte_add(index * buffer_stride);
+                let iov = IoVec { base, len: block_bytes as usize };
                 let slot = slots.as_ptr().add(index);
-                slot.write(Slot { io, worker, buffer, start: 0, request: Request::default() });
+                slot.write(Slot { io, worker, start: 0, request: Request::default(), iov });
             }
         }
         Some(Slots { ios, layout, buffers, buffers_len, slots, slots_layout })

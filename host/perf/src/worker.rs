@@ -58,8 +58,6 @@ pub(crate) struct Worker {
     timed_every: u32,
     /// I/Os until the next one that is timed.
     to_timed: u32,
-    /// As `timed_every`, for a device that completes inside `submit`.
-    timed_inside: u32,
     /// When the last timed I/O completed.
     last_ticks: u64,
     /// The device completed the last I/O inside `submit`.
@@ -185,8 +183,7 @@ impl Worker {
             stage: order.passes.first(),
             generator: Generator::new(&workload, order.part, order.workers, order.seed, order.ledger.clone()),
             tallies: Default::default(),
-            timed_every: timed_every(workload.timing, false, block_bytes),
-            timed_inside: timed_every(workload.timing, true, block_bytes),
+            timed_every: timed_every(workload.timing, true, block_bytes),
             to_timed: 1,
             last_ticks: 0,
             completes_inside: true,
@@ -287,7 +284,7 @@ impl Worker {
                 (*slot).start = (*worker).stamp();
                 tenon_abi::submit(channel, (*slot).io);
                 if (*worker).free.len() == free {
-                    (*worker).completes_inside = false;
+                    (*worker).follow(false);
                     return sent + 1;
                 }
             }
@@ -315,9 +312,19 @@ impl Worker {
                 Some(submit_batch) if count > 1 => submit_batch(channel, batch.as_ptr(), count),
                 _ => batch[..count as usize].iter().for_each(|io| tenon_abi::submit(channel, *io)),
             }
-            (*worker).completes_inside = (*worker).free.len() == free + count;
+            if (*worker).free.len() == free + count {
+                (*worker).follow(true);
+            }
             count
         }
+    }
+
+    /// The device has changed its manner.
+    #[cold]
+    fn follow(&mut self, completes_inside: bool) {
+        self.completes_inside = completes_inside;
+        self.timed_every = timed_every(self.order.workload.timing, completes_inside, self.block_bytes);
+        self.to_timed = 1;
     }
 
     /// The next I/O, ready to be submitted, or none for now.
@@ -381,7 +388,8 @@ impl Worker {
     unsafe fn prepare(&mut self, slot: *mut Slot, request: Request) {
         let Some(care) = &self.care else { return };
         // SAFETY: as in `next_slot`; the buffer is `block_bytes` long and nobody reads it now.
-        let buffer = unsafe { std::slice::from_raw_parts_mut((*slot).iov.base.cast::<u8>(), self.block_bytes) };
+        let buffer =
+            unsafe { std::slice::from_raw_parts_mut((*slot).iov.base.cast::<u8>(), self.block_bytes) };
         match request.kind {
             Kind::Read => care.frame.spoil(buffer),
             Kind::Write => {
@@ -615,6 +623,17 @@ impl Pace {
     }
 }
 
+/// Of how many I/Os one is timed; 0: none is.
+fn timed_every(timing: Timing, completes_inside: bool, block_bytes: usize) -> u32 {
+    let is_short = completes_inside && block_bytes < LONG_IO_BYTES;
+    match timing {
+        Timing::Off => 0,
+        Timing::Sampled => SAMPLE_EVERY,
+        Timing::Auto if is_short => SAMPLE_EVERY,
+        Timing::Auto | Timing::All => 1,
+    }
+}
+
 /// Nanoseconds now, not as of the begin of the turn.
 fn precise_ns() -> u64 {
     (ticks() as f64 / tenon_reactor::ticks_hz() as f64 * 1e9) as u64
@@ -622,6 +641,8 @@ fn precise_ns() -> u64 {
 
 /// As the gate samples.
 const SAMPLE_EVERY: u32 = 64;
+/// Beside an I/O of this size, reading the time costs nothing, even if the device is memory.
+const LONG_IO_BYTES: usize = 64 << 10;
 /// After so many errors a worker gives up.
 const MAX_ERRORS: u64 = 1000;
 /// Most I/Os given to a device in one call.

@@ -75,6 +75,9 @@ pub enum Timing {
     Off,
     /// One in 64.
     Sampled,
+    /// Each; for small I/Os of a device that completes them inside `submit`, where reading the time would take as
+    /// long as the I/O, one in 64.
+    Auto,
     /// Each.
     All,
 }
@@ -129,7 +132,7 @@ impl Default for Workload {
             verify: false,
             check_only: false,
             state_file: None,
-            timing: Timing::All,
+            timing: Timing::Auto,
             seed: 1,
         }
     }

@@ -74,7 +74,7 @@ pub struct PerfArgs {
     #[arg(long, value_name = "IOPS")]
     rate: Option<u64>,
     /// Which I/Os are timed.
-    #[arg(long, value_enum, default_value_t = Latency::All)]
+    #[arg(long, value_enum, default_value_t = Latency::Auto)]
     latency: Latency,
     /// Start of the random sequence; the same seed gives the same requests [default: by the clock].
     #[arg(long)]
@@ -91,6 +91,9 @@ pub struct PerfArgs {
     /// Further plugin directory, searched first; may be repeated.
     #[arg(long, value_name = "DIR")]
     pub plugin_dir: Vec<PathBuf>,
+    /// Answer JSON-RPC on this control socket while the load runs [default: no control socket].
+    #[arg(long, value_name = "PATH")]
+    pub rpc_socket: Option<PathBuf>,
 }
 
 /// What to do.
@@ -117,6 +120,8 @@ enum Latency {
     Off,
     /// One in 64.
     Sampled,
+    /// Each, or one in 64 where reading the time would take as long as the I/O.
+    Auto,
     /// Each.
     All,
 }
@@ -157,6 +162,7 @@ impl PerfArgs {
             timing: match self.latency {
                 Latency::Off => Timing::Off,
                 Latency::Sampled => Timing::Sampled,
+                Latency::Auto => Timing::Auto,
                 Latency::All => Timing::All,
             },
             seed: self.seed.unwrap_or_else(seed_by_the_clock),

@@ -1,22 +1,18 @@
 //! The report as text: one line per device and kind of I/O, then what was
 //! checked, then what was wrong.
 
-use tenon_perf::{OpReport, Report, Timing};
+use tenon_perf::{OpReport, Report};
 
 use super::units::{count, nanoseconds, size};
 
 /// The whole report.
 pub fn render(report: &Report) -> String {
-    let timed = match report.timing {
-        Timing::Off => "no I/O timed",
-        Timing::Sampled => "one I/O in 64 timed",
-        Timing::All => "every I/O timed",
-    };
     let mut text = format!(
-        "{}, queue depth {}, seed {}, {timed}\n\n{:<16} {:<6} {:>9} {:>11} {:>11} {:>10} {:>10} {:>10} {:>10} {:>10}\n",
+        "{}, queue depth {}, seed {}, {}\n\n{:<16} {:<6} {:>9} {:>11} {:>11} {:>10} {:>10} {:>10} {:>10} {:>10}\n",
         size(report.block_bytes),
         report.queue_depth,
         report.seed,
+        timed(report),
         "BDEV",
         "OP",
         "IOs",
@@ -51,6 +47,19 @@ pub fn render(report: &Report) -> String {
         );
     }
     text
+}
+
+/// How many I/Os the latencies are of.
+fn timed(report: &Report) -> &'static str {
+    let ops = || report.bdevs.iter().flat_map(|bdev| bdev.ops().map(|(_, op)| op));
+    let samples: u64 = ops().filter_map(|op| op.latency.map(|latency| latency.samples)).sum();
+    let ios: u64 = ops().map(|op| op.ios).sum();
+    match samples {
+        0 => "no I/O timed",
+        _ if samples >= ios => "every I/O timed",
+        _ if samples <= ios / 32 => "one I/O in 64 timed",
+        _ => "some I/Os timed",
+    }
 }
 
 fn line(bdev: &str, name: &str, op: &OpReport) -> String {

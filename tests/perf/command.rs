@@ -1,0 +1,129 @@
+//! What the command prints and how it ends.
+
+use serde_json::Value;
+use tenon_tests::{Output, Scratch, run};
+
+const STACK: &str = r#"
+[[bdev]]
+module = "malloc"
+name = "m0"
+size = "4MiB"
+
+[[bdev]]
+module = "delay"
+name = "d0"
+base = "m0"
+
+[[bdev]]
+module = "null"
+name = "n0"
+size = "1GiB"
+"#;
+
+fn perf(scratch: &Scratch, config: &str, args: &str) -> Output {
+    let file = scratch.write("perf.toml", config);
+    let mut words = vec!["perf", "-c", file.to_str().unwrap()];
+    words.extend(args.split_whitespace());
+    run(&words)
+}
+
+#[track_caller]
+fn json(output: &Output) -> Value {
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    serde_json::from_str(&output.stdout).unwrap()
+}
+
+#[test]
+fn without_names_every_device_that_nobody_claims_is_loaded() {
+    let report = json(&perf(&Scratch::new(), STACK, "--ios 1000 --json"));
+    let names: Vec<&str> =
+        report["bdevs"].as_array().unwrap().iter().filter_map(|bdev| bdev["name"].as_str()).collect();
+    assert_eq!(names, ["n0", "d0"]);
+    assert_eq!(report["total"]["ios"], 2000);
+}
+
+#[test]
+fn the_table_has_a_line_per_device_and_kind() {
+    let output = perf(&Scratch::new(), STACK, "--bdev d0 --rw randrw --mix 50 --ios 1000 --latency all");
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert!(output.stdout.starts_with("4 KiB, queue depth 32, seed "), "{}", output.stdout);
+    for start in ["d0               read ", "d0               write "] {
+        assert!(output.stdout.lines().any(|line| line.starts_with(start)), "{}", output.stdout);
+    }
+    assert!(output.stderr.is_empty(), "{}", output.stderr);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_load() {
+    let reads = || {
+        let output = perf(&Scratch::new(), STACK, "--bdev n0 --rw randrw --seed 7 --ios 5000 --json");
+        json(&output)["bdevs"][0]["read"]["ios"].clone()
+    };
+    let first = reads();
+    assert_ne!(first, 0);
+    assert_eq!(first, reads());
+}
+
+#[test]
+fn progress_is_shown_where_it_is_asked_for() {
+    let output = perf(&Scratch::new(), STACK, "--bdev n0 --time 1200ms --progress");
+    assert_eq!(output.code, 0);
+    assert!(output.stderr.contains("IOPS") && output.stderr.contains("MiB/s"), "{}", output.stderr);
+}
+
+#[test]
+fn a_picture_of_the_latencies_is_written() {
+    let scratch = Scratch::new();
+    let file = scratch.join("latency.svg");
+    let output =
+        perf(&scratch, STACK, &format!("--bdev d0 --rw randrw --ios 2000 --histogram {}", file.display()));
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let svg = std::fs::read_to_string(file).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("d0 read") && svg.contains("d0 write"));
+}
+
+#[test]
+fn lost_data_is_a_failure_that_names_device_and_block() {
+    let scratch = Scratch::new();
+    let state = format!("--verify --verify-state {}", scratch.join("state").display());
+    let first = perf(&scratch, STACK, &format!("--bdev d0 --rw randwrite --ios 500 {state}"));
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    assert!(first.stdout.contains("d0: ") && first.stdout.contains(" verified, 0 wrong"), "{}", first.stdout);
+    // Memory is empty again: whatever the file says was written is lost.
+    let second = perf(&scratch, STACK, &format!("--bdev d0 --verify-only {state}"));
+    assert_eq!(second.code, 1);
+    assert!(second.stderr.contains("bdev d0: lba ") && second.stderr.contains(": lost: expected write "));
+}
+
+#[test]
+fn failed_ios_are_a_failure_that_names_device_and_block() {
+    let config = format!(
+        "{STACK}\n[[bdev]]\nmodule = \"error\"\nname = \"e0\"\nbase = \"n0\"\n\
+         inject = [{{ io_type = \"read\", error_type = \"failure\", num = 2 }}]\n"
+    );
+    let output = perf(&Scratch::new(), &config, "--bdev e0 --ios 100");
+    assert_eq!(output.code, 1);
+    assert!(output.stderr.contains("bdev e0: read of lba "), "{}", output.stderr);
+    assert!(output.stderr.contains("Input/output error"), "{}", output.stderr);
+}
+
+#[test]
+fn what_cannot_be_run_says_why() {
+    let scratch = Scratch::new();
+    for (args, code, words) in [
+        ("--bdev x", 1, "x"),
+        ("--bdev n0 --block-size 1000", 1, "no multiple of its blocks"),
+        ("--bdev n0 --lend", 1, "does not support lending"),
+        ("--rw read --mix 5", 78, "--mix"),
+        ("--queue-depth 0", 78, "queue depth 0"),
+        ("--rw sideways", 2, "sideways"),
+    ] {
+        let output = perf(&scratch, STACK, args);
+        assert_eq!(output.code, code, "{args}: {}", output.stderr);
+        assert!(output.stderr.contains(words), "{args}: {}", output.stderr);
+    }
+    let orphan = "[[bdev]]\nmodule = \"passthru\"\nname = \"p\"\nbase = \"nowhere\"\n";
+    let output = perf(&scratch, orphan, "");
+    assert_eq!(output.code, 69, "{}", output.stderr);
+    assert!(output.stderr.contains("waits for nowhere"), "{}", output.stderr);
+}
