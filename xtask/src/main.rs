@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod abi;
+mod bench;
 mod dist;
 mod fuzz;
 mod new_plugin;
@@ -43,6 +44,8 @@ enum Task {
     Run(run::Options),
     /// Compare the plugin contract with plugin-api/abi.lock and tenon_plugin.h
     Abi(abi::Options),
+    /// Measure against what Tenon has to reach
+    Bench(bench::Options),
     /// Pack an archive to install from
     Dist(dist::Options),
     /// Run the fuzz targets of tests/fuzz
@@ -76,6 +79,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Test => suite::run(&workspace),
         Task::Run(options) => run::run(&workspace, &options),
         Task::Abi(options) => abi::run(&workspace, &options),
+        Task::Bench(options) => bench::run(&workspace, &options),
         Task::Dist(options) => dist::run(&workspace, &options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
         Task::NewPlugin(options) => new_plugin::run(&workspace, &options),

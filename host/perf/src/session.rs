@@ -135,12 +135,15 @@ pub(crate) struct Outcome {
     pub failure: Option<String>,
 }
 
+/// Gets the report.
+type Done = Box<dyn FnOnce(Report)>;
+
 struct Session {
     id: u64,
     workload: Arc<Workload>,
     devices: RefCell<Vec<Device>>,
     links: Vec<Arc<Link>>,
-    done: RefCell<Option<Box<dyn FnOnce(Report)>>>,
+    done: RefCell<Option<Done>>,
 }
 
 /// A device of a session.

@@ -1,0 +1,257 @@
+//! What the measurements mean: figures, what they need to be, and the table.
+
+use serde_json::{Value, json};
+
+use super::Round;
+use super::load::LAYERS;
+
+/// Computes a figure from what a round measured.
+type Of = Box<dyn Fn(&Round) -> Option<f64>>;
+
+/// One line of the table.
+pub struct Figure {
+    /// Group of its probes.
+    pub group: &'static str,
+    /// What it is.
+    pub name: String,
+    unit: &'static str,
+    need: Need,
+    of: Of,
+}
+
+/// What a figure has to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Need {
+    AtLeast(f64),
+    AtMost(f64),
+    /// Shown only.
+    None,
+}
+
+/// Median and range of a figure over the rounds.
+struct Spread {
+    median: f64,
+    low: f64,
+    high: f64,
+}
+
+/// All figures, in the order of the table.
+pub fn all() -> Vec<Figure> {
+    let mut figures = vec![
+        figure("null", "null 4 KiB QD 128, one reactor", "M IOPS", Need::AtLeast(20.0), |r| rate(r, "null")),
+        figure("null", "the same, every I/O timed", "M IOPS", Need::None, |r| rate(r, "null timed")),
+        figure("malloc", "malloc 16 MiB, 4 KiB random read QD 128", "M IOPS", Need::AtLeast(6.0), |r| {
+            rate(r, "malloc 16M")
+        }),
+        figure("malloc", "  of a bare copy in the same pattern", "x", Need::AtLeast(0.85), |r| {
+            ratio(r, "copy 16M", "malloc 16M")
+        }),
+        figure("malloc", "malloc 256 MiB, 4 KiB random read QD 128", "M IOPS", Need::None, |r| {
+            rate(r, "malloc 256M")
+        }),
+        figure("malloc", "  of a bare copy in the same pattern", "x", Need::None, |r| {
+            ratio(r, "copy 256M", "malloc 256M")
+        }),
+        figure("malloc", "malloc 256 MiB, lent instead of copied", "M IOPS", Need::None, |r| {
+            rate(r, "lent 256M")
+        }),
+        figure("malloc", "malloc 128 KiB random read QD 32", "GiB/s", Need::None, |r| {
+            Some(131_072.0 / r.get("malloc 128K")? / 1.073_741_824)
+        }),
+        figure("malloc", "  of a bare copy in the same pattern", "x", Need::None, |r| {
+            ratio(r, "copy 128K", "malloc 128K")
+        }),
+    ];
+    for layers in 1..=LAYERS {
+        let name = format!("passthru x {layers} on null, per layer");
+        let of =
+            move |r: &Round| Some((r.get(&format!("stack {layers}"))? - r.get("stack 0")?) / layers as f64);
+        figures.push(figure("stack", &name, "ns", Need::AtMost(10.0), of));
+    }
+    figures.push(figure("deferred", "delay 0 us on null, above null", "ns", Need::AtMost(30.0), |r| {
+        Some(r.get("delay 0")? - r.get("base")?)
+    }));
+    for depth in [1, 32] {
+        let name = format!("uring QD {depth}, of fio on the same file");
+        let of = move |r: &Round| ratio(r, &format!("fio {depth}"), &format!("uring {depth}"));
+        figures.push(figure("uring", &name, "x", Need::AtLeast(0.95), of));
+    }
+    figures.extend([
+        figure("host", "start to ready, quickstart", "ms", Need::AtMost(50.0), |r| get(r, "start ms")),
+        figure("host", "memory, quickstart, devices untouched", "MiB", Need::AtMost(20.0), |r| {
+            get(r, "rss MiB")
+        }),
+        figure("host", "processor while idle", "%", Need::AtMost(1.0), |r| get(r, "idle %")),
+        figure("host", "RPC round trip", "us", Need::None, |r| get(r, "call us")),
+        figure("registration", "device by RPC, 32 in flight, first 100", "us", Need::None, |r| {
+            get(r, "rpc first us")
+        }),
+        figure("registration", "  last 100 of 10,000, in comparison", "x", Need::AtMost(2.0), |r| {
+            ratio(r, "rpc last us", "rpc first us")
+        }),
+        figure("registration", "device in process, first 100", "us", Need::None, |r| {
+            get(r, "process first us")
+        }),
+        figure("registration", "  last 100 of 10,000, in comparison", "x", Need::AtMost(2.0), |r| {
+            ratio(r, "process last us", "process first us")
+        }),
+    ]);
+    figures
+}
+
+fn figure(
+    group: &'static str,
+    name: &str,
+    unit: &'static str,
+    need: Need,
+    of: impl Fn(&Round) -> Option<f64> + 'static,
+) -> Figure {
+    Figure { group, name: name.to_owned(), unit, need, of: Box::new(of) }
+}
+
+fn get(round: &Round, name: &str) -> Option<f64> {
+    round.get(name).copied()
+}
+
+/// Millions per second of something that takes nanoseconds.
+fn rate(round: &Round, name: &str) -> Option<f64> {
+    round.get(name).map(|ns| 1e3 / ns)
+}
+
+fn ratio(round: &Round, over: &str, under: &str) -> Option<f64> {
+    Some(round.get(over)? / round.get(under)?)
+}
+
+impl Figure {
+    fn spread(&self, rounds: &[Round]) -> Option<Spread> {
+        let values: Vec<f64> = rounds.iter().filter_map(|round| (self.of)(round)).collect();
+        let fold = |start: f64, f: fn(f64, f64) -> f64| values.iter().copied().fold(start, f);
+        (!values.is_empty()).then(|| Spread {
+            median: median(&values),
+            low: fold(f64::INFINITY, f64::min),
+            high: fold(f64::NEG_INFINITY, f64::max),
+        })
+    }
+}
+
+impl Need {
+    fn is_met(self, value: f64) -> Option<bool> {
+        match self {
+            Need::AtLeast(need) => Some(value >= need),
+            Need::AtMost(need) => Some(value <= need),
+            Need::None => None,
+        }
+    }
+
+    fn text(self, unit: &str) -> String {
+        match self {
+            Need::AtLeast(need) => format!(">= {need} {unit}"),
+            Need::AtMost(need) => format!("<= {need} {unit}"),
+            Need::None => String::new(),
+        }
+    }
+}
+
+/// The middle one; of two middle ones their mean.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        len if len % 2 == 1 => sorted[len / 2],
+        len => (sorted[len / 2 - 1] + sorted[len / 2]) / 2.0,
+    }
+}
+
+/// The figures as a table for people, and for BENCHMARKS.md.
+pub fn as_table(figures: &[Figure], rounds: &[Round]) -> String {
+    let mut text = String::from("| figure | need | median | range | |\n|---|---|---|---|---|\n");
+    for figure in figures {
+        let Some(Spread { median, low, high }) = figure.spread(rounds) else {
+            text += &format!("| {} | {} | not measured | | |\n", figure.name, figure.need.text(figure.unit));
+            continue;
+        };
+        let verdict = match figure.need.is_met(median) {
+            Some(true) => "pass",
+            Some(false) => "**miss**",
+            None => "",
+        };
+        text += &format!(
+            "| {} | {} | {} {} | {} – {} | {verdict} |\n",
+            figure.name,
+            figure.need.text(figure.unit),
+            short(median),
+            figure.unit,
+            short(low),
+            short(high),
+        );
+    }
+    text
+}
+
+/// The figures for programs.
+pub fn as_json(figures: &[Figure], rounds: &[Round]) -> Value {
+    let rows = figures.iter().filter_map(|figure| {
+        let Spread { median, low, high } = figure.spread(rounds)?;
+        Some(json!({
+            "group": figure.group,
+            "name": figure.name.trim(),
+            "unit": figure.unit,
+            "need": figure.need.text(figure.unit),
+            "median": median,
+            "low": low,
+            "high": high,
+            "pass": figure.need.is_met(median),
+        }))
+    });
+    json!({ "rounds": rounds, "figures": rows.collect::<Vec<_>>() })
+}
+
+/// Three digits that count.
+fn short(value: f64) -> String {
+    match value.abs() {
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(pairs: &[(&str, f64)]) -> Round {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect()
+    }
+
+    #[test]
+    fn a_figure_is_the_median_of_its_rounds_with_their_range() {
+        let rounds = [round(&[("null", 20.0)]), round(&[("null", 50.0)]), round(&[("null", 25.0)])];
+        let table = as_table(&all(), &rounds);
+        let line = table.lines().find(|line| line.starts_with("| null 4 KiB")).unwrap();
+        assert_eq!(
+            line,
+            "| null 4 KiB QD 128, one reactor | >= 20 M IOPS | 40.0 M IOPS | 20.0 – 50.0 | pass |"
+        );
+    }
+
+    #[test]
+    fn a_comparison_is_made_within_each_round() {
+        let rounds = [
+            round(&[("stack 0", 10.0), ("stack 2", 50.0)]),
+            round(&[("stack 0", 100.0), ("stack 2", 110.0)]),
+            round(&[("stack 0", 100.0), ("stack 2", 130.0)]),
+        ];
+        let figures = all();
+        let two = figures.iter().find(|figure| figure.name.starts_with("passthru x 2")).unwrap();
+        let Spread { median, low, high } = two.spread(&rounds).unwrap();
+        assert_eq!((median, low, high), (15.0, 5.0, 20.0));
+        assert_eq!(two.need.is_met(median), Some(false));
+    }
+
+    #[test]
+    fn what_was_not_measured_is_said_to_be_so() {
+        assert!(as_table(&all(), &[]).lines().skip(2).all(|line| line.contains("not measured")));
+        assert!(as_json(&all(), &[])["figures"].as_array().unwrap().is_empty());
+    }
+}

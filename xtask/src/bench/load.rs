@@ -1,0 +1,170 @@
+//! Probes that put load on devices: `tenon perf` on a configuration of their
+//! own, and what they are compared with (a loop that only copies, fio).
+//!
+//! Every probe stores nanoseconds per I/O under its name.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::Probe;
+use crate::setup::has_program;
+use crate::steps;
+use crate::workspace::Workspace;
+
+/// Where configurations and files of the probes are kept.
+const FOLDER: &str = "target/bench";
+const TENON: &str = "target/release/tenon";
+const CEILING: &str = "target/release/examples/ceiling";
+const URING_PLUGIN: &str = "target/release/libbdev_uring.so";
+const NULL: &str = "[[bdev]]\nmodule = \"null\"\nname = \"n0\"\nsize = \"1TiB\"\n";
+/// Passthru devices in the deepest stack.
+pub const LAYERS: usize = 4;
+/// Size of the file below `uring`.
+const FILE_BYTES: u64 = 256 << 20;
+
+struct Lab {
+    root: PathBuf,
+    seconds: u64,
+}
+
+/// All probes of this file.
+pub fn probes(workspace: &Workspace, seconds: u64) -> Result<Vec<Probe>> {
+    let lab = || Lab { root: workspace.root.clone(), seconds };
+    fs::create_dir_all(workspace.path(FOLDER)).context(FOLDER)?;
+    let mut probes = vec![
+        lab().perf("null", "null", NULL, "-q 128")?,
+        lab().perf("null", "null timed", NULL, "-q 128 --latency all")?,
+    ];
+    for (name, mib, block) in [("16M", 16, "4KiB"), ("256M", 256, "4KiB"), ("128K", 256, "128KiB")] {
+        let config = format!("[[bdev]]\nmodule = \"malloc\"\nname = \"m0\"\nsize = \"{mib}MiB\"\n");
+        let depth = if block == "4KiB" { 128 } else { 32 };
+        let args = format!("--fill -q {depth} --block-size {block}");
+        probes.push(lab().perf("malloc", &format!("malloc {name}"), &config, &args)?);
+        let bytes = if block == "4KiB" { 4096 } else { 131_072 };
+        probes.push(lab().ceiling(&format!("copy {name}"), mib << 20, bytes, depth));
+        if name == "256M" {
+            probes.push(lab().perf("malloc", "lent 256M", &config, &format!("{args} --lend"))?);
+        }
+    }
+    for layers in 0..=LAYERS {
+        let config = stack(layers);
+        probes.push(lab().perf("stack", &format!("stack {layers}"), &config, "-q 128")?);
+    }
+    let delay = format!("{NULL}\n[[bdev]]\nmodule = \"delay\"\nname = \"d0\"\nbase = \"n0\"\n");
+    probes.push(lab().perf("deferred", "base", NULL, "-q 128")?);
+    probes.push(lab().perf("deferred", "delay 0", &delay, "-q 128 --latency sampled")?);
+    if workspace.has(URING_PLUGIN) && has_program("fio") {
+        probes.extend(lab().uring()?);
+    }
+    Ok(probes)
+}
+
+fn stack(layers: usize) -> String {
+    let mut config = NULL.to_owned();
+    for layer in 0..layers {
+        let base = if layer == 0 { "n0".to_owned() } else { format!("p{}", layer - 1) };
+        config += &format!("\n[[bdev]]\nmodule = \"passthru\"\nname = \"p{layer}\"\nbase = \"{base}\"\n");
+    }
+    config
+}
+
+impl Lab {
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(FOLDER).join(name)
+    }
+
+    /// `tenon perf` on one reactor; stores nanoseconds per I/O.
+    fn perf(self, group: &'static str, name: &str, config: &str, args: &str) -> Result<Probe> {
+        let file = self.path(&format!("{}.toml", name.replace(' ', "-")));
+        fs::write(&file, config).with_context(|| file.display().to_string())?;
+        let mut words = vec!["perf", "--json", "--reactors", "1", "--seed", "1"];
+        words.extend(args.split_whitespace());
+        let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+        let (tenon, time, key) = (self.root.join(TENON), format!("{}s", self.seconds), name.to_owned());
+        let run = move |round: &mut super::Round| {
+            let mut command = Command::new(&tenon);
+            command.args(&words).args(["--time", &time, "-c"]).arg(&file);
+            let report: Value = serde_json::from_str(&steps::output_of(&mut command)?)?;
+            let iops = report["total"]["iops"].as_f64().context("a report without IOPS")?;
+            round.insert(key.clone(), 1e9 / iops);
+            Ok(())
+        };
+        Ok(Probe { group, name: name.to_owned(), run: Box::new(run) })
+    }
+
+    /// The loop that only copies.
+    fn ceiling(self, name: &str, working_set: u64, block: u64, depth: u64) -> Probe {
+        let numbers = [working_set, block, depth, self.seconds].map(|number| number.to_string());
+        let (program, key) = (self.root.join(CEILING), name.to_owned());
+        let run = move |round: &mut super::Round| {
+            let copies: f64 = steps::output_of(Command::new(&program).args(&numbers))?.trim().parse()?;
+            round.insert(key.clone(), 1e9 / copies);
+            Ok(())
+        };
+        Probe { group: "malloc", name: name.to_owned(), run: Box::new(run) }
+    }
+
+    /// The same file through `uring` and through fio.
+    fn uring(self) -> Result<Vec<Probe>> {
+        let file = self.path("uring.data");
+        make_file(&file)?;
+        let config =
+            format!("[[bdev]]\nmodule = \"uring\"\nname = \"u0\"\nfilename = \"{}\"\n", file.display());
+        let mut probes = Vec::new();
+        for depth in [1, 32] {
+            let lab = Lab { root: self.root.clone(), seconds: self.seconds };
+            probes.push(lab.perf("uring", &format!("uring {depth}"), &config, &format!("-q {depth}"))?);
+            probes.push(self.fio(depth, &file));
+        }
+        Ok(probes)
+    }
+
+    fn fio(&self, depth: u32, file: &Path) -> Probe {
+        let key = format!("fio {depth}");
+        let arguments = [
+            "--name=bench".to_owned(),
+            format!("--filename={}", file.display()),
+            "--ioengine=io_uring".to_owned(),
+            "--direct=1".to_owned(),
+            "--rw=randread".to_owned(),
+            "--bs=4k".to_owned(),
+            format!("--iodepth={depth}"),
+            format!("--iodepth_batch_submit={depth}"),
+            format!("--iodepth_batch_complete_max={depth}"),
+            format!("--runtime={}", self.seconds),
+            "--time_based".to_owned(),
+            "--randrepeat=0".to_owned(),
+            "--norandommap".to_owned(),
+            "--cpus_allowed=0".to_owned(),
+            "--output-format=json".to_owned(),
+        ];
+        let name = key.clone();
+        let run = move |round: &mut super::Round| {
+            let output = steps::output_of(Command::new("fio").args(&arguments))?;
+            let report: Value = serde_json::from_str(&output).context("fio's report")?;
+            let iops = report["jobs"][0]["read"]["iops"].as_f64().context("fio without IOPS")?;
+            round.insert(key.clone(), 1e9 / iops);
+            Ok(())
+        };
+        Probe { group: "uring", name, run: Box::new(run) }
+    }
+}
+
+/// A file whose blocks are all written, so that reading them goes to the device.
+fn make_file(path: &Path) -> Result<()> {
+    if path.metadata().is_ok_and(|meta| meta.len() == FILE_BYTES) {
+        return Ok(());
+    }
+    let block: Vec<u8> =
+        (0..1 << 20).map(|index: u32| (index.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
+    let mut data = Vec::with_capacity(FILE_BYTES as usize);
+    while (data.len() as u64) < FILE_BYTES {
+        data.extend_from_slice(&block);
+    }
+    fs::write(path, data).with_context(|| path.display().to_string())?;
+    fs::File::open(path)?.sync_all().with_context(|| path.display().to_string())
+}
