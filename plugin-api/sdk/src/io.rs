@@ -308,7 +308,7 @@ impl<C: Channel> Io<C> {
     pub fn write_to(&self, memory: &SharedBuf, byte_offset: u64) -> IoStatus {
         self.transfer(memory, byte_offset, |medium, piece, len| {
             // SAFETY: as in `read_from`.
-            unsafe { std::ptr::copy(piece.cast_const(), medium, len) };
+            unsafe { memory.store(medium, piece.cast_const(), len) };
             true
         })
     }

@@ -103,6 +103,7 @@ mod request;
 #[cfg(test)]
 mod rig;
 mod spec;
+mod store;
 #[cfg(test)]
 mod stub;
 mod superblock;

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use tenon_abi::{BufferEvent, MemoryFn, MemoryRegion};
 
+use crate::store::{is_past_cache, store_past_cache};
 use crate::{Error, Host, bridge};
 
 /// A block of zeroed memory that devices may access; freed when dropped.
@@ -26,7 +27,11 @@ unsafe impl Sync for DmaBuf {}
 /// A block of memory that several reactors read and write at once, as they do a disk's medium.
 ///
 /// Bytes are only copied in and out; I/Os that race for the same bytes leave either content, as on any disk.
-pub struct SharedBuf(DmaBuf);
+pub struct SharedBuf {
+    block: DmaBuf,
+    /// It is too large for the processor's cache.
+    is_past_cache: bool,
+}
 
 /// A 4096-aligned buffer of the calling reactor's pool; returned when dropped.
 pub struct Buffer {
@@ -134,7 +139,7 @@ impl DmaBuf {
     /// Lets several reactors use it at once.
     #[must_use]
     pub fn share(self) -> SharedBuf {
-        SharedBuf(self)
+        SharedBuf { is_past_cache: is_past_cache(self.len as u64), block: self }
     }
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {
@@ -154,7 +159,7 @@ impl SharedBuf {
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> u64 {
-        self.0.len as u64
+        self.block.len as u64
     }
 
     /// Copies bytes from `offset` to `into`; false, and nothing copied, if they are not all inside.
@@ -175,6 +180,21 @@ impl SharedBuf {
         true
     }
 
+    /// Copies `len` bytes of a payload to `at`, past the cache if that is faster.
+    ///
+    /// # Safety
+    /// `at` has `len` bytes of this block, and `from` has `len` bytes, which may be lent ones of this block.
+    #[inline]
+    pub(crate) unsafe fn store(&self, at: *mut u8, from: *const u8, len: usize) {
+        let distance = at.addr().abs_diff(from.addr());
+        // SAFETY: as the caller promises; the two do not overlap if they are far enough apart.
+        unsafe {
+            if !(self.is_past_cache && distance >= len && store_past_cache(from, at, len)) {
+                std::ptr::copy(from, at, len);
+            }
+        }
+    }
+
     /// Writes `len` zeroes at `offset`; false, and nothing written, if they are not all inside.
     #[must_use]
     pub fn zero(&self, offset: u64, len: u64) -> bool {
@@ -189,7 +209,7 @@ impl SharedBuf {
     pub(crate) fn at(&self, offset: u64, len: u64) -> Option<*mut u8> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len());
         // SAFETY: `offset` is inside the block or just behind it.
-        inside.then(|| unsafe { self.0.ptr.as_ptr().add(offset as usize) })
+        inside.then(|| unsafe { self.block.ptr.as_ptr().add(offset as usize) })
     }
 }
 
