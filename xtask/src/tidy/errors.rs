@@ -4,6 +4,7 @@
 //! daemon, the tests and these tasks are the only places where that is wanted.
 
 use super::Finding;
+use super::source::Source;
 use super::tree::Tree;
 use crate::workspace::is_below;
 
@@ -13,7 +14,7 @@ const UNWRAPS: &[&str] = &[".unwrap()", ".unwrap_err()"];
 /// Findings of this rule.
 pub fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for source in &tree.sources {
+    for source in tree.sources.iter().filter(|source| !is_tool(source)) {
         for (number, line) in source.numbered() {
             let unwraps = UNWRAPS.iter().find(|unwrap| line.code.contains(**unwrap));
             if let Some(unwrap) = unwraps.filter(|_| !source.is_test_line(number)) {
@@ -37,6 +38,12 @@ pub fn check(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
+/// An example that says why it may: a program for people at a terminal, such as a measurement.
+fn is_tool(source: &Source) -> bool {
+    let says_why = |inner: &String| inner.starts_with("allow(clippy::unwrap_used,reason=");
+    source.path.contains("/examples/") && source.inner_attributes.iter().any(says_why)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +54,15 @@ mod tests {
                     #[cfg(test)]\nmod tests {\n    fn t() { a.unwrap(); }\n}\n";
         let findings = check(&Tree::from_texts(&[("host/x/src/a.rs", text)]));
         assert_eq!(findings.iter().map(|finding| finding.line).collect::<Vec<_>>(), [3]);
+    }
+
+    #[test]
+    fn an_example_may_say_why_it_unwraps() {
+        let text = "//! H.\n#![allow(clippy::unwrap_used, reason = \"a tool\")]\nfn main() { a.unwrap(); }\n";
+        let count = |path: &str, text: &str| check(&Tree::from_texts(&[(path, text)])).len();
+        assert_eq!(count("host/x/examples/a.rs", text), 0);
+        assert_eq!(count("host/x/src/a.rs", text), 1);
+        assert_eq!(count("host/x/examples/a.rs", &text.replace(", reason = \"a tool\"", "")), 1);
     }
 
     #[test]
