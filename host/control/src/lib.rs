@@ -10,6 +10,7 @@
 pub mod apply;
 pub mod config;
 mod context;
+mod fuzz;
 pub mod methods;
 pub mod metrics;
 pub mod rpc;
@@ -17,3 +18,4 @@ pub mod save;
 pub mod schema;
 
 pub use context::{Control, LogControl, ProcessControl, Stop};
+pub use fuzz::{fuzz_config, fuzz_rpc_frame};

@@ -7,17 +7,33 @@ use std::path::{Path, PathBuf};
 
 use log::warn;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tenon_bdev::QosLimits;
 use tenon_reactor::current;
 
-use crate::config::QosTable;
+use crate::config::{Config, QosTable};
 use crate::context::Control;
 
 /// The configuration file that makes what runs now.
 #[must_use]
 pub fn to_toml(control: &Control) -> String {
-    let config = control.engine().current();
+    let mut devices = Vec::new();
+    for entry in control.core().saved_config() {
+        let Value::Object(params) = entry.params else {
+            warn!("device has no saved parameters bdevs={:?}", entry.bdevs);
+            continue;
+        };
+        let qos = entry.bdevs.iter().find_map(|name| qos_of(control, name));
+        devices.push((entry.module, params, qos.unwrap_or_default()));
+    }
+    text_of(&control.engine().current(), devices)
+}
+
+/// The host's own tables and modules of `config`, and devices as module, parameters and limits.
+pub(crate) fn text_of(
+    config: &Config,
+    devices: impl IntoIterator<Item = (String, Map<String, Value>, QosTable)>,
+) -> String {
     let mut text = String::from("# Written by save_config.\n");
     push_section(&mut text, "[host]", &config.host);
     push_section(&mut text, "[plugins]", &config.plugins);
@@ -31,16 +47,12 @@ pub fn to_toml(control: &Control) -> String {
         }
         push_table(&mut text, "[[module]]", &table);
     }
-    for entry in control.core().saved_config() {
-        let Value::Object(params) = entry.params else {
-            warn!("device has no saved parameters bdevs={:?}", entry.bdevs);
-            continue;
-        };
-        let mut table = serde_json::Map::new();
-        table.insert("module".to_owned(), Value::String(entry.module));
+    for (module, params, qos) in devices {
+        let mut table = Map::new();
+        table.insert("module".to_owned(), Value::String(module));
         table.extend(params);
-        if let Some(qos) = entry.bdevs.iter().find_map(|name| qos_of(control, name)) {
-            table.insert("qos".to_owned(), qos);
+        if qos != QosTable::default() {
+            table.insert("qos".to_owned(), serde_json::to_value(qos).unwrap_or(Value::Null));
         }
         push_table(&mut text, "[[bdev]]", &table);
     }
@@ -80,11 +92,11 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     std::fs::File::open(directory)?.sync_all()
 }
 
-fn qos_of(control: &Control, name: &str) -> Option<Value> {
+fn qos_of(control: &Control, name: &str) -> Option<QosTable> {
     let QosLimits { rw_ios_per_sec, rw_mbytes_per_sec, r_mbytes_per_sec, w_mbytes_per_sec } =
         control.core().bdev(name)?.qos;
     let table = QosTable { rw_ios_per_sec, rw_mbytes_per_sec, r_mbytes_per_sec, w_mbytes_per_sec };
-    (table != QosTable::default()).then(|| serde_json::to_value(table).unwrap_or(Value::Null))
+    (table != QosTable::default()).then_some(table)
 }
 
 fn push_section(text: &mut String, title: &str, section: &impl Serialize) {
@@ -94,7 +106,7 @@ fn push_section(text: &mut String, title: &str, section: &impl Serialize) {
 }
 
 /// A table without its nulls; nothing if nothing is left.
-fn push_table(text: &mut String, title: &str, table: &serde_json::Map<String, Value>) {
+fn push_table(text: &mut String, title: &str, table: &Map<String, Value>) {
     // What names the object comes first.
     let (head, rest): (Vec<_>, Vec<_>) =
         table.iter().partition(|(key, _)| matches!(key.as_str(), "module" | "name"));
@@ -113,7 +125,7 @@ fn to_toml_value(value: &Value) -> Option<String> {
         Value::Null => return None,
         Value::Bool(flag) => flag.to_string(),
         Value::Number(number) => number.to_string(),
-        Value::String(text) => toml::Value::String(text.clone()).to_string(),
+        Value::String(text) => basic_string(text),
         Value::Array(items) => {
             format!("[{}]", items.iter().filter_map(to_toml_value).collect::<Vec<_>>().join(", "))
         }
@@ -132,7 +144,23 @@ fn to_toml_value(value: &Value) -> Option<String> {
 fn bare_or_quoted(key: &str) -> String {
     let is_bare = !key.is_empty()
         && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-    if is_bare { key.to_owned() } else { toml::Value::String(key.to_owned()).to_string() }
+    if is_bare { key.to_owned() } else { basic_string(key) }
+}
+
+/// TOML's basic string: the one form that can be a key as well as a value, whatever is in it.
+fn basic_string(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for letter in text.chars() {
+        match letter {
+            '"' | '\\' => quoted.extend(['\\', letter]),
+            '\n' => quoted.push_str("\\n"),
+            '\t' => quoted.push_str("\\t"),
+            letter if letter.is_ascii_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(letter))),
+            letter => quoted.push(letter),
+        }
+    }
+    quoted.push('"');
+    quoted
 }
 
 #[cfg(test)]
@@ -145,7 +173,7 @@ mod tests {
     fn a_table_reads_back_as_the_same_values() {
         let table = json!({
             "name": "a\"b\\c\n", "size": "64MiB", "count": 3, "ratio": 0.5, "on": true, "none": null,
-            "list": ["x", 1, null], "odd key": { "deep": [{"a": 1}] },
+            "list": ["x", 1, null], "odd key": { "deep": [{"a": 1}] }, "both \"'''\" quotes\u{7f}\r": "'\"",
         });
         let mut text = String::new();
         push_table(&mut text, "[[bdev]]", table.as_object().unwrap());

@@ -47,7 +47,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// A key nobody knows.
-    #[error("{at}: unknown key `{key}` in {table}{}", did_you_mean(.nearest, .known))]
+    #[error("{at}: unknown key `{key}` in {table}; {remedy}")]
     UnknownKey {
         /// Where.
         at: Location,
@@ -55,10 +55,8 @@ pub enum ConfigError {
         table: String,
         /// The key.
         key: String,
-        /// The key that was probably meant.
-        nearest: Option<String>,
-        /// All keys of the table.
-        known: Vec<String>,
+        /// The key that was probably meant, or all keys there are.
+        remedy: String,
     },
     /// A key that must be there is not.
     #[error("{at}: {table} lacks `{key}`")]
@@ -82,10 +80,11 @@ pub enum ConfigError {
     },
 }
 
-fn did_you_mean(nearest: &Option<String>, known: &[String]) -> String {
-    match nearest {
-        Some(key) => format!("; did you mean `{key}`?"),
-        None => format!("; known keys: {}", known.join(", ")),
+/// What to do about an unknown key.
+pub(super) fn remedy<'a>(key: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+    match nearest(key, known.clone()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("known keys: {}", known.collect::<Vec<_>>().join(", ")),
     }
 }
 
@@ -148,8 +147,7 @@ impl Table {
                 at: self.location_of(key),
                 table: self.title.clone(),
                 key: key.clone(),
-                nearest: nearest(key, known.clone()).map(str::to_owned),
-                known: known.map(str::to_owned).collect(),
+                remedy: remedy(key, known),
             }),
         }
     }

@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::document::{ConfigError, Table, read};
+use super::document::{ConfigError, Table, read, remedy};
 
 /// A whole configuration file.
 #[derive(Clone, Debug, Default)]
@@ -278,8 +278,7 @@ fn unknown_section(section: &str, table: &Table) -> ConfigError {
         at: table.location(),
         table: "the configuration".to_owned(),
         key: section.to_owned(),
-        nearest: super::suggest::nearest(section, SECTIONS.iter().copied()).map(str::to_owned),
-        known: SECTIONS.iter().map(ToString::to_string).collect(),
+        remedy: remedy(section, SECTIONS.iter().copied()),
     }
 }
 

@@ -42,7 +42,10 @@ pub trait Handler {
 
 /// The answer owed to one call; must be used exactly once.
 #[must_use = "a call without an answer hangs its client"]
-pub struct Reply(Option<Box<dyn FnOnce(Result<Value, RpcError>)>>);
+pub struct Reply(Option<Deliver>);
+
+/// Takes the answer to its client.
+type Deliver = Box<dyn FnOnce(Result<Value, RpcError>)>;
 
 impl Reply {
     /// An answer that goes to `deliver`.
