@@ -1,7 +1,7 @@
 //! Exit codes, so that a service manager or a script can tell what happened.
 
 use std::fmt;
-use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The configuration or a plugin file is wrong; starting again will not help (`EX_CONFIG`).
 pub const CONFIG: u8 = 78;
@@ -32,16 +32,34 @@ impl fmt::Display for Exit {
 
 impl std::error::Error for Exit {}
 
-/// Prints what went wrong and gives the code.
-pub fn report(result: anyhow::Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+/// True once the exit handlers of the process must not run.
+static SKIPS_HANDLERS: AtomicBool = AtomicBool::new(false);
+
+/// Remembers that a plugin holds the dynamic linker for ever: an ordinary exit runs the destructors of libraries,
+/// for which it would wait.
+pub fn skip_exit_handlers() {
+    SKIPS_HANDLERS.store(true, Ordering::Relaxed);
+}
+
+/// Ends the process without any handler: what is urgent, or cannot be done otherwise.
+pub fn at_once(code: u8) -> ! {
+    signal_hook::low_level::exit(i32::from(code))
+}
+
+/// Prints what went wrong and ends the process with its code.
+pub fn end(result: anyhow::Result<()>) -> ! {
+    let code = match result {
+        Ok(()) => 0,
         Err(error) => {
             let code = error.downcast_ref::<Exit>().map_or(FAILURE, |exit| exit.code);
             if !error.to_string().is_empty() {
                 eprintln!("tenon: {error:#}");
             }
-            ExitCode::from(code)
+            code
         }
+    };
+    if SKIPS_HANDLERS.load(Ordering::Relaxed) {
+        at_once(code);
     }
+    std::process::exit(i32::from(code))
 }

@@ -14,13 +14,11 @@ mod plugin;
 mod run;
 mod status;
 
-use std::process::ExitCode;
-
 use clap::Parser;
 
 use cli::{Cli, Command, ConfigCommand};
 
-fn main() -> ExitCode {
+fn main() {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
@@ -33,5 +31,5 @@ fn main() -> ExitCode {
         Command::Completions { shell } => cli::completions(shell),
         Command::Man { out } => cli::man(out.as_deref()),
     };
-    exit::report(result)
+    exit::end(result)
 }

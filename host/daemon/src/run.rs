@@ -24,7 +24,7 @@ use tenon_modules::Catalog;
 use tenon_reactor::{ReactorRef, current};
 
 use crate::cli::{DEFAULT_SOCKET, RunArgs};
-use crate::exit::{CONFIG, Exit, UNAVAILABLE};
+use crate::exit::{CONFIG, Exit, FAILURE, UNAVAILABLE, at_once, skip_exit_handlers};
 use crate::{host, logs};
 
 /// How long the reactors may take to end after everything is drained.
@@ -107,12 +107,12 @@ fn serve(inbox: &mpsc::Receiver<Event>, control: &ReactorRef, begin: Instant) ->
             Event::Signal(SIGHUP) => {
                 let _ = control.send(|| with_app(|app| app.reload(Box::new(|_| {}))));
             }
-            Event::Signal(_) if is_stopping => std::process::exit(130),
+            Event::Signal(_) if is_stopping => at_once(130),
             Event::Signal(_) => {
                 is_stopping = true;
                 request_stop(control);
             }
-            Event::StopAtOnce => std::process::exit(0),
+            Event::StopAtOnce => at_once(0),
             Event::Stopped(report) => {
                 if result.is_ok() && !report.is_clean() {
                     result = Err(anyhow::anyhow!("stopped with objects left: {}", report.left.join("; ")));
@@ -127,7 +127,7 @@ fn serve(inbox: &mpsc::Receiver<Event>, control: &ReactorRef, begin: Instant) ->
 fn request_stop(control: &ReactorRef) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     if control.send(|| with_app(|app| app.stop())).is_err() {
-        std::process::exit(i32::from(crate::exit::FAILURE));
+        at_once(FAILURE);
     }
 }
 
@@ -189,6 +189,9 @@ struct Start {
 /// On the control reactor: composes the host, opens its doors, then applies the configuration.
 fn start_app(start: Start) -> Result<(), Exit> {
     let Start { config, config_file, catalog, socket, events } = start;
+    for error in catalog.rejected() {
+        warn!("plugin is not offered error={error}");
+    }
     let control = host::compose(&config, catalog, Rc::new(logs::handle(module_names)), Rc::new(Process));
     let server =
         Server::open(&socket, Rc::new(control.clone())).map_err(|error| Exit::new(CONFIG, chain(&error)))?;
@@ -216,7 +219,8 @@ fn start_app(start: Start) -> Result<(), Exit> {
     Ok(())
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error with all its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {}", chain(source)),
         None => error.to_string(),
@@ -260,7 +264,8 @@ impl ProcessControl for Process {
 
 impl App {
     fn started(&self, report: &Report) {
-        for failure in &report.failures {
+        // The process ends with what is required on its lips.
+        for failure in report.failures.iter().filter(|line| !report.required.contains(line)) {
             error!("{failure}");
         }
         let result = if report.required.is_empty() {
@@ -338,6 +343,10 @@ impl App {
         info!("host stopping bdevs={}", self.control.core().bdev_count());
         let app = self.clone();
         self.control.core().shutdown(move |report| {
+            if let Some(holder) = app.control.core().modules().blocked_open() {
+                warn!("a plugin never finished loading, leaving without exit handlers file={}", holder.display());
+                skip_exit_handlers();
+            }
             app.server.borrow_mut().take();
             app.metrics.borrow_mut().take();
             let _ = app.events.send(Event::Stopped(report));

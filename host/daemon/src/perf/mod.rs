@@ -2,14 +2,17 @@
 //! devices, prints what was measured and found, and ends.
 //!
 //! The main thread waits for events, shows progress and prints; the host runs
-//! on its reactors as under `tenon run`, without a control socket.
+//! on its reactors as under `tenon run`, without a control socket unless asked
+//! for one.
 
 mod args;
 mod chart;
 mod table;
 mod units;
 
+use std::cell::Cell;
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -20,6 +23,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tenon_bdev::{ShutdownReport, State};
 use tenon_control::config::Config;
+use tenon_control::rpc::Server;
 use tenon_control::{Control, ProcessControl, Stop};
 use tenon_modules::Catalog;
 use tenon_perf::{Monitor, Plan, Progress, Report, start};
@@ -27,7 +31,7 @@ use tenon_reactor::Cpus;
 
 pub use args::PerfArgs;
 
-use crate::exit::{CONFIG, Exit, FAILURE, UNAVAILABLE};
+use crate::exit::{CONFIG, Exit, FAILURE, UNAVAILABLE, at_once};
 use crate::{host, logs, run};
 
 /// How long the reactors may take to end after everything is drained.
@@ -39,7 +43,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 enum Event {
     Signal,
     Failed(Exit),
-    Started(Monitor),
+    Started(Box<Monitor>),
     Done(Box<Report>),
     Stopped(ShutdownReport),
 }
@@ -49,7 +53,13 @@ struct Order {
     config: Config,
     catalog: Catalog,
     plan: Plan,
+    socket: Option<PathBuf>,
     events: Sender<Event>,
+}
+
+thread_local! {
+    /// On the control reactor: the control socket, until the load is over.
+    static SERVER: Cell<Option<Server>> = const { Cell::new(None) };
 }
 
 /// Runs the command.
@@ -63,7 +73,7 @@ pub fn perf(args: &PerfArgs) -> anyhow::Result<()> {
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
     let plan = Plan { bdevs: args.bdev.clone(), reactors: Vec::new(), workload };
-    let order = Order { config, catalog, plan, events };
+    let order = Order { config, catalog, plan, socket: args.rpc_socket.clone(), events };
     let control = reactors.control().clone();
     control.call(host::CONTROL_CALL, move || begin(order)).context("the control reactor does not answer")?;
     let shows_progress = args.progress || std::io::stderr().is_terminal();
@@ -83,11 +93,11 @@ fn wait(inbox: &Receiver<Event>, shows_progress: bool) -> anyhow::Result<Box<Rep
         match inbox.recv_timeout(PROGRESS_EVERY) {
             Ok(Event::Signal) => match monitor.take() {
                 Some(monitor) => monitor.stop(),
-                None => std::process::exit(130),
+                None => at_once(130),
             },
             Ok(Event::Failed(exit)) => result = Err(exit.into()),
             Ok(Event::Started(started)) => {
-                monitor = Some(started);
+                monitor = Some(*started);
                 meter = Meter::default();
             }
             Ok(Event::Done(report)) => {
@@ -127,8 +137,12 @@ fn finish(args: &PerfArgs, report: Box<Report>) -> anyhow::Result<()> {
 
 /// On the control reactor: starts the host, then the load.
 fn begin(order: Order) {
-    let Order { config, catalog, plan, events } = order;
+    let Order { config, catalog, plan, socket, events } = order;
     let control = host::compose(&config, catalog, Rc::new(logs::handle(Vec::new)), Rc::new(Process));
+    match socket.map(|path| Server::open(&path, Rc::new(control.clone()))).transpose() {
+        Ok(server) => SERVER.set(server),
+        Err(error) => return end(&control, &events, Some(Exit::new(CONFIG, run::chain(&error)))),
+    }
     let engine = control.engine().clone();
     engine.start(config, move |report| {
         let mut failures = report.failures;
@@ -150,12 +164,13 @@ fn begin_load(control: Control, mut plan: Plan, events: Sender<Event>) {
         plan.bdevs = core.bdevs().into_iter().filter(is_free).map(|bdev| bdev.name).collect();
     }
     let (done_events, done_control) = (events.clone(), control.clone());
+    control.set_ready();
     let started = start(&core, &plan, move |report| {
         let _ = done_events.send(Event::Done(Box::new(report)));
         end(&done_control, &done_events, None);
     });
     match started {
-        Ok(running) => _ = events.send(Event::Started(running.monitor())),
+        Ok(running) => _ = events.send(Event::Started(Box::new(running.monitor()))),
         Err(error) => end(&control, &events, Some(Exit::new(FAILURE, error.to_string()))),
     }
 }
@@ -166,6 +181,7 @@ fn end(control: &Control, events: &Sender<Event>, failure: Option<Exit>) {
     }
     let (control, events) = (control.clone(), events.clone());
     control.core().clone().shutdown(move |report| {
+        SERVER.take();
         drop(control);
         let _ = events.send(Event::Stopped(report));
     });
