@@ -45,7 +45,7 @@ enum Event {
     Failed(Exit),
     Started(Box<Monitor>),
     Done(Box<Report>),
-    Stopped(ShutdownReport),
+    Stopped(Box<ShutdownReport>),
 }
 
 /// What the control reactor starts with.
@@ -183,7 +183,7 @@ fn end(control: &Control, events: &Sender<Event>, failure: Option<Exit>) {
     control.core().clone().shutdown(move |report| {
         SERVER.take();
         drop(control);
-        let _ = events.send(Event::Stopped(report));
+        let _ = events.send(Event::Stopped(Box::new(report)));
     });
 }
 
