@@ -4,7 +4,7 @@
 //! I/Os are gathered in the ring and handed to the kernel once per turn, or at
 //! the end of a batch. While the kernel has some, the poller looks at the ring's
 //! memory; a reactor that has nothing else to do sleeps and is woken by the
-//! ring's descriptor.
+//! ring's descriptor, which is silent otherwise.
 
 use std::cell::{Cell, OnceCell};
 use std::rc::{Rc, Weak};
@@ -29,9 +29,8 @@ pub struct UringChannel {
     block_shift: u32,
     /// Without a slot in the ring.
     waiting: IoQueue<Self>,
+    /// The ring's descriptor tells of answers.
     is_armed: Cell<bool>,
-    /// The descriptor has not become ready since the reactor was allowed to sleep.
-    was_asleep: Cell<bool>,
     // These end before the ring's descriptor is closed.
     watch: OnceCell<FdWatch>,
     poller: OnceCell<Poller>,
@@ -133,7 +132,6 @@ impl UringChannel {
             block_shift: backing.geometry().block_size.trailing_zeros(),
             waiting: IoQueue::new(),
             is_armed: Cell::new(true),
-            was_asleep: Cell::new(false),
             watch: OnceCell::new(),
             poller: OnceCell::new(),
             ring,
@@ -150,6 +148,7 @@ impl UringChannel {
                 channel.woken();
             }
         })?;
+        channel.disarm();
         // Fresh cells take a value.
         let _ = channel.poller.set(poller);
         let _ = channel.watch.set(watch);
@@ -223,6 +222,7 @@ impl UringChannel {
                 break;
             }
             poll = Poll::Busy;
+            self.disarm();
             reaped.iter().for_each(|answer| self.answered(*answer));
         }
         poll
@@ -306,29 +306,19 @@ impl UringChannel {
         if self.ring.in_use() == 0 {
             return true;
         }
-        self.was_asleep.set(true);
-        self.arm(true) && !self.ring.has_answers()
+        self.is_armed.set(true);
+        !self.ring.arm()
     }
 
-    /// The descriptor is ready. If the reactor did not sleep, the poller would have found out itself.
     fn woken(&self) {
-        if !self.was_asleep.replace(false) {
-            self.arm(false);
-        }
+        self.ring.hear();
+        self.disarm();
         self.poll();
     }
 
-    fn arm(&self, is_armed: bool) -> bool {
-        if self.is_armed.replace(is_armed) == is_armed {
-            return true;
-        }
-        let events = if is_armed { READABLE } else { 0 };
-        match self.watch.get().map(|watch| watch.modify(events)) {
-            Some(Ok(())) => true,
-            _ => {
-                self.is_armed.set(!is_armed);
-                false
-            }
+    fn disarm(&self) {
+        if self.is_armed.replace(false) {
+            self.ring.disarm();
         }
     }
 }

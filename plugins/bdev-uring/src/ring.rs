@@ -8,10 +8,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use rustix::event::{EventfdFlags, eventfd};
 use tenon_sdk::{BdevOp, Channel, DmaBuf, Io, IoFlags, IoVec, Victim};
 
 use crate::backing::Backing;
@@ -19,6 +21,9 @@ use crate::backing::Backing;
 /// A ring for the I/Os of channels `C`.
 pub struct Ring<C: Channel> {
     uring: RefCell<IoUring>,
+    /// Becomes readable when the kernel has something ready, if the ring is armed. The ring's own descriptor does
+    /// not: work that waits for the ring to be entered wakes nobody who polls it.
+    bell: OwnedFd,
     slots: Box<[Slot<C>]>,
     first_free: Cell<u32>,
     in_use: Cell<u32>,
@@ -84,6 +89,8 @@ impl<C: Channel> Ring<C> {
         let entries = (depth * 2).next_power_of_two();
         let uring = new_uring(entries)?;
         uring.submitter().register_files(&[backing.raw_fd()])?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        uring.submitter().register_eventfd(bell.as_raw_fd())?;
         let empty = Progress { step: Step::Sync, offset: 0, len: 0, done: 0, attempts: 0 };
         let slots = (1..=depth)
             .map(|next| Slot {
@@ -94,6 +101,7 @@ impl<C: Channel> Ring<C> {
             .collect();
         Ok(Ring {
             uring: RefCell::new(uring),
+            bell,
             slots,
             first_free: Cell::new(0),
             in_use: Cell::new(0),
@@ -211,9 +219,25 @@ impl<C: Channel> Ring<C> {
         }
     }
 
-    /// True if there are answers, or would be after entering.
-    pub fn has_answers(&self) -> bool {
+    /// Lets the descriptor tell when the kernel has something ready. True if it has by now: then the descriptor may
+    /// keep silent.
+    pub fn arm(&self) -> bool {
+        self.uring.borrow_mut().completion().enable_eventfd();
+        // The kernel notes its work before it looks whether to tell; so here, the other way round.
+        fence(Ordering::SeqCst);
         self.wants_enter() || !self.uring.borrow_mut().completion().is_empty()
+    }
+
+    /// Silences the descriptor, which costs the kernel time for every answer.
+    pub fn disarm(&self) {
+        self.uring.borrow_mut().completion().disable_eventfd();
+    }
+
+    /// Makes the descriptor unreadable again.
+    pub fn hear(&self) {
+        let mut count = [0; 8];
+        // Nothing to read is fine.
+        let _ = rustix::io::read(&self.bell, &mut count);
     }
 
     /// Takes some answers; fewer than there is room for if there are no more.
@@ -277,9 +301,10 @@ impl<C: Channel> Drop for Ring<C> {
     }
 }
 
+/// The descriptor that tells of answers.
 impl<C: Channel> AsRawFd for Ring<C> {
     fn as_raw_fd(&self) -> RawFd {
-        self.uring.borrow().as_raw_fd()
+        self.bell.as_raw_fd()
     }
 }
 
