@@ -109,6 +109,7 @@ pub fn kind_of(bytes: &[u8]) -> Option<PduKind> {
 /// Total over all inputs. Fields are judged in the order of their offsets, because FEI names the lowest
 /// one in error, with one exception: where a digest protects the header, only what is needed to find the
 /// digest is judged before it.
+#[inline]
 pub fn scan(bytes: &[u8], framing: &Framing, capsule_limit: u32) -> Result<Scan, PeerError> {
     let Ok((common, _)) = CommonHeader::ref_from_prefix(bytes) else {
         return Ok(Scan::Incomplete(COMMON_LEN));
@@ -143,6 +144,7 @@ pub fn scan(bytes: &[u8], framing: &Framing, capsule_limit: u32) -> Result<Scan,
 /// # Panics
 ///
 /// If `out` is shorter than that; callers reserve [`MAX_HEADER_BYTES`].
+#[inline]
 pub fn encode_header<H: IntoBytes + Immutable>(header: &H, framing: &Framing, out: &mut [u8]) -> usize {
     let bytes = header.as_bytes();
     out[..bytes.len()].copy_from_slice(bytes);
@@ -205,6 +207,7 @@ fn check_header_digest(kind: PduKind, bytes: &[u8], head_len: usize) -> Result<(
 }
 
 /// Judges PLEN, PDO and DDGSTF of a header whose digest is right.
+#[inline]
 fn frame(
     kind: PduKind,
     common: &CommonHeader,

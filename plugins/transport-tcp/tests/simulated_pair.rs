@@ -5,11 +5,10 @@
 
 mod peers;
 
-use std::collections::VecDeque;
-
-use peers::{Controller, FAILS, GIVEN_UP, Host, NO_DATA, READ, REGION, Rng, WRITE};
+use peers::{Controller, FAILS, GIVEN_UP, Host, NO_DATA, READ, REGION, Rng, WRITE, Wire};
 use transport_tcp::connection::{
-    ConnectionState, Ending, InitiatorConnection, InitiatorOptions, TargetConnection, TargetOptions,
+    ConnectionState, Ending, InitiatorConnection, InitiatorEvent, InitiatorOptions, TargetConnection,
+    TargetEvent, TargetOptions,
 };
 
 const SEEDS: u64 = 1000;
@@ -23,8 +22,8 @@ struct World {
     rng: Rng,
     host: Host,
     controller: Controller,
-    to_controller: VecDeque<u8>,
-    to_host: VecDeque<u8>,
+    to_controller: Wire,
+    to_host: Wire,
     submitted: usize,
     now_ns: u64,
     /// Fragments are at most this long.
@@ -60,8 +59,8 @@ impl World {
         Self {
             controller: Controller::new(connection, depth.into()),
             host,
-            to_controller: VecDeque::new(),
-            to_host: VecDeque::new(),
+            to_controller: Wire::default(),
+            to_host: Wire::default(),
             submitted: 0,
             now_ns: 0,
             fragment: fragment.max(if needs_digests { 64 } else { 1 }),
@@ -78,16 +77,14 @@ impl World {
             0 => self.submit(),
             1 => self.controller.decide(),
             2 => self.controller.complete_one(choice),
-            3 => self.to_host.extend(self.controller.transmit(limit, now)),
-            4 => self.to_controller.extend(self.host.transmit(limit, now)),
+            3 => self.to_host.put(&self.controller.transmit(limit, now)),
+            4 => self.to_controller.put(&self.host.transmit(limit, now)),
             5 => {
-                let len = self.to_host.len().min(limit);
-                let bytes: Vec<u8> = self.to_host.drain(..len).collect();
+                let bytes = self.to_host.take(limit);
                 self.host.receive(&bytes, choice & 1 == 0, now);
             }
             _ => {
-                let len = self.to_controller.len().min(limit);
-                let bytes: Vec<u8> = self.to_controller.drain(..len).collect();
+                let bytes = self.to_controller.take(limit);
                 self.controller.receive(&bytes, choice & 1 == 0, now);
             }
         }
@@ -198,13 +195,53 @@ fn damage_on_the_wire_is_never_taken_for_data() {
     assert!(terminated > 100 && transient > 100, "{terminated} terminated, {transient} transient errors");
 }
 
+#[test]
+fn a_silent_wire_ends_whoever_is_owed_something_and_nobody_else() {
+    let (mut timed_out, mut patient) = (0, 0);
+    for seed in seeds() {
+        let mut world = World::new(seed, false);
+        for _ in 0..world.rng.below(3000) {
+            world.step();
+        }
+        // Nothing is delivered any more; both ends fill the wire as far as it goes.
+        let now = world.now_ns;
+        world.controller.transmit(world.rng.below(5000), now);
+        world.host.transmit(world.rng.below(5000), now);
+        let target = &mut world.controller.connection;
+        let is_owed = target.output_len() > 0;
+        if let Some(at) = target.next_deadline() {
+            assert_eq!(target.handle_timeout(at - 1), None, "seed {seed}");
+            let event = target.handle_timeout(at);
+            let Some(TargetEvent::Ended(ending @ Ending::TimedOut(_))) = event else {
+                panic!("seed {seed}: {event:?}")
+            };
+            world.controller.end(ending);
+            timed_out += 1;
+        } else {
+            assert!(!is_owed, "seed {seed}: waits for ever to be read");
+            patient += 1;
+        }
+        world.controller.poll();
+        let initiator = &mut world.host.connection;
+        if let Some(at) = initiator.next_deadline()
+            && let Some(InitiatorEvent::Ended(ending)) = initiator.handle_timeout(at)
+        {
+            world.host.end(ending);
+        }
+        world.cut();
+        world.check_census(seed);
+    }
+    assert!(timed_out > 100 && patient > 100, "{timed_out} timed out, {patient} patient");
+}
+
 /// Flips bits of one byte that is under way.
 fn damage(world: &mut World) -> bool {
     let wire = if world.rng.coin() { &mut world.to_controller } else { &mut world.to_host };
-    if wire.is_empty() {
+    let bytes = wire.under_way();
+    if bytes.is_empty() {
         return false;
     }
-    let at = world.rng.below(wire.len());
-    wire[at] ^= 1 << world.rng.below(8);
+    let at = world.rng.below(bytes.len());
+    bytes[at] ^= 1 << world.rng.below(8);
     true
 }

@@ -98,6 +98,7 @@ impl Inflow {
     }
 
     /// Looks at the next bytes of the stream.
+    #[inline]
     pub(crate) fn step<'b>(&mut self, bytes: &'b [u8]) -> Progress<'b> {
         match self.phase {
             Phase::Idle => Progress::Wait,

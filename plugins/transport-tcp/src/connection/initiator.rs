@@ -363,6 +363,7 @@ impl InitiatorConnection {
         }
     }
 
+    #[cold]
     fn negotiate<'b>(&mut self, bytes: &'b [u8], frame: &Frame) -> Result<Step<'b>, PeerError> {
         let Ok((response, _)) = IcResp::ref_from_prefix(bytes) else { return Ok(Step::Wait) };
         let agreement = handshake::accept(response, &self.options)?;
@@ -508,8 +509,8 @@ impl InitiatorConnection {
     //= NVMe/TCP 1.0 §3.5
     //# When a host detects a data digest error in a C2HData PDU, that host shall continue
     //# processing C2HData PDUs associated with the command and when the command processing has
-    //# completed, if a successful status was returned by the controller, the host shall fail the command with a non-
-    //# fatal transport error.
+    //# completed, if a successful status was returned by the controller, the host shall fail the command with a
+    //# non-fatal transport error.
     fn answer(&mut self, slot: Slot, cqe: &Cqe) {
         let request = &mut self.requests[slot.index()];
         let mut cqe = *cqe;
@@ -604,6 +605,7 @@ impl InitiatorConnection {
     }
 
     /// The peer broke the protocol. Requests are lost as soon as their memory is not part of the output.
+    #[cold]
     fn fail<'b>(&mut self, error: PeerError, bytes: &'b [u8], now_ns: u64) -> Step<'b> {
         let ending = self.link.fail(error, quoted_header(bytes), now_ns);
         self.lose_all();

@@ -69,6 +69,7 @@ impl Link {
     }
 
     /// Looks at the PDU that starts with `bytes`. Not while data of the last one is outstanding.
+    #[inline]
     pub(crate) fn begin(&mut self, bytes: &[u8], capsule_limit: u32) -> Begun {
         let Some(kind) = kind_of(bytes) else { return Begun::Wait };
         let (to, action) = self.next(Incident::Pdu(kind));
@@ -111,6 +112,7 @@ impl Link {
     //# The controller shall ignore a H2CTermReq PDU
     //# with a PDU length (PLEN) that exceeds 152 bytes (24-byte PDU Header plus 128-byte PDU data) and shall
     //# terminate the connection immediately.
+    #[cold]
     fn hear(&mut self, bytes: &[u8]) -> Begun {
         match scan(bytes, &Framing::PLAIN, 0) {
             Ok(Scan::Incomplete(needed)) => self.wait_for(needed),

@@ -386,6 +386,7 @@ impl TargetConnection {
         }
     }
 
+    #[cold]
     fn negotiate<'b>(&mut self, bytes: &'b [u8], frame: &Frame, now_ns: u64) -> Result<Step<'b>, PeerError> {
         let Ok((request, _)) = IcReq::ref_from_prefix(bytes) else { return Ok(Step::Wait) };
         let (response, agreement) = handshake::answer(request, &self.options)?;
@@ -606,6 +607,7 @@ impl TargetConnection {
     }
 
     /// The peer broke the protocol.
+    #[cold]
     fn fail<'b>(&mut self, error: PeerError, bytes: &'b [u8], now_ns: u64) -> Step<'b> {
         // What is encoded is sent before the termination; memory it refers to stays in use until then.
         let nothing_encoded = self.link.outbox.is_empty();

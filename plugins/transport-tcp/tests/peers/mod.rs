@@ -39,7 +39,42 @@ impl Rng {
     }
 
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.next() as u8).collect()
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&self.next().to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+}
+
+/// Bytes under way in one direction.
+#[derive(Default)]
+pub struct Wire {
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+impl Wire {
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next bytes, at most `limit`.
+    pub fn take(&mut self, limit: usize) -> Vec<u8> {
+        let len = limit.min(self.bytes.len() - self.taken);
+        let bytes = self.bytes[self.taken..self.taken + len].to_vec();
+        self.taken += len;
+        if self.taken == self.bytes.len() || self.taken > 1 << 20 {
+            self.bytes.drain(..self.taken);
+            self.taken = 0;
+        }
+        bytes
+    }
+
+    /// What was put and not taken.
+    pub fn under_way(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.taken..]
     }
 }
 
