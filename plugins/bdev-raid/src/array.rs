@@ -1,0 +1,542 @@
+//! An array on the control thread: its members, its state, and the small steps
+//! that the longer stories are made of: `create.rs` brings it up, `assembly.rs`
+//! collects members by their superblocks, `change.rs` loses and gains members,
+//! `status.rs` tells about it.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tenon_sdk::{
+    Access, BaseEvent, BdevFlags, BdevId, BdevInfo, BdevOp, Claim, Descriptor, Error, Exported, Host,
+    OpToken, Reason,
+};
+
+use crate::RaidModule;
+use crate::change::{Rebuild, Task, Why};
+use crate::config::RaidParams;
+use crate::disk;
+use crate::layout::Layout;
+use crate::level::Level;
+use crate::shared::{Lane, Role, Shared};
+use crate::state::{ArrayEvent, ArrayState};
+use crate::superblock::{Entry, EntryState, Superblock};
+
+/// An array.
+pub struct Array {
+    /// Tells arrays apart, also those of the same name after each other.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// The host.
+    pub host: Host,
+    /// What changes; never borrowed across a call of the host.
+    pub inner: RefCell<Inner>,
+}
+
+/// What changes in an array.
+pub struct Inner {
+    /// Where it is in its life.
+    pub state: ArrayState,
+    /// What it is, as for a create.
+    pub params: RaidParams,
+    /// Whether an operator asked for it, not only a superblock.
+    pub is_created: bool,
+    /// Identity; zero until it is known.
+    pub uuid: [u8; 16],
+    /// Bytes of a block; 0 until a member is open.
+    pub block_size: u32,
+    /// Its slots.
+    pub slots: Vec<Slot>,
+    /// Its geometry, once it is known.
+    pub layout: Option<Layout>,
+    /// The newest superblock known, as read or written.
+    pub superblock: Option<Superblock>,
+    /// Shared with its channels, once it is online.
+    pub shared: Option<Arc<Shared>>,
+    /// Its device.
+    pub bdev: Option<BdevId>,
+    /// The create that waits.
+    pub create: Option<OpToken>,
+    /// Operations that wait until it is gone.
+    pub gone: Vec<OpToken>,
+    /// The host's order to destruct the device.
+    pub destruct: Option<OpToken>,
+    /// Whether superblocks are wiped at the end.
+    pub wipe: bool,
+    /// Whether a task runs.
+    pub is_busy: bool,
+    /// Changes that wait for it.
+    pub tasks: VecDeque<Task>,
+    /// What waits for a directive to be obeyed.
+    pub after_obey: Option<(u64, Step)>,
+    /// A rebuild.
+    pub rebuild: Option<Rebuild>,
+    /// Names of members that return when it is online.
+    pub returning: Vec<String>,
+    /// A member that went while it was being brought up.
+    pub lost: Option<String>,
+    /// Why it is not online although it could be.
+    pub last_error: Option<String>,
+}
+
+/// What is done with an array later.
+pub type Step = Box<dyn FnOnce(&Rc<Array>)>;
+
+/// One member.
+#[derive(Clone)]
+pub struct Slot {
+    /// Name of its device; empty if only its identity is known.
+    pub name: String,
+    /// Identity of its device.
+    pub uuid: [u8; 16],
+    /// Its device, if open.
+    pub base: Option<Descriptor>,
+    /// Tells devices in the same slot apart; events of an older one are stale.
+    pub member: u64,
+    /// First block of its data area.
+    pub data_offset: u64,
+    /// Blocks of its data area.
+    pub data_size: u64,
+    /// What is known of its content.
+    pub standing: Standing,
+}
+
+/// What is known of a member's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Current, or will be once the array is created.
+    Current,
+    /// Being rebuilt.
+    Target,
+    /// The array goes on without it: removed.
+    Missing,
+    /// The array goes on without it: it failed.
+    Failed,
+}
+
+impl Standing {
+    fn entry_state(self) -> EntryState {
+        match self {
+            Standing::Current => EntryState::CONFIGURED,
+            Standing::Target | Standing::Missing => EntryState::MISSING,
+            Standing::Failed => EntryState::FAILED,
+        }
+    }
+}
+
+impl Slot {
+    /// A slot whose member is known by name.
+    pub fn named(name: &str) -> Slot {
+        Slot {
+            name: name.to_owned(),
+            uuid: [0; 16],
+            base: None,
+            member: 0,
+            data_offset: 0,
+            data_size: 0,
+            standing: Standing::Current,
+        }
+    }
+
+    /// A slot as a superblock states it.
+    pub fn of_entry(entry: &Entry) -> Slot {
+        let standing = if entry.is_configured() {
+            Standing::Current
+        } else if entry.state == EntryState::FAILED {
+            Standing::Failed
+        } else {
+            Standing::Missing
+        };
+        let (data_offset, data_size) = (entry.data_offset, entry.data_size);
+        Slot { uuid: entry.uuid, data_offset, data_size, standing, ..Slot::named("") }
+    }
+
+    /// True if the array needs it and it is not there.
+    pub fn is_awaited(&self) -> bool {
+        self.standing == Standing::Current && self.base.is_none()
+    }
+
+    /// For operators.
+    pub fn label(&self) -> String {
+        if self.name.is_empty() { uuid::Uuid::from_bytes(self.uuid).to_string() } else { self.name.clone() }
+    }
+}
+
+impl Inner {
+    /// Members that hold current data and are there.
+    pub fn current(&self) -> Vec<(usize, Descriptor)> {
+        let is_current = |(slot, member): (usize, &Slot)| {
+            let base = member.base.clone().filter(|_| member.standing == Standing::Current)?;
+            Some((slot, base))
+        };
+        self.slots.iter().enumerate().filter_map(is_current).collect()
+    }
+
+    /// Names of the members it waits for.
+    pub fn missing(&self) -> Vec<String> {
+        self.slots.iter().filter(|slot| slot.is_awaited()).map(Slot::label).collect()
+    }
+
+    /// The members as channels shall see them.
+    pub fn lanes(&self) -> Arc<[Lane]> {
+        let lane = |slot: &Slot| {
+            let role = match slot.standing {
+                Standing::Current => Role::InSync,
+                Standing::Target => Role::Target,
+                Standing::Missing | Standing::Failed => Role::Absent,
+            };
+            let base = slot.base.clone().filter(|_| role != Role::Absent);
+            let role = if base.is_some() { role } else { Role::Absent };
+            Lane { base, data_offset: slot.data_offset, role }
+        };
+        self.slots.iter().map(lane).collect()
+    }
+
+    /// The superblock of its present state.
+    pub fn superblock_now(&self, name: &str, seq_number: u64) -> Superblock {
+        let entry = |(nth, slot): (usize, &Slot)| Entry {
+            uuid: slot.uuid,
+            data_offset: slot.data_offset,
+            data_size: slot.data_size,
+            state: slot.standing.entry_state(),
+            slot: nth as u8,
+        };
+        Superblock {
+            uuid: self.uuid,
+            name: name.to_owned(),
+            raid_size: self.layout.as_ref().map_or(0, |layout| layout.num_blocks),
+            block_size: self.block_size,
+            level: self.params.level.id(),
+            strip_size: self.strip_blocks() as u32,
+            seq_number,
+            num_base_bdevs: self.slots.len() as u8,
+            members: self.slots.iter().enumerate().map(entry).collect(),
+        }
+    }
+
+    /// Blocks of a strip.
+    pub fn strip_blocks(&self) -> u64 {
+        if self.block_size == 0 {
+            0
+        } else {
+            u64::from(self.params.strip_size_kb) * 1024 / u64::from(self.block_size)
+        }
+    }
+
+    /// Whether it goes on without one more of its current members.
+    pub fn can_lose_one(&self) -> bool {
+        let (there, all) = (self.current().len(), self.slots.len());
+        there > all - self.params.level.redundancy(all)
+    }
+
+    /// Goes over to another state; a mistake of ours is logged and changes nothing.
+    pub fn on(&mut self, event: ArrayEvent) {
+        match self.state.next(event) {
+            Ok(state) => self.state = state,
+            Err(error) => log::error!("impossible event raid={} error=\"{error}\"", self.params.name),
+        }
+    }
+}
+
+impl Array {
+    /// A new array that waits for its members.
+    pub fn new(host: Host, params: RaidParams, slots: Vec<Slot>) -> Rc<Array> {
+        let uuid = params.uuid.map_or([0; 16], uuid::Uuid::into_bytes);
+        let name = params.name.clone();
+        let inner = Inner {
+            state: ArrayState::Configuring,
+            params,
+            is_created: false,
+            uuid,
+            block_size: 0,
+            slots,
+            layout: None,
+            superblock: None,
+            shared: None,
+            bdev: None,
+            create: None,
+            gone: Vec::new(),
+            destruct: None,
+            wipe: false,
+            is_busy: false,
+            tasks: VecDeque::new(),
+            after_obey: None,
+            rebuild: None,
+            returning: Vec::new(),
+            lost: None,
+            last_error: None,
+        };
+        Rc::new(Array { id: RaidModule::next_id(), name, host, inner: RefCell::new(inner) })
+    }
+
+    /// Opens and claims the device of a slot.
+    ///
+    /// # Errors
+    /// [`Error::missing_base`] if it is not there, otherwise why it cannot be a member.
+    pub fn open_member(&self, slot: usize, name: &str) -> Result<(), Error> {
+        let (array, member) = (self.id, RaidModule::next_id());
+        let base = self.host.open(name, Access::Write, move |event| {
+            RaidModule::with(|module| module.base_event(array, slot, member, event));
+        })?;
+        base.claim(Claim::ExclusiveWrite)?;
+        let info = base.info()?;
+        let mut inner = self.inner.borrow_mut();
+        check_member(&info, inner.block_size)?;
+        inner.block_size = info.limits.block_size;
+        let place = &mut inner.slots[slot];
+        (place.name, place.uuid, place.member) = (name.to_owned(), info.uuid, member);
+        place.base = Some(base);
+        Ok(())
+    }
+
+    /// Writes the superblock of the present state to every current member; a member that cannot take it is lost as
+    /// well, as long as enough are left. `then` learns whether the state is durable.
+    pub fn commit(self: &Rc<Self>, then: impl FnOnce(&Rc<Array>, bool) + 'static) {
+        let (targets, superblock) = {
+            let mut inner = self.inner.borrow_mut();
+            if !inner.params.superblock {
+                drop(inner);
+                return then(self, true);
+            }
+            let seq_number = inner.superblock.as_ref().map_or(0, |superblock| superblock.seq_number) + 1;
+            let superblock = inner.superblock_now(&self.name, seq_number);
+            inner.superblock = Some(superblock.clone());
+            (inner.current(), superblock)
+        };
+        let (this, asked) = (Rc::clone(self), targets.len());
+        disk::write_all(targets, &superblock.encode(), move |failures| {
+            if failures.is_empty() {
+                return then(&this, true);
+            }
+            for (slot, error) in &failures {
+                log::error!("member takes no superblock raid={} slot={slot} error=\"{error}\"", this.name);
+                this.inner.borrow_mut().slots[*slot].standing = Standing::Failed;
+            }
+            let needed = {
+                let inner = this.inner.borrow();
+                inner.slots.len() - inner.params.level.redundancy(inner.slots.len())
+            };
+            // Each round has fewer members, so this ends.
+            if asked - failures.len() >= needed { this.commit(then) } else { then(&this, false) }
+        });
+    }
+
+    /// Gives channels the present members; `then` runs when all obey.
+    pub fn direct(
+        self: &Rc<Self>,
+        is_paused: bool,
+        locked: Range<u64>,
+        then: impl FnOnce(&Rc<Array>) + 'static,
+    ) {
+        let (shared, lanes) = {
+            let inner = self.inner.borrow();
+            (inner.shared.clone(), inner.lanes())
+        };
+        let Some(shared) = shared else { return then(self) };
+        match shared.issue(lanes, is_paused, locked) {
+            // The answer comes as a message, so it is not too late to remember.
+            Ok(epoch) => self.inner.borrow_mut().after_obey = Some((epoch, Box::new(then))),
+            Err(error) => log::error!("channels cannot be reached raid={} error=\"{error}\"", self.name),
+        }
+    }
+
+    /// Every channel obeys a directive.
+    pub fn directive_obeyed(self: &Rc<Self>, epoch: u64) {
+        let step = {
+            let mut inner = self.inner.borrow_mut();
+            inner.after_obey.take_if(|(awaited, _)| *awaited == epoch)
+        };
+        if let Some((_, step)) = step {
+            step(self);
+        }
+    }
+
+    /// Something happened to a member.
+    pub fn base_event(self: &Rc<Self>, slot: usize, member: u64, event: &BaseEvent) {
+        let BaseEvent::Remove { .. } = event else { return };
+        let (state, name, closed) = {
+            let mut inner = self.inner.borrow_mut();
+            let state = inner.state;
+            let place = &mut inner.slots[slot];
+            if place.member != member || place.base.is_none() {
+                return;
+            }
+            let name = place.name.clone();
+            let closed = if state == ArrayState::Configuring { place.base.take() } else { None };
+            if state == ArrayState::Committing {
+                inner.lost = Some(name.clone());
+            }
+            (state, name, closed)
+        };
+        drop(closed);
+        log::info!("member goes raid={} member={name} state={}", self.name, state.name());
+        match state {
+            ArrayState::Online => self.push(Task::Lose { slot, member, why: Why::Removed }),
+            ArrayState::Configuring => {
+                let is_empty = {
+                    let inner = self.inner.borrow();
+                    !inner.is_created && inner.slots.iter().all(|slot| slot.base.is_none())
+                };
+                if is_empty {
+                    self.give_up();
+                }
+            }
+            ArrayState::Committing | ArrayState::Closing | ArrayState::Gone => {}
+        }
+    }
+
+    /// Starts the end of the array; the operation is answered when it is gone.
+    pub fn close(self: &Rc<Self>, wipe: bool, token: OpToken) {
+        let bdev = {
+            let mut inner = self.inner.borrow_mut();
+            if inner.state == ArrayState::Committing {
+                drop(inner);
+                return token.fail(Error::busy("is being created").object(&*self.name));
+            }
+            inner.wipe |= wipe;
+            inner.gone.push(token);
+            inner.bdev
+        };
+        match bdev {
+            Some(_) => self.unregister(Reason::REQUESTED),
+            None if self.inner.borrow().wipe => {
+                self.inner.borrow_mut().on(ArrayEvent::AllPresent);
+                self.wipe_members(Array::give_up);
+            }
+            None => self.give_up(),
+        }
+    }
+
+    /// Starts the removal of the device.
+    pub fn unregister(self: &Rc<Self>, reason: Reason) {
+        let bdev = {
+            let mut inner = self.inner.borrow_mut();
+            inner.on(ArrayEvent::Closed);
+            inner.bdev
+        };
+        if let Some(Err(error)) = bdev.map(|bdev| self.host.unregister(bdev, reason)) {
+            log::warn!("device not unregistered raid={} error=\"{error}\"", self.name);
+        }
+    }
+
+    /// The host has closed the device.
+    pub fn destructed(self: &Rc<Self>, token: OpToken) {
+        let is_busy = {
+            let mut inner = self.inner.borrow_mut();
+            inner.destruct = Some(token);
+            inner.is_busy
+        };
+        if !is_busy {
+            self.end();
+        }
+    }
+
+    /// The last step of an array that was a device.
+    pub fn end(self: &Rc<Self>) {
+        let wipe = {
+            let mut inner = self.inner.borrow_mut();
+            inner.rebuild = None;
+            inner.wipe
+        };
+        if wipe { self.wipe_members(Array::give_up) } else { self.give_up() }
+    }
+
+    /// Wipes the superblocks of all members that are there.
+    pub fn wipe_members(self: &Rc<Self>, then: impl FnOnce(&Rc<Array>) + 'static) {
+        let targets = {
+            let inner = self.inner.borrow();
+            let is_there = |(nth, slot): (usize, &Slot)| Some((nth, slot.base.clone()?));
+            let there: Vec<_> = inner.slots.iter().enumerate().filter_map(is_there).collect();
+            // What was never written or recognised as a superblock is somebody's data.
+            if inner.superblock.is_some() { there } else { Vec::new() }
+        };
+        let this = Rc::clone(self);
+        disk::wipe_all(targets, move || then(&this));
+    }
+
+    /// Releases everything, forgets the array and answers whoever waits for that.
+    pub fn give_up(self: &Rc<Self>) {
+        let (slots, rest) = {
+            let mut inner = self.inner.borrow_mut();
+            let event = if inner.destruct.is_some() { ArrayEvent::Destructed } else { ArrayEvent::Closed };
+            inner.on(event);
+            inner.after_obey = None;
+            let waiting: Vec<OpToken> = inner.tasks.drain(..).filter_map(Task::into_token).collect();
+            let rest = (inner.destruct.take(), std::mem::take(&mut inner.gone), waiting, inner.shared.take());
+            (std::mem::take(&mut inner.slots), rest)
+        };
+        RaidModule::with(|module| module.forget(self.id));
+        drop(slots);
+        let (destruct, gone, waiting, shared) = rest;
+        drop(shared);
+        for token in waiting {
+            token.fail(Error::not_found(&*self.name));
+        }
+        for token in destruct.into_iter().chain(gone) {
+            token.done();
+        }
+    }
+}
+
+/// Refuses devices that cannot be members; `block_size` is that of the others, or 0.
+fn check_member(info: &BdevInfo, block_size: u32) -> Result<(), Error> {
+    let refuse = |reason: String| Err(Error::invalid(reason).object(&*info.name));
+    if !info.ops.contains(BdevOp::Read) || !info.ops.contains(BdevOp::Write) {
+        return refuse("cannot be a member: it does not read and write".to_owned());
+    }
+    if info.limits.md_size != 0 {
+        return refuse(format!(
+            "cannot be a member: it has {} bytes of metadata per block",
+            info.limits.md_size
+        ));
+    }
+    if info.flags.0 & (BdevFlags::READ_ONLY.0 | BdevFlags::ZONED.0) != 0 {
+        return refuse("cannot be a member: it is read-only or zoned".to_owned());
+    }
+    if info.flags.contains(BdevFlags::SPLIT_ON_WRITE_UNIT) {
+        return refuse("cannot be a member: it is written in whole units only".to_owned());
+    }
+    if block_size != 0 && info.limits.block_size != block_size {
+        return refuse(format!(
+            "block size of {} differs from the {block_size} of the other members",
+            info.limits.block_size
+        ));
+    }
+    Ok(())
+}
+
+/// The first block of data on a device with a superblock: behind 1 MiB, at a boundary the device likes.
+pub fn data_offset(info: &BdevInfo) -> u64 {
+    let blocks = (RESERVED_BYTES / u64::from(info.limits.block_size)).max(1);
+    match info.limits.optimal_io_boundary {
+        0 => blocks,
+        boundary => blocks.next_multiple_of(boundary.into()),
+    }
+}
+
+/// Level and strip size in KiB of a superblock, if this version can have such an array.
+///
+/// # Errors
+/// What is not supported.
+pub fn shape_of(superblock: &Superblock) -> Result<(Level, u32), String> {
+    let level = Level::from_id(superblock.level)
+        .ok_or_else(|| format!("level {} is not supported", superblock.level))?;
+    let strip_bytes = u64::from(superblock.strip_size) * u64::from(superblock.block_size);
+    let strip_kb = u32::try_from(strip_bytes / 1024).unwrap_or(u32::MAX);
+    if superblock.members.len() != usize::from(superblock.num_base_bdevs) {
+        return Err("spare members are not supported".to_owned());
+    }
+    if superblock.members.len() > crate::config::MAX_MEMBERS {
+        return Err(format!("{} members are too many", superblock.members.len()));
+    }
+    if strip_kb > crate::config::MAX_STRIP_KB || !strip_bytes.is_multiple_of(1024) {
+        return Err(format!("strips of {strip_bytes} bytes are not supported"));
+    }
+    Ok((level, strip_kb))
+}
+
+/// Bytes kept free for the superblock.
+const RESERVED_BYTES: u64 = 1 << 20;

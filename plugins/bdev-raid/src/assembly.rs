@@ -1,0 +1,347 @@
+//! Assembling arrays of members that appear, in whatever order: by name for those
+//! an operator asked for, by superblock for all others. The superblock with the
+//! largest sequence number decides; members that each went on without the other
+//! are never put together.
+
+use std::rc::Rc;
+
+use tenon_sdk::{Access, BdevOp, Error, ExamineToken, Examined, OpToken};
+use uuid::Uuid;
+
+use crate::RaidModule;
+use crate::array::{Array, Slot, Standing, shape_of};
+use crate::config::{BaseNames, RaidParams};
+use crate::disk;
+use crate::state::ArrayState;
+use crate::superblock::{Superblock, SuperblockError};
+
+/// What becomes of an examined device.
+enum Answer {
+    NotMine,
+    Claimed,
+    Waiting(String),
+    Failed(String),
+}
+
+impl Answer {
+    fn give(self, token: ExamineToken) {
+        match self {
+            Answer::NotMine => token.not_mine(),
+            Answer::Claimed => token.claimed(),
+            Answer::Waiting(reason) => token.waiting(&reason),
+            Answer::Failed(reason) => token.failed(&reason),
+        }
+    }
+}
+
+/// Takes a device that an array waits for by name.
+pub fn examine_config(module: &RaidModule, bdev: &Examined, token: ExamineToken) {
+    let host = token.host();
+    let awaited = module.all().into_iter().find_map(|array| {
+        let slot = {
+            let inner = array.inner.borrow();
+            if inner.state != ArrayState::Configuring || inner.superblock.is_some() {
+                return None;
+            }
+            let is_it = |slot: &Slot| slot.is_awaited() && host.find(&slot.name) == Some(bdev.id);
+            let slot = inner.slots.iter().position(is_it)?;
+            (slot, inner.slots[slot].name.clone())
+        };
+        Some((array, slot))
+    });
+    let Some((array, (slot, name))) = awaited else { return token.not_mine() };
+    match array.open_member(slot, &name) {
+        Ok(()) => token.claimed(),
+        Err(error) => {
+            array.inner.borrow_mut().last_error = Some(error.to_string());
+            return token.failed(&error.to_string());
+        }
+    }
+    if array.inner.borrow().missing().is_empty() {
+        array.bring_up();
+    }
+}
+
+/// Looks for a superblock on a device.
+pub fn examine_disk(bdev: &Examined, token: ExamineToken) {
+    let host = token.host();
+    let Ok(info) = host.bdev_info(bdev.id) else { return token.not_mine() };
+    if !info.ops.contains(BdevOp::Read) || info.limits.md_size != 0 {
+        return token.not_mine();
+    }
+    let base = match host.open_id(bdev.id, Access::Read, |_| {}) {
+        Ok(base) => base,
+        Err(_) => return token.not_mine(),
+    };
+    let (uuid, name) = (info.uuid, info.name);
+    disk::read(&base.clone(), move |found| {
+        drop(base);
+        let superblock = match found {
+            Ok(Ok(superblock)) => superblock,
+            Ok(Err(SuperblockError::NotOurs)) => return token.not_mine(),
+            Ok(Err(error)) => {
+                log::warn!("unusable superblock bdev={name} error=\"{error}\"");
+                return token.not_mine();
+            }
+            Err(error) => {
+                log::debug!("superblock not read bdev={name} error=\"{error}\"");
+                return token.not_mine();
+            }
+        };
+        use tenon_sdk::Exported;
+        let mut token = Some(token);
+        RaidModule::with(|module| {
+            let answer = place(module, &name, uuid, superblock);
+            if let Some(token) = token.take() {
+                answer.give(token);
+            }
+            module.bring_up_complete();
+        });
+        if let Some(token) = token {
+            token.not_mine();
+        }
+    });
+}
+
+/// Puts a device with a superblock into its array.
+fn place(module: &RaidModule, name: &str, uuid: [u8; 16], superblock: Superblock) -> Answer {
+    if superblock.member(&uuid).is_none() {
+        log::warn!("superblock does not know its device bdev={name} raid={}", superblock.name);
+        return Answer::NotMine;
+    }
+    let (level, strip_size_kb) = match shape_of(&superblock) {
+        Ok(shape) => shape,
+        Err(reason) => return Answer::Failed(reason),
+    };
+    let array = match module.by_uuid(&superblock.uuid) {
+        Some(array) => array,
+        None if module.by_name(&superblock.name).is_some() => {
+            return Answer::Failed(format!("another array is named {} already", superblock.name));
+        }
+        None => {
+            let params = RaidParams {
+                name: superblock.name.clone(),
+                level,
+                strip_size_kb,
+                base_bdevs: BaseNames::List(Vec::new()),
+                superblock: true,
+                uuid: Some(Uuid::from_bytes(superblock.uuid)),
+                overwrite_superblock: false,
+            };
+            let array = Array::new(module.host(), params, slots_of(&superblock));
+            array.inner.borrow_mut().superblock = Some(superblock.clone());
+            module.insert(&array);
+            array
+        }
+    };
+    match array.take_member(name, uuid, superblock) {
+        Ok(answer) => answer,
+        Err(error) => Answer::Failed(error.to_string()),
+    }
+}
+
+fn slots_of(superblock: &Superblock) -> Vec<Slot> {
+    (0..superblock.members.len())
+        .map(|nth| superblock.slot(nth).map_or_else(|| Slot::named(""), Slot::of_entry))
+        .collect()
+}
+
+impl Array {
+    /// Takes a device that carries a superblock of this array.
+    fn take_member(self: &Rc<Self>, name: &str, uuid: [u8; 16], theirs: Superblock) -> Result<Answer, Error> {
+        let (ours, state) = {
+            let inner = self.inner.borrow();
+            (inner.superblock.clone(), inner.state)
+        };
+        if let Some(ours) = &ours {
+            if has_diverged(ours, &theirs, &uuid) {
+                let reason = format!(
+                    "went its own way: it and the other members of {} were each used without the other; \
+                     remove what is not wanted with bdev_raid_destroy",
+                    self.name
+                );
+                return Err(Error::busy(reason).object(name));
+            }
+            if theirs.seq_number > ours.seq_number {
+                if state != ArrayState::Configuring {
+                    let reason = format!("has newer state than array {}, which is in use", self.name);
+                    return Err(Error::busy(reason).object(name));
+                }
+                self.start_over(theirs);
+            }
+        }
+        let (slot, standing, is_there) = {
+            let inner = self.inner.borrow();
+            let slot = inner.slots.iter().position(|slot| slot.uuid == uuid);
+            let Some(slot) = slot else {
+                return Err(Error::busy(format!("is no member of {} any more", self.name)).object(name));
+            };
+            (slot, inner.slots[slot].standing, inner.slots[slot].base.is_some())
+        };
+        if is_there {
+            return Err(Error::exists(name));
+        }
+        match (standing, state) {
+            (Standing::Current, ArrayState::Configuring) => {
+                self.open_member(slot, name)?;
+                Ok(Answer::Claimed)
+            }
+            (Standing::Missing | Standing::Failed, ArrayState::Online) => {
+                self.rejoin(name)?;
+                Ok(Answer::Claimed)
+            }
+            (Standing::Missing | Standing::Failed, ArrayState::Configuring | ArrayState::Committing) => {
+                self.inner.borrow_mut().returning.push(name.to_owned());
+                Ok(Answer::Waiting(format!("is out of date; rebuilt when array {} is online", self.name)))
+            }
+            (_, _) => Err(Error::busy(format!("array {} cannot take it now", self.name)).object(name)),
+        }
+    }
+
+    /// A newer superblock was found: members that it does not count are let go.
+    fn start_over(&self, newer: Superblock) {
+        let mut slots = slots_of(&newer);
+        let old = {
+            let mut inner = self.inner.borrow_mut();
+            std::mem::take(&mut inner.slots)
+        };
+        let mut let_go = Vec::new();
+        for member in old {
+            let Some(base) = member.base.clone() else { continue };
+            let place = slots.iter_mut().find(|slot| slot.uuid == member.uuid && slot.is_awaited());
+            match place {
+                Some(slot) => {
+                    (slot.name, slot.member, slot.base) = (member.name.clone(), member.member, Some(base));
+                }
+                None => let_go.push(member),
+            }
+        }
+        let mut inner = self.inner.borrow_mut();
+        inner.returning.extend(let_go.iter().map(|member| member.name.clone()));
+        inner.slots = slots;
+        inner.superblock = Some(newer);
+        drop(inner);
+        drop(let_go);
+    }
+
+    /// True if it waits for nothing but its turn to come online.
+    pub fn is_complete(&self) -> bool {
+        let inner = self.inner.borrow();
+        let has_members = !inner.current().is_empty();
+        inner.state == ArrayState::Configuring
+            && inner.last_error.is_none()
+            && has_members
+            && inner.missing().is_empty()
+    }
+
+    /// Brings an array online whose superblock was read from its members.
+    pub fn bring_up_assembled(self: &Rc<Self>) {
+        let superblock = self.inner.borrow().superblock.clone();
+        match superblock {
+            None => self.bring_up(),
+            Some(superblock) => {
+                {
+                    let mut inner = self.inner.borrow_mut();
+                    inner.on(crate::state::ArrayEvent::AllPresent);
+                    inner.lost = None;
+                }
+                // Copies that are older than this one are written anew.
+                self.adopt(superblock, true);
+            }
+        }
+    }
+
+    /// Goes on without the members that are not there, if redundancy covers them.
+    pub fn start_degraded(self: &Rc<Self>, token: OpToken) {
+        let refusal = {
+            let inner = self.inner.borrow();
+            let (there, all) = (inner.current().len(), inner.slots.len());
+            let needed = all - inner.params.level.redundancy(all);
+            if inner.state != ArrayState::Configuring || inner.superblock.is_none() {
+                Some("only an array that waits for members of its superblock can be started".to_owned())
+            } else if there < needed {
+                Some(format!(
+                    "{there} members are there, {} needs {needed} of {all}",
+                    inner.params.level.name()
+                ))
+            } else {
+                None
+            }
+        };
+        if let Some(reason) = refusal {
+            return token.fail(Error::busy(reason).object(&*self.name));
+        }
+        {
+            let mut inner = self.inner.borrow_mut();
+            for slot in inner.slots.iter_mut().filter(|slot| slot.is_awaited()) {
+                slot.standing = Standing::Missing;
+            }
+            inner.last_error = None;
+            inner.create = Some(token);
+        }
+        self.bring_up_assembled();
+    }
+}
+
+/// True if the array went on without this member, and this member's copy says that it went on without a member that
+/// the array counts: both sides may hold writes the other lacks. Copies of the same number differ only then, too.
+fn has_diverged(ours: &Superblock, theirs: &Superblock, uuid: &[u8; 16]) -> bool {
+    if ours.seq_number == theirs.seq_number {
+        return ours != theirs;
+    }
+    let (newer, older) = if ours.seq_number > theirs.seq_number { (ours, theirs) } else { (theirs, ours) };
+    let counts = |superblock: &Superblock, uuid: &[u8; 16]| {
+        superblock.member(uuid).is_some_and(crate::superblock::Entry::is_configured)
+    };
+    // The older copy was the last word of a side; its members are those it counts.
+    let gave_up = newer.members.iter().any(|entry| entry.is_configured() && !counts(older, &entry.uuid));
+    let was_given_up = older.members.iter().any(|entry| entry.is_configured() && !counts(newer, &entry.uuid));
+    let concerns = counts(older, uuid) != counts(newer, uuid) || counts(theirs, uuid);
+    gave_up && was_given_up && concerns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::superblock::{Entry, EntryState};
+
+    fn copy(seq_number: u64, states: &[u32]) -> Superblock {
+        let entry = |(slot, state): (usize, &u32)| Entry {
+            uuid: [slot as u8 + 1; 16],
+            data_offset: 8,
+            data_size: 8,
+            state: EntryState(*state),
+            slot: slot as u8,
+        };
+        Superblock {
+            uuid: [7; 16],
+            name: "r".into(),
+            raid_size: 8,
+            block_size: 512,
+            level: 1,
+            strip_size: 0,
+            seq_number,
+            num_base_bdevs: states.len() as u8,
+            members: states.iter().enumerate().map(entry).collect(),
+        }
+    }
+
+    #[track_caller]
+    fn check(ours: (u64, &[u32]), theirs: (u64, &[u32]), member: u8, expected: bool) {
+        let (ours, theirs) = (copy(ours.0, ours.1), copy(theirs.0, theirs.1));
+        assert_eq!(has_diverged(&ours, &theirs, &[member; 16]), expected);
+    }
+
+    #[test]
+    fn members_that_went_on_without_each_other_are_told_from_those_left_behind() {
+        // Left behind, returns later.
+        check((4, &[1, 0]), (3, &[1, 1]), 2, false);
+        check((3, &[1, 1]), (4, &[1, 0]), 1, false);
+        // Each without the other, with equal and with different numbers.
+        check((4, &[1, 0]), (4, &[0, 1]), 2, true);
+        check((6, &[1, 0]), (4, &[0, 1]), 2, true);
+        check((4, &[0, 1]), (6, &[1, 0]), 1, true);
+        // A crash between two copies.
+        check((4, &[1, 1, 0]), (3, &[1, 1, 1]), 2, false);
+    }
+}

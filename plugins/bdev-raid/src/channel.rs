@@ -1,0 +1,393 @@
+//! The data path of an array on one reactor: what may start, what waits, and what
+//! becomes of an I/O whose member failed. How each level reaches its members is in
+//! `channel/striped.rs`, `channel/mirror.rs` and `channel/parity.rs`.
+//!
+//! A write that a redundant level could not write to a member is not acknowledged:
+//! it waits until the control side has recorded the loss on the other members and
+//! says which members there are now, and then starts again.
+
+mod mirror;
+mod parity;
+mod striped;
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use tenon_sdk::{
+    BaseChannel, BdevOp, Channel, ChildDone, Children, Error, Exported, Fan, Io, IoQueue, IoStatus, Reactor,
+    Victim,
+};
+
+use crate::RaidModule;
+use crate::level::Level;
+use crate::shared::{self, Directive, Role, Shared, Ticket};
+
+/// An array on one reactor.
+pub struct RaidChannel {
+    shared: Arc<Shared>,
+    key: (u64, Option<u32>),
+    children: Children,
+    /// Driver context of the deepest member when the channel was opened.
+    deepest: u32,
+    view: RefCell<Rc<View>>,
+    /// I/O that waits for a directive.
+    waiting: IoQueue<Self>,
+    /// I/O in flight that does not change data.
+    others: Cell<u32>,
+    /// Writes in flight that started under the current directive, and those from before; by `turn`.
+    writes: [Cell<u32>; 2],
+    turn: Cell<usize>,
+    ticket: RefCell<Option<Arc<Ticket>>>,
+    /// Slots whose failure was reported since the last directive.
+    reported: Cell<u32>,
+}
+
+/// The members as of one directive.
+struct View {
+    directive: Arc<Directive>,
+    lanes: Vec<OpenLane>,
+    in_sync: u32,
+    targets: u32,
+}
+
+/// One member.
+struct OpenLane {
+    base: Option<BaseChannel>,
+    data_offset: u64,
+    role: Role,
+    /// Blocks being read; decides where a mirror reads.
+    reading: Cell<u64>,
+    /// Where the last read ended.
+    read_end: Cell<u64>,
+}
+
+/// State of one I/O.
+#[derive(Default)]
+pub struct RaidIo {
+    /// Slots whose child succeeded.
+    succeeded: u32,
+    /// Slots whose child failed, or that a read has tried.
+    failed: u32,
+    /// Of the first child that failed.
+    error: Option<IoStatus>,
+    /// Which counter counts it: a turn of `writes`, or `others`.
+    turn: Option<usize>,
+    /// Slot it is being read from.
+    slot: usize,
+    /// Blocks already read, when a read goes strip by strip.
+    done_blocks: u64,
+}
+
+impl Channel for RaidChannel {
+    type PerIo = RaidIo;
+
+    #[inline]
+    fn submit(&self, io: Io<Self>) {
+        if self.view.borrow().directive.is_paused {
+            self.waiting.push_back(io);
+        } else {
+            self.start(io);
+        }
+    }
+
+    fn children(&self) -> Children {
+        self.children
+    }
+
+    fn abort(&self, victim: Victim) -> bool {
+        match self.waiting.remove(victim) {
+            Some(io) => {
+                io.complete(IoStatus::ABORTED);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl RaidChannel {
+    /// Opens the array on the calling reactor.
+    pub fn open(shared: &Arc<Shared>, reactor: Reactor) -> Result<Rc<Self>, Error> {
+        let directive = shared.now();
+        let mut lanes = Vec::with_capacity(directive.lanes.len());
+        for lane in directive.lanes.iter() {
+            let base = lane.base.as_ref().map(|base| base.channel()).transpose()?;
+            lanes.push(OpenLane::new(base, lane.data_offset, lane.role));
+        }
+        let bases = || lanes.iter().filter_map(|lane| lane.base.as_ref());
+        let iovs = if shared.layout.level == Level::Raid5f { MAX_PIECES } else { 0 };
+        let children = Children::fan_out(lanes.len() as u32, iovs, bases());
+        let deepest = bases().map(BaseChannel::io_context_size).max().unwrap_or(0);
+        let key = (shared.id, reactor.index());
+        let channel = Rc::new_cyclic(|this: &Weak<Self>| {
+            shared::enter(key, this.clone());
+            RaidChannel {
+                shared: Arc::clone(shared),
+                key,
+                children,
+                deepest,
+                view: RefCell::new(Rc::new(View::new(directive, lanes))),
+                waiting: IoQueue::new(),
+                others: Cell::new(0),
+                writes: [Cell::new(0), Cell::new(0)],
+                turn: Cell::new(0),
+                ticket: RefCell::new(None),
+                reported: Cell::new(0),
+            }
+        });
+        Ok(channel)
+    }
+
+    /// Goes over to a directive and holds the ticket until nothing it forbids is in flight.
+    pub fn obey(&self, directive: &Arc<Directive>, ticket: &Arc<Ticket>) {
+        let old = self.view();
+        if directive.epoch <= old.directive.epoch {
+            return;
+        }
+        let mut lanes = Vec::with_capacity(directive.lanes.len());
+        for (slot, lane) in directive.lanes.iter().enumerate() {
+            let known = old.directive.lanes.get(slot).and_then(|lane| lane.base.as_ref());
+            let is_same = lane.base.as_ref().map(|base| base.id()) == known.map(|base| base.id());
+            let base = match (&lane.base, is_same) {
+                (_, true) => old.lanes[slot].base.clone(),
+                (Some(base), false) => self.open_member(slot, base.channel()),
+                (None, false) => None,
+            };
+            let role = if base.is_some() { lane.role } else { Role::Absent };
+            lanes.push(OpenLane::new(base, lane.data_offset, role));
+        }
+        *self.view.borrow_mut() = Rc::new(View::new(Arc::clone(directive), lanes));
+        drop(old);
+        // Writes from now on are counted apart from those that are in flight.
+        self.turn.set(1 - self.turn.get());
+        *self.ticket.borrow_mut() = Some(Arc::clone(ticket));
+        self.give_ticket_back();
+        if !directive.is_paused {
+            self.reported.set(0);
+            for _ in 0..self.waiting.len() {
+                let Some(io) = self.waiting.pop_front() else { break };
+                self.submit(io);
+            }
+        }
+    }
+
+    fn open_member(&self, slot: usize, base: Result<BaseChannel, Error>) -> Option<BaseChannel> {
+        match base {
+            Ok(base) if base.io_context_size() <= self.deepest => Some(base),
+            Ok(base) => {
+                log::error!(
+                    "new member needs more room per i/o than the open channels have raid={} member={} bytes={} \
+                     room={}",
+                    self.shared.name,
+                    base.info().name,
+                    base.io_context_size(),
+                    self.deepest
+                );
+                self.report(slot);
+                None
+            }
+            Err(error) => {
+                log::error!("member not opened raid={} slot={slot} error=\"{error}\"", self.shared.name);
+                self.report(slot);
+                None
+            }
+        }
+    }
+
+    fn start(&self, mut io: Io<Self>) {
+        let view = self.view();
+        match io.op() {
+            BdevOp::Write | BdevOp::WriteZeroes | BdevOp::Unmap => {
+                let (from, to) = (io.offset_blocks(), io.offset_blocks() + io.num_blocks());
+                let locked = &view.directive.locked;
+                if from < locked.end && locked.start < to {
+                    return self.waiting.push_back(io);
+                }
+                let turn = self.turn.get();
+                self.writes[turn].set(self.writes[turn].get() + 1);
+                io.context_mut().turn = Some(turn);
+            }
+            _ => self.others.set(self.others.get() + 1),
+        }
+        match (io.op(), self.shared.layout.level) {
+            (BdevOp::Read, Level::Raid1) => self.mirror_read(&view, io),
+            (BdevOp::Read, Level::Raid5f) => self.parity_read(&view, io),
+            (BdevOp::Write, Level::Raid5f) => self.parity_write(&view, io),
+            (BdevOp::Read | BdevOp::Write, Level::Raid0 | Level::Concat) => self.striped(&view, io),
+            (BdevOp::Flush | BdevOp::Reset, _) => self.everywhere(&view, io),
+            (BdevOp::Write | BdevOp::WriteZeroes | BdevOp::Unmap, Level::Raid1) => {
+                self.mirror_write(&view, io)
+            }
+            (BdevOp::WriteZeroes | BdevOp::Unmap, Level::Raid0 | Level::Concat) => self.ranges(&view, io),
+            _ => self.finish(io, IoStatus::NOT_SUPPORTED),
+        }
+    }
+
+    /// FLUSH and RESET go to every member as they are.
+    fn everywhere(&self, view: &Rc<View>, io: Io<Self>) {
+        let is_flush = io.op() == BdevOp::Flush;
+        io.fan_out(
+            |fan| {
+                for (slot, lane) in view.lanes.iter().enumerate() {
+                    let Some(base) = &lane.base else { continue };
+                    let num_blocks = base.info().limits.num_blocks;
+                    fan.child(
+                        slot as u32,
+                        base,
+                        |request| {
+                            if is_flush {
+                                request.set_offset_blocks(0);
+                                request.set_num_blocks(num_blocks);
+                            }
+                        },
+                        Self::note,
+                    );
+                }
+            },
+            Self::written,
+        );
+    }
+
+    /// Remembers what became of a child, whose index is its slot.
+    fn note(&self, fan: &mut Fan<'_, Self>, done: ChildDone) {
+        let state = fan.context_mut();
+        if done.status.is_success() {
+            state.succeeded |= 1 << done.index;
+        } else {
+            state.failed |= 1 << done.index;
+            state.error.get_or_insert(done.status);
+        }
+    }
+
+    /// Every member that is there has been written to. If redundancy covers what failed, the I/O waits until the
+    /// loss is recorded, and starts again; otherwise it fails.
+    fn written(&self, io: Io<Self>) {
+        let view = self.view();
+        let state = io.context();
+        let Some(error) = state.error else { return self.finish(io, IoStatus::SUCCESS) };
+        let lost = state.failed & view.in_sync;
+        let mut is_recorded = true;
+        for slot in (0..u32::BITS).filter(|slot| state.failed & view.targets & (1 << slot) != 0) {
+            is_recorded &= self.report(slot as usize);
+        }
+        if lost == 0 && is_recorded {
+            return self.finish(io, IoStatus::SUCCESS);
+        }
+        let is_covered = match self.shared.layout.level {
+            Level::Raid0 | Level::Concat => false,
+            Level::Raid1 => state.succeeded & view.in_sync != 0,
+            Level::Raid5f => lost.count_ones() == 1 && view.in_sync.count_ones() as usize == view.lanes.len(),
+        };
+        if error == IoStatus::NOMEM || !is_covered {
+            return self.finish(io, error);
+        }
+        for slot in (0..u32::BITS).filter(|slot| lost & (1 << slot) != 0) {
+            is_recorded &= self.report(slot as usize);
+        }
+        if is_recorded {
+            self.hold(io);
+        } else {
+            self.finish(io, error);
+        }
+    }
+
+    /// Lets an I/O wait for the next directive; then it starts from its beginning.
+    fn hold(&self, mut io: Io<Self>) {
+        self.count_down(&io);
+        *io.context_mut() = RaidIo::default();
+        self.waiting.push_back(io);
+        self.give_ticket_back();
+    }
+
+    /// Completes an I/O; nothing of the channel may be touched afterwards, since that may close it.
+    #[inline]
+    fn finish(&self, io: Io<Self>, status: IoStatus) {
+        self.count_down(&io);
+        self.give_ticket_back();
+        io.complete(status);
+    }
+
+    #[inline]
+    fn count_down(&self, io: &Io<Self>) {
+        let counter = match io.context().turn {
+            Some(turn) => &self.writes[turn],
+            None => &self.others,
+        };
+        counter.set(counter.get() - 1);
+    }
+
+    /// Drops the ticket if what the directive forbids is over.
+    #[inline]
+    fn give_ticket_back(&self) {
+        if self.ticket.borrow().is_none() {
+            return;
+        }
+        let before = self.writes[1 - self.turn.get()].get();
+        let all = before + self.writes[self.turn.get()].get() + self.others.get();
+        let left = if self.view.borrow().directive.is_paused { all } else { before };
+        if left == 0 {
+            let ticket = self.ticket.borrow_mut().take();
+            drop(ticket);
+        }
+    }
+
+    /// Tells the control side that a member failed, once per directive. False if it cannot be told.
+    fn report(&self, slot: usize) -> bool {
+        if self.reported.get() & (1 << slot) != 0 {
+            return true;
+        }
+        let array = self.shared.id;
+        let message = move || {
+            RaidModule::with(|module| module.member_failed(array, slot));
+        };
+        let host = self.shared.host;
+        match host.send(host.control(), message) {
+            Ok(()) => {
+                self.reported.set(self.reported.get() | (1 << slot));
+                true
+            }
+            Err(error) => {
+                log::debug!("failure not reported raid={} error=\"{error}\"", self.shared.name);
+                false
+            }
+        }
+    }
+
+    /// A reference of its own: completing an I/O may close the channel.
+    #[inline]
+    fn view(&self) -> Rc<View> {
+        Rc::clone(&self.view.borrow())
+    }
+}
+
+impl Drop for RaidChannel {
+    fn drop(&mut self) {
+        shared::leave(self.key);
+    }
+}
+
+impl View {
+    fn new(directive: Arc<Directive>, lanes: Vec<OpenLane>) -> View {
+        let mask = |role| {
+            let has_role = |(slot, lane): (usize, &OpenLane)| u32::from(lane.role == role) << slot;
+            lanes.iter().enumerate().map(has_role).sum()
+        };
+        let (in_sync, targets) = (mask(Role::InSync), mask(Role::Target));
+        View { directive, lanes, in_sync, targets }
+    }
+}
+
+impl OpenLane {
+    fn new(base: Option<BaseChannel>, data_offset: u64, role: Role) -> OpenLane {
+        OpenLane { base, data_offset, role, reading: Cell::new(0), read_end: Cell::new(u64::MAX) }
+    }
+
+    /// The member, if it may be read.
+    fn readable(&self) -> Option<&BaseChannel> {
+        if self.role == Role::InSync { self.base.as_ref() } else { None }
+    }
+}
+
+/// Pieces of a payload that a child of a parity level has room for; the host is told.
+pub const MAX_PIECES: u32 = 64;

@@ -1,0 +1,85 @@
+//! raid1: every member is written, one is read. A read goes where the last one
+//! ended, unless that member is busy, otherwise to the member that is reading
+//! least; if it fails, another member is read.
+
+use std::rc::Rc;
+
+use tenon_sdk::{Forwarded, Io, IoStatus};
+
+use super::{RaidChannel, View};
+
+impl RaidChannel {
+    /// READ.
+    pub(super) fn mirror_read(&self, view: &Rc<View>, mut io: Io<Self>) {
+        let tried = io.context().failed;
+        let Some(slot) = view.pick(io.offset_blocks(), tried) else {
+            let error = io.context().error.unwrap_or(IoStatus::NO_DEVICE);
+            return self.finish(io, error);
+        };
+        let lane = &view.lanes[slot];
+        let Some(base) = lane.readable() else { return self.finish(io, IoStatus::NO_DEVICE) };
+        lane.reading.set(lane.reading.get() + io.num_blocks());
+        lane.read_end.set(io.offset_blocks() + io.num_blocks());
+        io.context_mut().slot = slot;
+        let offset = lane.data_offset + io.offset_blocks();
+        io.forward_with(
+            base,
+            |request| request.set_offset_blocks(offset),
+            |channel, io| channel.mirror_was_read(io),
+        );
+    }
+
+    fn mirror_was_read(&self, io: Forwarded<Self>) {
+        let (mut io, status) = io.into_result();
+        let view = self.view();
+        let slot = io.context().slot;
+        let reading = &view.lanes[slot].reading;
+        // A directive in between starts new counts.
+        reading.set(reading.get().saturating_sub(io.num_blocks()));
+        if status.is_success() || status == IoStatus::NOMEM {
+            return self.finish(io, status);
+        }
+        let state = io.context_mut();
+        state.failed |= 1 << slot;
+        state.error.get_or_insert(status);
+        self.mirror_read(&view, io);
+    }
+
+    /// WRITE, WRITE ZEROES and UNMAP.
+    pub(super) fn mirror_write(&self, view: &Rc<View>, io: Io<Self>) {
+        let offset = io.offset_blocks();
+        if view.in_sync == 0 {
+            return self.finish(io, IoStatus::NO_DEVICE);
+        }
+        io.fan_out(
+            |fan| {
+                for (slot, lane) in view.lanes.iter().enumerate() {
+                    let Some(base) = &lane.base else { continue };
+                    let at = lane.data_offset + offset;
+                    fan.child(slot as u32, base, |request| request.set_offset_blocks(at), Self::note);
+                }
+            },
+            Self::written,
+        );
+    }
+}
+
+impl View {
+    /// The member to read from; `None` if none is left that was not tried.
+    fn pick(&self, offset: u64, tried: u32) -> Option<usize> {
+        let candidates = || {
+            self.lanes
+                .iter()
+                .enumerate()
+                .filter(|(slot, lane)| lane.readable().is_some() && tried & (1 << slot) == 0)
+        };
+        let (least, lane) = candidates().min_by_key(|(_, lane)| lane.reading.get())?;
+        let bound = lane.reading.get() + STREAM_BLOCKS;
+        let stream =
+            candidates().find(|(_, lane)| lane.read_end.get() == offset && lane.reading.get() <= bound);
+        Some(stream.map_or(least, |(slot, _)| slot))
+    }
+}
+
+/// How many blocks more a member may be reading for a stream to stay on it.
+const STREAM_BLOCKS: u64 = 2048;

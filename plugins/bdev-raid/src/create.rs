@@ -1,0 +1,365 @@
+//! Bringing an array up: members open, superblocks read and judged, written to
+//! all members, device registered; only then is the create answered. Whatever
+//! fails takes back what was done, so that the same create can be repeated.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tenon_sdk::{BdevInfo, Error, OpToken, errno};
+use uuid::Uuid;
+
+use crate::RaidModule;
+use crate::array::{Array, Slot, Standing, data_offset};
+use crate::bdev::{RaidBdev, spec};
+use crate::config::RaidParams;
+use crate::disk::{self, Found};
+use crate::layout::Layout;
+use crate::shared::Shared;
+use crate::state::{ArrayEvent, ArrayState};
+use crate::superblock::{Superblock, SuperblockError};
+
+/// Where the content of a new array's superblocks comes from.
+enum Origin {
+    /// The array is new.
+    Fresh,
+    /// The members carry this very array already.
+    Adopted(Superblock),
+}
+
+/// Creates what `params` describes, or waits for its members.
+pub fn create(module: &RaidModule, params: RaidParams, token: OpToken) {
+    if let Some(existing) = module.by_name(&params.name) {
+        return existing.create_again(&params, token);
+    }
+    let names = params.base_bdevs.names();
+    let array = Array::new(token.host(), params, names.iter().map(|name| Slot::named(name)).collect());
+    array.inner.borrow_mut().is_created = true;
+    for (slot, name) in names.iter().enumerate() {
+        match array.open_member(slot, name) {
+            Ok(()) => {}
+            Err(error) if error.code == errno::ENODEV => {
+                log::info!("member awaited raid={} member={name}", array.name);
+            }
+            Err(error) => return token.fail(error),
+        }
+    }
+    module.insert(&array);
+    let missing = array.inner.borrow().missing();
+    if missing.is_empty() {
+        array.inner.borrow_mut().create = Some(token);
+        array.bring_up();
+    } else {
+        token.reply(&serde_json::json!({ "state": "configuring", "missing": missing }));
+    }
+}
+
+impl Array {
+    /// A create of an array that a superblock has announced before takes it over; any other is refused.
+    fn create_again(self: &Rc<Self>, params: &RaidParams, token: OpToken) {
+        let (is_same, state, missing) = {
+            let mut inner = self.inner.borrow_mut();
+            let is_same = !inner.is_created
+                && params.superblock
+                && params.level == inner.params.level
+                && params.strip_size_kb == inner.params.strip_size_kb
+                && params.base_bdevs.names().len() == inner.slots.len()
+                && params.uuid.is_none_or(|uuid| uuid.into_bytes() == inner.uuid);
+            inner.is_created |= is_same;
+            (is_same, inner.state, inner.missing())
+        };
+        match (is_same, state) {
+            (false, _) => token.fail(Error::exists(&*self.name)),
+            (true, ArrayState::Online) => token.reply(&true),
+            (true, _) => token.reply(&serde_json::json!({ "state": "configuring", "missing": missing })),
+        }
+    }
+
+    /// Every member is there: makes a device of the array.
+    pub fn bring_up(self: &Rc<Self>) {
+        let (targets, has_superblock) = {
+            let mut inner = self.inner.borrow_mut();
+            inner.on(ArrayEvent::AllPresent);
+            inner.lost = None;
+            (inner.current(), inner.params.superblock)
+        };
+        if !has_superblock {
+            return match self.shape(false) {
+                Ok(()) => self.go_online(false),
+                Err(error) => self.refuse(error, false),
+            };
+        }
+        let this = Rc::clone(self);
+        disk::read_all(targets, move |found| match this.judge(found) {
+            Ok((Origin::Fresh, _)) => this.start_fresh(),
+            Ok((Origin::Adopted(superblock), is_stale)) => this.adopt(superblock, is_stale),
+            Err(error) => this.refuse(error, false),
+        });
+    }
+
+    /// Decides about what the members carry: nothing, this array (and whether some copies are stale), or something
+    /// that must not be overwritten unasked.
+    fn judge(&self, found: Vec<(usize, Result<Found, Error>)>) -> Result<(Origin, bool), Error> {
+        let inner = self.inner.borrow();
+        let mut copies: Vec<(usize, Superblock)> = Vec::new();
+        for (slot, result) in found {
+            let base = &inner.slots[slot].name;
+            match result? {
+                Ok(superblock) => copies.push((slot, superblock)),
+                Err(SuperblockError::NotOurs) => {}
+                Err(error @ (SuperblockError::Version { .. } | SuperblockError::Features { .. }))
+                    if !inner.params.overwrite_superblock =>
+                {
+                    return Err(Error::exists(&**base).caused_by(error));
+                }
+                Err(error) => log::warn!("unusable superblock bdev={base} error=\"{error}\""),
+            }
+        }
+        let newest = copies.iter().max_by_key(|(_, copy)| copy.seq_number).cloned();
+        let Some((slot, newest)) = newest else { return Ok((Origin::Fresh, false)) };
+        let is_ours = |(slot, copy): &(usize, Superblock)| {
+            let member = &inner.slots[*slot];
+            copy.uuid == newest.uuid
+                && newest
+                    .member(&member.uuid)
+                    .is_some_and(|entry| usize::from(entry.slot) == *slot && entry.is_configured())
+        };
+        let is_asked_for = newest.name == self.name
+            && newest.level == inner.params.level.id()
+            && u64::from(newest.strip_size) == inner.strip_blocks()
+            && newest.members.len() == inner.slots.len()
+            && (inner.uuid == [0; 16] || inner.uuid == newest.uuid);
+        if is_asked_for && copies.len() == inner.current().len() && copies.iter().all(is_ours) {
+            let is_stale = copies.iter().any(|(_, copy)| *copy != newest);
+            return Ok((Origin::Adopted(newest), is_stale));
+        }
+        if inner.params.overwrite_superblock {
+            return Ok((Origin::Fresh, false));
+        }
+        let reason = format!(
+            "carries the superblock of array {} ({}): end that one with bdev_raid_destroy, or create with \
+             overwrite_superblock",
+            newest.name,
+            Uuid::from_bytes(newest.uuid)
+        );
+        Err(Error::new(errno::EEXIST, reason).object(&*inner.slots[slot].name))
+    }
+
+    /// Sizes and identity of an array that is new.
+    fn shape(&self, has_superblock: bool) -> Result<(), Error> {
+        let infos = self.infos()?;
+        let mut inner = self.inner.borrow_mut();
+        let strip_blocks = inner.strip_blocks();
+        if inner.params.level.has_strips() && strip_blocks == 0 {
+            let reason = format!(
+                "strip_size_kb of {} is less than a block of {} bytes",
+                inner.params.strip_size_kb, inner.block_size
+            );
+            return Err(Error::invalid(reason).object(&*self.name));
+        }
+        for (slot, info) in inner.slots.iter_mut().zip(&infos) {
+            slot.data_offset = if has_superblock { data_offset(info) } else { 0 };
+            slot.data_size = info.limits.num_blocks.saturating_sub(slot.data_offset);
+        }
+        let room: Vec<u64> = inner.slots.iter().map(|slot| slot.data_size).collect();
+        let layout = Layout::new(inner.params.level, strip_blocks, &room).ok_or_else(|| {
+            Error::invalid(format!("members with room for {room:?} blocks are too small")).object(&*self.name)
+        })?;
+        for (slot, size) in inner.slots.iter_mut().zip(&layout.data_sizes) {
+            slot.data_size = *size;
+        }
+        if inner.uuid == [0; 16] {
+            inner.uuid = if has_superblock {
+                Uuid::new_v4().into_bytes()
+            } else {
+                // The same members give the same identity at every start.
+                let bases: Vec<u8> = inner.slots.iter().flat_map(|slot| slot.uuid).collect();
+                let space = Uuid::new_v5(&Uuid::NAMESPACE_OID, &bases);
+                Uuid::new_v5(&space, format!("raid {}", self.name).as_bytes()).into_bytes()
+            };
+        }
+        inner.layout = Some(layout);
+        Ok(())
+    }
+
+    fn start_fresh(self: &Rc<Self>) {
+        if let Err(error) = self.shape(true) {
+            return self.refuse(error, false);
+        }
+        let (targets, superblock) = {
+            let mut inner = self.inner.borrow_mut();
+            let superblock = inner.superblock_now(&self.name, 1);
+            inner.superblock = Some(superblock.clone());
+            (inner.current(), superblock)
+        };
+        let this = Rc::clone(self);
+        disk::write_all(targets, &superblock.encode(), move |failures| match failures.into_iter().next() {
+            None => this.go_online(true),
+            Some((_, error)) => this.refuse(error, true),
+        });
+    }
+
+    /// Goes on with the array that the members carry.
+    pub fn adopt(self: &Rc<Self>, superblock: Superblock, is_stale: bool) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            for entry in &superblock.members {
+                let Some(slot) = inner.slots.get_mut(usize::from(entry.slot)) else { continue };
+                (slot.data_offset, slot.data_size) = (entry.data_offset, entry.data_size);
+                if !entry.is_configured() && slot.base.is_none() {
+                    slot.standing = Slot::of_entry(entry).standing;
+                    slot.uuid = entry.uuid;
+                }
+            }
+            let sizes = inner.slots.iter().map(|slot| slot.data_size).collect();
+            inner.layout = Layout::of_sizes(inner.params.level, inner.strip_blocks(), sizes);
+            inner.uuid = superblock.uuid;
+            inner.superblock = Some(superblock);
+        }
+        if let Err(error) = self.check_adopted() {
+            return self.refuse(error, false);
+        }
+        if !is_stale {
+            return self.go_online(false);
+        }
+        self.commit(|array, is_durable| {
+            if is_durable {
+                array.go_online(false);
+            } else {
+                array.refuse(Error::io("too few members take a superblock").object(&*array.name), false);
+            }
+        });
+    }
+
+    /// That members are as large as their superblock says.
+    fn check_adopted(&self) -> Result<(), Error> {
+        let inner = self.inner.borrow();
+        let superblock = inner.superblock.as_ref();
+        let blocks = inner.layout.as_ref().map(|layout| layout.num_blocks);
+        if blocks.is_none() || blocks != superblock.map(|superblock| superblock.raid_size) {
+            let reason = format!("superblock states an impossible size, computed {blocks:?} blocks");
+            return Err(Error::invalid(reason).object(&*self.name));
+        }
+        if superblock.is_some_and(|superblock| superblock.block_size != inner.block_size) {
+            return Err(Error::invalid("superblock states another block size").object(&*self.name));
+        }
+        for (_, base) in inner.current() {
+            let slot = inner.slots.iter().find(|slot| slot.name == base.name());
+            let end = slot.map_or(0, |slot| slot.data_offset + slot.data_size);
+            if base.opened_info().limits.num_blocks < end {
+                let reason = format!("is smaller than the {end} blocks its superblock states");
+                return Err(Error::invalid(reason).object(base.name()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers the device.
+    fn go_online(self: &Rc<Self>, is_fresh: bool) {
+        if let Some(name) = self.inner.borrow_mut().lost.take() {
+            return self.refuse(Error::io("went while the array was brought up").object(name), is_fresh);
+        }
+        match self.register() {
+            Ok(()) => self.is_online(),
+            Err(error) => self.refuse(error, is_fresh),
+        }
+    }
+
+    fn register(self: &Rc<Self>) -> Result<(), Error> {
+        let infos = self.infos()?;
+        let (shared, spec) = {
+            let mut inner = self.inner.borrow_mut();
+            for slot in &mut inner.slots {
+                // A member that is not there by now was given up.
+                if slot.is_awaited() {
+                    slot.standing = Standing::Missing;
+                }
+            }
+            let layout =
+                inner.layout.clone().ok_or_else(|| Error::io("has no layout").object(&*self.name))?;
+            let spec = spec(&self.name, &layout, inner.block_size, inner.uuid, &infos);
+            let lanes = inner.lanes();
+            let shared = Shared::new(self.id, self.host, &self.name, layout, inner.block_size.into(), lanes);
+            (Arc::new(shared), spec)
+        };
+        let device = RaidBdev { shared: Arc::clone(&shared) };
+        let token = self.inner.borrow_mut().create.take();
+        let result = match &token {
+            Some(token) => token.register(spec, device),
+            None => self.host.register(spec, device),
+        };
+        let mut inner = self.inner.borrow_mut();
+        inner.create = token;
+        inner.bdev = Some(result?);
+        inner.shared = Some(shared);
+        let names: Vec<String> = inner.slots.iter().map(Slot::label).collect();
+        inner.params.base_bdevs = crate::config::BaseNames::List(names);
+        inner.params.uuid = Some(Uuid::from_bytes(inner.uuid));
+        inner.params.overwrite_superblock = false;
+        inner.last_error = None;
+        inner.on(ArrayEvent::Committed);
+        Ok(())
+    }
+
+    fn is_online(self: &Rc<Self>) {
+        let (token, returning, present, all) = {
+            let mut inner = self.inner.borrow_mut();
+            let returning = std::mem::take(&mut inner.returning);
+            (inner.create.take(), returning, inner.current().len(), inner.slots.len())
+        };
+        log::info!("array is online raid={} members={present} of={all}", self.name);
+        if present < all {
+            self.tell_openers();
+        }
+        if let Some(token) = token {
+            token.reply(&true);
+        }
+        for name in returning {
+            if let Err(error) = self.rejoin(&name) {
+                log::warn!("member cannot return raid={} member={name} error=\"{error}\"", self.name);
+            }
+        }
+    }
+
+    /// Takes back what was done. A create that waits fails and nothing is left of the array; an array that came up
+    /// by itself keeps waiting, for an operator to decide.
+    fn refuse(self: &Rc<Self>, error: Error, is_written: bool) {
+        let then = move |array: &Rc<Array>| {
+            let token = array.inner.borrow_mut().create.take();
+            match token {
+                Some(token) => {
+                    array.give_up();
+                    token.fail(error);
+                }
+                None => array.stay_configuring(&error),
+            }
+        };
+        if is_written { self.wipe_members(then) } else { then(self) }
+    }
+
+    fn stay_configuring(self: &Rc<Self>, error: &Error) {
+        log::error!("array cannot come online raid={} error=\"{error}\"", self.name);
+        let closed: Vec<_> = {
+            let mut inner = self.inner.borrow_mut();
+            inner.on(ArrayEvent::Refused);
+            inner.last_error = Some(error.to_string());
+            let lost = inner.lost.take();
+            let is_lost = |slot: &&mut Slot| lost.as_ref() == Some(&slot.name);
+            inner.slots.iter_mut().filter(is_lost).map(|slot| slot.base.take()).collect()
+        };
+        drop(closed);
+    }
+
+    /// What the members that are there are now.
+    fn infos(&self) -> Result<Vec<BdevInfo>, Error> {
+        let current = self.inner.borrow().current();
+        current
+            .iter()
+            .map(|(_, base)| base.info().map_err(|_| Error::io("is gone").object(base.name())))
+            .collect()
+    }
+
+    /// Creating an array of these parameters gives this one.
+    pub fn params(&self) -> RaidParams {
+        self.inner.borrow().params.clone()
+    }
+}
