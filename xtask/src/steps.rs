@@ -202,14 +202,14 @@ fn forward(
 /// Counts of a summary line of cargo test (`test result: …`) or cargo nextest (`Summary […] …`).
 fn counts_in(line: &str) -> Option<Counts> {
     let line = without_escapes(line);
-    let line = line.trim();
-    let is_summary =
-        line.starts_with("test result: ") || (line.starts_with("Summary [") && line.contains(" run: "));
+    // nextest repeats the output of a failed test indented; what that says was counted already.
+    let is_summary = line.starts_with("test result: ")
+        || (line.trim_start().starts_with("Summary [") && line.contains(" run: "));
     if !is_summary {
         return None;
     }
-    let passed = number_before(line, "passed").unwrap_or(0);
-    let failed = number_before(line, "failed").unwrap_or(0) + number_before(line, "timed out").unwrap_or(0);
+    let passed = number_before(&line, "passed").unwrap_or(0);
+    let failed = number_before(&line, "failed").unwrap_or(0) + number_before(&line, "timed out").unwrap_or(0);
     Some(Counts { passed, failed })
 }
 
@@ -252,6 +252,7 @@ mod tests {
         check("     Summary [   0.003s] 5/9 tests run: 5 passed (1 slow), 2 skipped", Some((5, 0)));
         check("\u{1b}[32;1m     Summary\u{1b}[0m [   0.0s] 1 test run: 1 passed, 0 skipped", Some((1, 0)));
         check("running 5 tests", None);
+        check("    test result: FAILED. 0 passed; 1 failed; 0 ignored", None);
         check("2 passed, 1 failed", None);
     }
 
