@@ -499,7 +499,7 @@ impl Core {
         };
         self.notify("bdev_register", &names[0]);
         self.later(move |core| {
-            core.operations_unpark(bdev);
+            core.operations_unpark_bdev(bdev);
             core.tell_ready(&names);
         });
     }

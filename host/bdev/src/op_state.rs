@@ -27,7 +27,7 @@ pub(crate) enum OpState {
     Settling,
     /// It failed; what it registered is being removed.
     Undoing,
-    /// Its base device is under examination; it runs again after that.
+    /// Its base device is being created or under examination; it runs again after that.
     Parked,
     /// The client was told that time is up; the module still owes an answer.
     Overdue,
@@ -46,7 +46,7 @@ pub(crate) enum OpEvent {
     AnsweredError,
     Settled,
     Undone,
-    /// Undone, and to be tried again after an examination.
+    /// Undone, and to be tried again when its base is there.
     UndoneToPark,
     BaseReady,
     DeadlinePassed,

@@ -59,8 +59,17 @@ pub(crate) struct Operation {
     activity: u64,
     deadline: Option<Key>,
     started_ns: u64,
-    parked_on: Option<BdevHandle>,
+    parked_on: Option<ParkedOn>,
     attempts: u32,
+}
+
+/// What a parked operation waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum ParkedOn {
+    /// The examination of its base.
+    Examination(BdevHandle),
+    /// An earlier create of its base.
+    Create(Arc<str>),
 }
 
 impl Default for Operations {
@@ -120,6 +129,13 @@ impl Operations {
         for token in tokens {
             self.owed.remove(token);
         }
+    }
+
+    /// True if a create of `name` that was asked for before `activity` is in flight.
+    fn is_being_created(&self, name: &str, activity: u64) -> bool {
+        let queue = self.names.get(name).into_iter().flatten();
+        let mut earlier = queue.filter_map(|id| self.slab.get(*id)).filter(|other| other.activity < activity);
+        earlier.any(|other| matches!(other.request, Request::Create { .. }))
     }
 
     /// The operation that has `name` for itself now.
@@ -389,42 +405,55 @@ impl Core {
         self.operation_finish(id);
     }
 
-    /// If the operation failed because its base is under examination, it waits for that and runs again.
+    /// If the operation failed because its base is only coming into being, it waits for that and runs again.
     fn operation_park(&self, id: u64) -> bool {
         let mut operations = self.inner.operations.borrow_mut();
+        let Some((place, is_over)) = self.place_to_park(&operations, id) else { return false };
         let Some(operation) = operations.get_mut(id) else { return false };
-        if operation.attempts >= MAX_ATTEMPTS || operation.reply.is_none() {
+        if !operation.apply(OpEvent::UndoneToPark) {
             return false;
         }
-        let Some(Err(error)) = &operation.outcome else { return false };
-        let Some(base) = error.waiting_for() else { return false };
-        let registry = self.inner.registry.borrow();
-        let Some(record) = registry.find(base).filter(|record| record.state().may_be_opened()) else {
-            return false;
-        };
-        // The examination may have ended since the module asked; but a module that misses a device that is
-        // in service means something else by it.
-        let is_ready = record.examination.is_examined;
-        if (is_ready && operation.attempts > 1) || !operation.apply(OpEvent::UndoneToPark) {
-            return false;
-        }
-        let base = record.handle;
         operation.lost.clear();
-        operation.parked_on = Some(base);
+        operation.parked_on = Some(place.clone());
         operations.parked.push(id);
-        if is_ready {
-            self.later(move |core| core.operations_unpark(base));
+        if is_over {
+            self.later(move |core| core.operations_unpark(&place));
         }
         true
     }
 
+    /// What a failed operation has to wait for before it may succeed, and whether that is over already.
+    fn place_to_park(&self, operations: &Operations, id: u64) -> Option<(ParkedOn, bool)> {
+        let operation = operations.get(id)?;
+        if operation.attempts >= MAX_ATTEMPTS || operation.reply.is_none() {
+            return None;
+        }
+        let Some(Err(error)) = &operation.outcome else { return None };
+        let base = error.waiting_for()?;
+        let registry = self.inner.registry.borrow();
+        let Some(record) = registry.find(base) else {
+            // Asked for before this one, and so never by one that waits for this one.
+            let is_coming = operations.is_being_created(base, operation.activity);
+            return is_coming.then(|| (ParkedOn::Create(base.into()), false));
+        };
+        // The examination may have ended since the module asked; but a module that misses a device that is
+        // in service means something else by it.
+        let is_ready = record.examination.is_examined;
+        let may_wait = record.state().may_be_opened() && !(is_ready && operation.attempts > 1);
+        may_wait.then(|| (ParkedOn::Examination(record.handle), is_ready))
+    }
+
     /// A base device is ready or gone: those that waited for it run again.
-    pub(crate) fn operations_unpark(&self, bdev: BdevHandle) {
+    pub(crate) fn operations_unpark_bdev(&self, bdev: BdevHandle) {
+        self.operations_unpark(&ParkedOn::Examination(bdev));
+    }
+
+    fn operations_unpark(&self, place: &ParkedOn) {
         let ready: Vec<u64> = {
             let mut operations = self.inner.operations.borrow_mut();
             let parked = std::mem::take(&mut operations.parked);
             let (ready, waiting) = parked.into_iter().partition(|id| {
-                operations.get(*id).is_none_or(|operation| operation.parked_on == Some(bdev))
+                operations.get(*id).is_none_or(|operation| operation.parked_on.as_ref() == Some(place))
             });
             operations.parked = waiting;
             ready
@@ -454,10 +483,12 @@ impl Core {
         if let Some(next) = next {
             self.later(move |core| core.operation_admitted(next));
         }
+        if let Some(name) = operation.request.lock_name() {
+            self.later(move |core| core.operations_unpark(&ParkedOn::Create(name)));
+        }
         let names = self.release_bdevs(&operation);
         let Operation { request, outcome, reply, activity, deadline, module, bdevs, .. } = operation;
         self.cancel_deadline(deadline);
-        self.activity_end(activity);
         let outcome = outcome.unwrap_or(Ok(Value::Bool(true)));
         let is_told = reply.is_none();
         match outcome {
@@ -472,6 +503,8 @@ impl Core {
                 self.later(move |_| reply.map_or((), |reply| reply(Err(error))));
             }
         }
+        // After the reply, so that who waits for the operation hears of it after who asked for it.
+        self.activity_end(activity);
         if let Some(module) = module {
             self.later(move |core| core.module_drain_check(module));
         }
@@ -542,7 +575,10 @@ impl Core {
                 let name = operation.module.map_or("", |module| module.name());
                 format!("module {name} has not answered")
             }
-            OpState::Parked => "the examination of its base".to_owned(),
+            OpState::Parked => match &operation.parked_on {
+                Some(ParkedOn::Create(base)) => format!("the create of its base {base}"),
+                Some(ParkedOn::Examination(_)) | None => "the examination of its base".to_owned(),
+            },
             OpState::Settling | OpState::Undoing => {
                 let bdev = operation.bdevs.first().copied();
                 bdev.and_then(|bdev| self.removal_waits_for(bdev))

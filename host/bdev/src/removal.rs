@@ -238,7 +238,7 @@ impl Core {
         }
         let module = record.module;
         drop(record);
-        self.operations_unpark(bdev);
+        self.operations_unpark_bdev(bdev);
         self.later(move |core| {
             core.module_drain_check(module);
             core.shutdown_progress();

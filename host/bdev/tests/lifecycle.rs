@@ -70,6 +70,41 @@ fn creates_of_one_name_run_one_after_the_other() {
 }
 
 #[test]
+fn a_create_on_a_base_that_is_being_created_waits_for_it() {
+    let host = Host::new(31);
+    host.load(0);
+    let base = host.start_create(0, json!({ "name": "m0", "delay_us": 1000 }));
+    let middle = host.start_create(0, json!({ "name": "t0", "base": "m0", "delay_us": 10 }));
+    let top = host.start_create(0, json!({ "name": "t1", "base": "t0" }));
+    assert_eq!(host.wait(&top).unwrap().bdevs, ["t1"]);
+    assert!(host.wait(&base).is_ok() && host.wait(&middle).is_ok());
+    assert_eq!(host.on(|core| core.bdev_names()), ["m0", "t0", "t1"]);
+    // A base whose create fails is as missing as one that nobody creates.
+    let base = host.start_create(0, json!({ "name": "m1", "delay_us": 1000, "fail": true }));
+    let top = host.start_create(0, json!({ "name": "t2", "base": "m1" }));
+    assert_eq!(host.wait(&top).unwrap_err().waiting_for(), Some("m1"));
+    assert!(host.wait(&base).is_err());
+    // Nobody waits for a create that was asked for later: two could wait for each other.
+    let top = host.start_create(0, json!({ "name": "a", "base": "b", "delay_us": 100 }));
+    let base = host.start_create(0, json!({ "name": "b", "base": "a", "delay_us": 100 }));
+    assert_eq!(host.wait(&top).unwrap_err().waiting_for(), Some("b"));
+    assert_eq!(host.wait(&base).unwrap_err().waiting_for(), Some("a"));
+    host.finish();
+}
+
+#[test]
+fn who_waits_for_a_create_hears_of_its_end_after_who_asked_for_it() {
+    let host = Host::new(32);
+    host.load(0);
+    let create = host.start_create(0, json!({ "name": "m0", "delay_us": 100 }));
+    let waiter: Pending<usize> = Pending::new();
+    let (reply, asked) = (waiter.reply(), create.clone());
+    host.on(move |core| core.wait_for_examine(move || reply(asked.count())));
+    assert_eq!(host.wait(&waiter), 1, "the create was not answered yet");
+    host.finish();
+}
+
+#[test]
 fn a_create_on_a_base_under_examination_waits_for_it() {
     let host = Host::new(4);
     host.load(0);
