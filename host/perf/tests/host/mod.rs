@@ -99,6 +99,20 @@ impl Host {
         self.on(Core::object_counts)
     }
 
+    /// Waits until the counts are as they should be.
+    #[track_caller]
+    pub fn wait_for_counts(&self, wanted: impl Fn(&ObjectCounts) -> bool) {
+        let begin = Instant::now();
+        loop {
+            let counts = self.counts();
+            if wanted(&counts) {
+                return;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{counts:?}");
+            std::thread::yield_now();
+        }
+    }
+
     /// Ends everything; nothing may be left.
     #[track_caller]
     pub fn stop(mut self) {
