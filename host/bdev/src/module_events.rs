@@ -209,7 +209,18 @@ impl Listener for ModuleEvents {
     }
 
     fn failed(&self, module: ModuleRef, why: &ModuleError) {
-        log::error!("module failed module={} error={why}", module.name());
+        match why {
+            // Whoever asked for the module is told, and tells.
+            ModuleError::Init(error) => {
+                log::debug!("module not started module={} error={error}", module.name())
+            }
+            ModuleError::InvalidState { .. }
+            | ModuleError::FiniTimedOut { .. }
+            | ModuleError::FiniFailed { .. }
+            | ModuleError::Faulted { .. } => {
+                log::error!("module failed module={} error={why}", module.name());
+            }
+        }
         self.later(move |core| core.module_gone(module));
     }
 
@@ -219,10 +230,8 @@ impl Listener for ModuleEvents {
                 CatalogChange::Added(plugin) => (HotplugKind::ADD, plugin.path.clone()),
                 CatalogChange::Changed { new, .. } => (HotplugKind::CHANGE, new.path.clone()),
                 CatalogChange::Removed(plugin) => (HotplugKind::REMOVE, plugin.path.clone()),
-                CatalogChange::Rejected(error) => {
-                    log::warn!("plugin is not offered error={error}");
-                    continue;
-                }
+                // The watch that found it has told so.
+                CatalogChange::Rejected(_) => continue,
             };
             self.later(move |core| {
                 core.publish_hotplug(kind, "plugin", &path.to_string_lossy(), &serde_json::Value::Null);

@@ -189,6 +189,19 @@ impl Catalog {
         &self.rejected
     }
 
+    /// The first file that is not usable and whose name is that of a plugin of module `name`, as
+    /// `lib<kind>_<name>.so` or `<name>.so`: what is in the file is not known.
+    #[must_use]
+    pub fn rejected_for(&self, name: &str) -> Option<&PluginError> {
+        let name = name.replace('-', "_");
+        self.rejected.iter().find(|error| {
+            let Some(stem) = error.file.file_stem().and_then(|stem| stem.to_str()) else { return false };
+            let stem = stem.strip_prefix("lib").unwrap_or(stem).replace('-', "_");
+            stem.strip_suffix(&*name)
+                .is_some_and(|kind| !name.is_empty() && (kind.is_empty() || kind.ends_with('_')))
+        })
+    }
+
     /// The directories.
     #[must_use]
     pub fn directories(&self) -> &[PluginDirectory] {
@@ -338,5 +351,18 @@ mod tests {
         assert!(catalog.rejected().is_empty());
         let catalog = Catalog::scan(vec![absent(Origin::Configured)], Trust::Owner);
         assert_eq!(catalog.rejected()[0].fault, LoadError::NoDirectory);
+    }
+
+    #[test]
+    fn an_unusable_file_is_found_by_the_module_it_is_named_after() {
+        let files = ["libbdev_fast_disk.so", "libtransport-tcp.so", "disk.so", "broken"];
+        let rejected = files.map(|file| PluginError::new(Path::new(file), LoadError::NoEntrySymbol));
+        let catalog = Catalog { rejected: rejected.to_vec(), ..Catalog::default() };
+        let found = |name| catalog.rejected_for(name).map(|error| error.file.display().to_string());
+        assert_eq!(found("fast_disk").as_deref(), Some("libbdev_fast_disk.so"));
+        assert_eq!(found("fast-disk").as_deref(), Some("libbdev_fast_disk.so"));
+        assert_eq!(found("tcp").as_deref(), Some("libtransport-tcp.so"));
+        assert_eq!(found("disk").as_deref(), Some("libbdev_fast_disk.so"));
+        assert_eq!((found("k"), found("cp"), found("")), (None, None, None));
     }
 }

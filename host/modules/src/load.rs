@@ -76,7 +76,10 @@ impl Modules {
             return self.inner.later(move || done(Err(error)));
         }
         let Some(plugin) = catalog.newest(name) else {
-            let error = unable(LoadError::UnknownModule { name: name.to_owned(), known: catalog.names() });
+            // A file that says by its name to be that module is what the operator has to look at.
+            let error = catalog.rejected_for(name).cloned().unwrap_or_else(|| {
+                unable(LoadError::UnknownModule { name: name.to_owned(), known: catalog.names() })
+            });
             return self.inner.later(move || done(Err(error)));
         };
         let load =
