@@ -38,9 +38,9 @@ impl Error {
         Error::new(errno::ENODEV, format!("base device {name} does not exist")).object(name)
     }
 
-    /// Nothing has that name (`-ENOENT`).
+    /// Nothing has that name (`-ENODEV`, which existing clients compare with).
     pub fn not_found(name: impl Into<String>) -> Self {
-        Error::new(errno::ENOENT, "does not exist").object(name)
+        Error::new(errno::ENODEV, "does not exist").object(name)
     }
 
     /// The name is taken (`-EEXIST`).
