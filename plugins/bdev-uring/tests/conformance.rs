@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
+use std::process::Command;
 
 use tenon_testkit::{Conformance, bdev_conformance};
 
@@ -50,4 +51,33 @@ fn conforms_through_the_page_cache_with_large_blocks_and_few_slots() {
 #[test]
 fn conforms_without_fallocate() {
     check("written", r#","fallocate":false"#);
+}
+
+/// A loop device on a file, detached after the test.
+struct Loop(String);
+
+impl Loop {
+    fn new(file: &Scratch) -> Loop {
+        let image = std::fs::File::create(&file.0).expect("a temporary file");
+        image.set_len(16 << 20).expect("a file can have any size");
+        let output =
+            Command::new("losetup").args(["--find", "--show"]).arg(&file.0).output().expect("losetup runs");
+        assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
+        Loop(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+#[ignore = "needs root and a loop device"]
+fn conforms_on_a_block_device() {
+    let file = Scratch::new("loop");
+    let device = Loop::new(&file);
+    let params = format!(r#"{{"name":"u0","filename":"{}"}}"#, device.0);
+    bdev_conformance(bdev_uring::plugin, Conformance::new(&params).real_io(true).seeds(1));
 }
