@@ -239,10 +239,10 @@ fn bdev_entry(mut table: Table) -> Result<BdevEntry, ConfigError> {
     Ok(BdevEntry { module, name, qos, params: table })
 }
 
-/// A table without `name` is known by its base device, as a device of module `error` is.
+/// A table without `name` has the name that clients know: a device of module `error` is called after its base.
 fn implied_name(module: &str, table: &Table) -> Result<String, ConfigError> {
     match table.value.get("base") {
-        Some(Value::String(base)) if !base.is_empty() => Ok(format!("{module}({base})")),
+        Some(Value::String(base)) if module == "error" && !base.is_empty() => Ok(format!("EE_{base}")),
         _ => Err(ConfigError::MissingKey {
             at: table.location(),
             table: table.title.clone(),
