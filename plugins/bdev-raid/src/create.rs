@@ -89,7 +89,7 @@ impl Array {
             };
         }
         let this = Rc::clone(self);
-        disk::read_all(targets, move |found| match this.judge(found) {
+        disk::read_all(targets, move |found| match this.nothing_is_lost().and_then(|()| this.judge(found)) {
             Ok((Origin::Fresh, _)) => this.start_fresh(),
             Ok((Origin::Adopted(superblock), is_stale)) => this.adopt(superblock, is_stale),
             Err(error) => this.refuse(error, false),
@@ -255,12 +255,17 @@ impl Array {
 
     /// Registers the device.
     fn go_online(self: &Rc<Self>, is_fresh: bool) {
-        if let Some(name) = self.inner.borrow_mut().lost.take() {
-            return self.refuse(Error::io("went while the array was brought up").object(name), is_fresh);
-        }
-        match self.register() {
+        match self.nothing_is_lost().and_then(|()| self.register()) {
             Ok(()) => self.is_online(),
             Err(error) => self.refuse(error, is_fresh),
+        }
+    }
+
+    /// That every member is still there.
+    fn nothing_is_lost(&self) -> Result<(), Error> {
+        match &self.inner.borrow().lost {
+            Some(name) => Err(Error::io("went while the array was brought up").object(&**name)),
+            None => Ok(()),
         }
     }
 
