@@ -18,7 +18,7 @@ use crate::core::Core;
 use crate::deadline::{Due, Key};
 use crate::error::OpError;
 use crate::op_state::{OpEvent, OpState};
-use crate::owed::Owed;
+use crate::owed::{LayerAnswer, Owed};
 use crate::request::Request;
 use crate::slab::{Kind, Slab};
 
@@ -38,6 +38,8 @@ pub(crate) type Reply = Box<dyn FnOnce(Result<Answer, OpError>)>;
 pub(crate) struct Operations {
     slab: Slab<Operation>,
     owed: Slab<Owed>,
+    /// Who waits for the answers that layers above are owed.
+    layer_answers: HashMap<u64, LayerAnswer>,
     /// Per name: the operation under way, then those that wait for it.
     names: HashMap<Arc<str>, VecDeque<u64>>,
     parked: Vec<u64>,
@@ -77,6 +79,7 @@ impl Default for Operations {
         Self {
             slab: Slab::new(Kind::Operation, MAX_OPERATIONS),
             owed: Slab::new(Kind::Owed, MAX_OWED),
+            layer_answers: HashMap::new(),
             names: HashMap::new(),
             parked: Vec::new(),
         }
@@ -87,6 +90,18 @@ impl Operations {
     pub(crate) fn owe(&mut self, owed: Owed) -> OpToken {
         // As many answers as devices and operations together may be owed, so there is always a place.
         OpToken(self.owed.insert(owed).unwrap_or(0))
+    }
+
+    pub(crate) fn owe_layer(&mut self, waiting: u64, done: LayerAnswer) -> OpToken {
+        let token = self.owe(Owed::Layer(waiting));
+        if token.0 != 0 {
+            self.layer_answers.insert(waiting, done);
+        }
+        token
+    }
+
+    pub(crate) fn take_layer_answer(&mut self, waiting: u64) -> Option<LayerAnswer> {
+        self.layer_answers.remove(&waiting)
     }
 
     pub(crate) fn owed(&self, token: OpToken) -> Option<Owed> {

@@ -18,9 +18,31 @@ pub(crate) enum Owed {
     Destruct(BdevHandle),
     /// The end of a module.
     Fini(ModuleRef),
+    /// Something a layer above asked a module for; the number names who waits.
+    Layer(u64),
 }
 
+/// Who waits for an answer that a layer above is owed.
+pub(crate) type LayerAnswer = Box<dyn FnOnce(Result<String, OpError>)>;
+
 impl Core {
+    /// A token for a callback of a table that a layer above calls itself, as the NVMe-oF target calls
+    /// transports. `done` gets the JSON text of the answer, once, in a later turn of the control reactor; it is
+    /// dropped uncalled by [`Core::forget_answer`]. `None` if too many answers are owed.
+    pub fn owe_answer(&self, done: impl FnOnce(Result<String, OpError>) + 'static) -> Option<OpToken> {
+        let waiting = self.next_id();
+        let token = self.inner.operations.borrow_mut().owe_layer(waiting, Box::new(done));
+        (token.0 != 0).then_some(token)
+    }
+
+    /// The answer is not waited for any more: one that comes later is reported and ignored.
+    pub fn forget_answer(&self, token: OpToken) {
+        let settled = self.inner.operations.borrow_mut().settle(token);
+        if let Some(Owed::Layer(waiting)) = settled {
+            drop(self.inner.operations.borrow_mut().take_layer_answer(waiting));
+        }
+    }
+
     /// A module answers; `result` is the JSON text of its answer.
     pub(crate) fn owed_answered(&self, token: OpToken, result: Result<String, OpError>) {
         let owed = self.inner.operations.borrow_mut().settle(token);
@@ -35,6 +57,12 @@ impl Core {
             Owed::Fini(module) => {
                 core.inner.modules.fini_done(module, result.map(|_| ()).map_err(|error| error.to_string()));
             }
+            Owed::Layer(waiting) => {
+                let waiting = core.inner.operations.borrow_mut().take_layer_answer(waiting);
+                if let Some(done) = waiting {
+                    done(result);
+                }
+            }
         });
     }
 
@@ -45,7 +73,7 @@ impl Core {
         }
         match self.inner.operations.borrow().owed(token) {
             Some(Owed::Operation(operation)) => Ok(Some(operation)),
-            Some(Owed::Destruct(_) | Owed::Fini(_)) => Err(errno::EINVAL),
+            Some(Owed::Destruct(_) | Owed::Fini(_) | Owed::Layer(_)) => Err(errno::EINVAL),
             None => Err(errno::ECANCELED),
         }
     }

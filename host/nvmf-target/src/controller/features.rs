@@ -1,0 +1,238 @@
+//! Features: what a host can set and ask of a controller.
+
+use std::rc::Rc;
+
+use nvme_spec::admin::{FeatureCapabilities, FeatureSelect, GetFeatures, SetFeatures};
+use nvme_spec::command::Sqe;
+use nvme_spec::completion::StatusField;
+use nvme_spec::features::{
+    AsyncEventConfig, FeatureId, HostBehavior, NumberOfQueues, TemperatureThreshold, WriteProtection,
+};
+use nvme_spec::log::effects::{FeatureEffects, FeaturesSupported};
+use nvme_spec::status::StatusCode;
+use zerocopy::FromBytes;
+use zerocopy::little_endian::{U16, U32};
+
+use super::Controller;
+use crate::config::TargetOptions;
+use crate::queue::command::zeroed;
+use crate::queue::interface::{Answer, Capsule};
+use crate::target::Target;
+
+/// What a host has set.
+#[derive(Clone, Debug)]
+pub(crate) struct Features {
+    arbitration: u32,
+    power_management: u32,
+    temperature_over: u16,
+    temperature_under: u16,
+    error_recovery: u32,
+    write_cache: u32,
+    queues_z: u16,
+    pub async_events: AsyncEventConfig,
+    software_progress: u32,
+    /// Advanced Command Retry Enable.
+    retries_advanced: u8,
+}
+
+impl Features {
+    pub(crate) fn new(options: &TargetOptions) -> Self {
+        Self {
+            arbitration: 0,
+            power_management: 0,
+            temperature_over: super::identify::WARNING_TEMPERATURE_KELVIN,
+            temperature_under: 0,
+            error_recovery: 0,
+            write_cache: 1,
+            queues_z: options.max_io_queues - 1,
+            async_events: AsyncEventConfig::EMPTY,
+            software_progress: 0,
+            retries_advanced: 0,
+        }
+    }
+
+    /// The value of a feature that is one dword; `None` if it is not.
+    fn dword(&self, fid: FeatureId, cdw11: u32) -> Option<u32> {
+        Some(match fid {
+            FeatureId::ARBITRATION => self.arbitration,
+            FeatureId::POWER_MANAGEMENT => self.power_management,
+            FeatureId::TEMPERATURE_THRESHOLD => {
+                let is_under = TemperatureThreshold::new(cdw11).threshold_type() == 1;
+                u32::from(if is_under { self.temperature_under } else { self.temperature_over })
+            }
+            FeatureId::ERROR_RECOVERY => self.error_recovery,
+            FeatureId::VOLATILE_WRITE_CACHE => self.write_cache,
+            FeatureId::NUMBER_OF_QUEUES => self.queues(),
+            FeatureId::ASYNC_EVENT_CONFIGURATION => self.async_events.get(),
+            FeatureId::SOFTWARE_PROGRESS_MARKER => self.software_progress,
+            _ => return None,
+        })
+    }
+
+    fn queues(&self) -> u32 {
+        let number = U16::new(self.queues_z);
+        NumberOfQueues { nsq_z: number, ncq_z: number }.to_dword().get()
+    }
+}
+
+impl Target {
+    pub(super) fn get_features(&self, controller: &Rc<Controller>, sqe: &Sqe) -> Answer {
+        let get: &GetFeatures = sqe.view();
+        let fid = get.fid;
+        let Some((_, capabilities)) = SUPPORTED.iter().find(|(known, _)| *known == fid) else {
+            return Answer::refuse(StatusCode::INVALID_FIELD);
+        };
+        let defaults = Features::new(&self.inner.options);
+        let current = controller.features.borrow();
+        let (values, is_default) = match FeatureSelect(get.sel.0 & 0b111) {
+            FeatureSelect::CURRENT => (&*current, false),
+            FeatureSelect::DEFAULT | FeatureSelect::SAVED => (&defaults, true),
+            FeatureSelect::SUPPORTED_CAPABILITIES => return Answer::result(u64::from(capabilities.get())),
+            _ => return Answer::refuse(StatusCode::INVALID_FIELD),
+        };
+        if let Some(value) = values.dword(fid, get.cdw11.get()) {
+            return Answer::result(u64::from(value));
+        }
+        match fid {
+            FeatureId::KEEP_ALIVE_TIMER => {
+                let timeout_ms = if is_default { 0 } else { controller.keep_alive_ms.get() };
+                Answer::result(u64::from(timeout_ms))
+            }
+            FeatureId::HOST_BEHAVIOR_SUPPORT => {
+                let mut behavior: HostBehavior = zeroed();
+                behavior.acre = values.retries_advanced;
+                Answer::data(zerocopy::IntoBytes::as_bytes(&behavior).to_vec())
+            }
+            FeatureId::HOST_IDENTIFIER => Answer::data(controller.association.hostid.0.to_vec()),
+            _ => {
+                let nsid = sqe.nsid.get();
+                let namespaces = controller.subsystem.namespaces.borrow();
+                match namespaces.get(&nsid).filter(|ns| ns.is_visible_to(&controller.association.hostnqn)) {
+                    Some(namespace) => {
+                        let is_protected = namespace.is_write_protected && !is_default;
+                        Answer::result(u64::from(is_protected))
+                    }
+                    None => Answer::refuse(StatusCode::INVALID_NAMESPACE_OR_FORMAT),
+                }
+            }
+        }
+    }
+
+    pub(super) fn set_features(&self, controller: &Rc<Controller>, capsule: &Capsule) -> Answer {
+        let set: SetFeatures = *capsule.sqe.view();
+        if !SUPPORTED.iter().any(|(known, _)| *known == set.fid) {
+            return Answer::refuse(StatusCode::INVALID_FIELD);
+        }
+        if set.is_save() {
+            return Answer::refuse(StatusCode::FEATURE_NOT_SAVEABLE);
+        }
+        let (value, mut features) = (set.cdw11.get(), controller.features.borrow_mut());
+        match set.fid {
+            FeatureId::ARBITRATION => features.arbitration = value,
+            FeatureId::POWER_MANAGEMENT if value & 0x1f != 0 => {
+                return Answer::refuse(StatusCode::INVALID_FIELD);
+            }
+            FeatureId::POWER_MANAGEMENT => features.power_management = value,
+            FeatureId::TEMPERATURE_THRESHOLD => {
+                let threshold = TemperatureThreshold::new(value);
+                match threshold.threshold_type() {
+                    0 => features.temperature_over = threshold.kelvin(),
+                    1 => features.temperature_under = threshold.kelvin(),
+                    _ => return Answer::refuse(StatusCode::INVALID_FIELD),
+                }
+            }
+            // No deallocated-block errors are offered, and there is nothing to recover longer.
+            FeatureId::ERROR_RECOVERY if value >> 16 != 0 => {
+                return Answer::refuse(StatusCode::INVALID_FIELD);
+            }
+            FeatureId::ERROR_RECOVERY => features.error_recovery = value,
+            // The cache is the device's: it cannot be turned off from here.
+            FeatureId::VOLATILE_WRITE_CACHE if value & 1 == 0 => {
+                return Answer::refuse(StatusCode::FEATURE_NOT_CHANGEABLE);
+            }
+            FeatureId::VOLATILE_WRITE_CACHE => {}
+            FeatureId::NUMBER_OF_QUEUES => return self.set_queues(controller, &mut features, value),
+            FeatureId::ASYNC_EVENT_CONFIGURATION => features.async_events = AsyncEventConfig::new(value),
+            FeatureId::KEEP_ALIVE_TIMER => {
+                drop(features);
+                self.set_keep_alive(controller, value);
+            }
+            FeatureId::HOST_BEHAVIOR_SUPPORT => match HostBehavior::read_from_bytes(&capsule.data) {
+                Ok(behavior) if behavior.acre <= 1 => features.retries_advanced = behavior.acre,
+                _ => return Answer::refuse(StatusCode::INVALID_FIELD),
+            },
+            FeatureId::SOFTWARE_PROGRESS_MARKER => features.software_progress = value & 0xff,
+            // Over fabrics the identifier is Connect's.
+            FeatureId::HOST_IDENTIFIER => return Answer::refuse(StatusCode::COMMAND_SEQUENCE_ERROR),
+            _ => {
+                drop(features);
+                return self.protect(controller, capsule.sqe.nsid.get(), value);
+            }
+        }
+        Answer::ok()
+    }
+
+    fn set_queues(&self, controller: &Controller, features: &mut Features, value: u32) -> Answer {
+        if !controller.io_queues().is_empty() {
+            return Answer::refuse(StatusCode::COMMAND_SEQUENCE_ERROR);
+        }
+        let asked = NumberOfQueues::from_dword(U32::new(value));
+        if asked.nsq_z.get() == u16::MAX || asked.ncq_z.get() == u16::MAX {
+            return Answer::refuse(StatusCode::INVALID_FIELD);
+        }
+        let wanted = asked.nsq_z.get().min(asked.ncq_z.get());
+        features.queues_z = wanted.min(self.inner.options.max_io_queues - 1);
+        Answer::result(u64::from(features.queues()))
+    }
+
+    fn protect(&self, controller: &Rc<Controller>, nsid: u32, value: u32) -> Answer {
+        let is_visible = {
+            let namespaces = controller.subsystem.namespaces.borrow();
+            namespaces.get(&nsid).is_some_and(|ns| ns.is_visible_to(&controller.association.hostnqn))
+        };
+        if !is_visible {
+            return Answer::refuse(StatusCode::INVALID_NAMESPACE_OR_FORMAT);
+        }
+        let is_protected = match WriteProtection::new(value & 0b111) {
+            WriteProtection::NONE => false,
+            WriteProtection::WRITE_PROTECT => true,
+            _ => return Answer::status(StatusField::new(StatusCode::INVALID_FIELD).with_dnr(true)),
+        };
+        self.set_write_protection(&controller.subsystem, nsid, is_protected);
+        Answer::ok()
+    }
+}
+
+/// Log page 12h.
+pub(super) fn supported() -> FeaturesSupported {
+    let mut page: FeaturesSupported = zeroed();
+    for (fid, capabilities) in SUPPORTED {
+        let scope = if capabilities.contains(FeatureCapabilities::NAMESPACE_SPECIFIC) {
+            FeatureEffects::SCOPE_NAMESPACE
+        } else {
+            FeatureEffects::SCOPE_CONTROLLER
+        };
+        page.set(*fid, FeatureEffects::FSUPP.with(scope));
+    }
+    page
+}
+
+const CHANGEABLE: FeatureCapabilities = FeatureCapabilities::CHANGEABLE;
+const OF_NAMESPACE: FeatureCapabilities =
+    FeatureCapabilities::CHANGEABLE.with(FeatureCapabilities::NAMESPACE_SPECIFIC);
+
+/// The features there are.
+const SUPPORTED: &[(FeatureId, FeatureCapabilities)] = &[
+    (FeatureId::ARBITRATION, CHANGEABLE),
+    (FeatureId::POWER_MANAGEMENT, CHANGEABLE),
+    (FeatureId::TEMPERATURE_THRESHOLD, CHANGEABLE),
+    (FeatureId::ERROR_RECOVERY, CHANGEABLE),
+    (FeatureId::VOLATILE_WRITE_CACHE, CHANGEABLE),
+    (FeatureId::NUMBER_OF_QUEUES, CHANGEABLE),
+    (FeatureId::ASYNC_EVENT_CONFIGURATION, CHANGEABLE),
+    (FeatureId::KEEP_ALIVE_TIMER, CHANGEABLE),
+    (FeatureId::HOST_BEHAVIOR_SUPPORT, CHANGEABLE),
+    (FeatureId::SOFTWARE_PROGRESS_MARKER, CHANGEABLE),
+    (FeatureId::HOST_IDENTIFIER, FeatureCapabilities::EMPTY),
+    (FeatureId::NAMESPACE_WRITE_PROTECTION, OF_NAMESPACE),
+];

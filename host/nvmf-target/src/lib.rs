@@ -1,0 +1,71 @@
+//! The NVMe-oF target core, blind to transports: subsystems, controllers,
+//! namespaces, listeners, hosts, queues, and every command between them.
+//!
+//! # Architecture
+//!
+//! ```text
+//!        control reactor                               data reactors
+//!   Target ── Subsystem ── Controller      capsules    ReactorSide ── QueuePair ◄── transport
+//!      │          │   └── Namespace ─┐  ◄──────────────    │              │
+//!   listeners   hosts                └──────────────►  SubsystemSide ── NamespaceSide ── channel
+//!                                     answers, views
+//! ```
+//!
+//! * Topology, Connect, properties and admin commands belong to the control reactor, one at a time. I/O
+//!   commands run on the reactor of their connection, against its view of the subsystem: no message, lock or
+//!   allocation per command once pools are warm.
+//! * Views are replaced by messages. A namespace that is taken away finishes its commands; its device is
+//!   closed after the last one, on the last reactor.
+//! * A paused subsystem holds I/O commands only, and resumes by itself at its deadline.
+//! * A request belongs to the transport, to the queue, to the device or to the control reactor; its command's
+//!   stage tells which. It goes back to the transport exactly once, by `request_complete`, also when its
+//!   connection closes.
+//!
+//! # Files
+//!
+//! `target` owns all and joins the reactors; `subsystem`, `namespace`, `host_access`, `listener`, `discovery`
+//! and `transports` are its objects and their public operations, `config` and `error` their words.
+//! `controller` serves fabrics and admin commands, `queue` is the data path, `transport` what it knows of a
+//! transport, `status` the one mapping of device statuses, `post` messages that must arrive.
+//!
+//! # Not implemented
+//!
+//! These answer as a controller without them: Invalid Opcode or Invalid Field, and no bit that promises them.
+//! * Reservations (all four commands, log page 80h, features 82h and 83h), with persistence.
+//! * Authentication Send and Receive, and pre-shared keys of secure channels (`psk_lookup` finds none).
+//! * Features 10h (no thermal management to host-control) and 18h (no endurance groups).
+//! * Identify 04h, 14h to 16h: no NVM sets, no virtualisation, no namespace management.
+//! * Copy, Verify and Write Uncorrectable on devices that do not declare them; fused Compare and Write where
+//!   the device cannot do it in one step.
+//! * Protection information, and separate metadata: hosts see such a device without its metadata.
+//! * Limits of throughput per host. A device's own limits apply to its namespaces.
+
+mod config;
+mod controller;
+mod discovery;
+mod error;
+mod host_access;
+mod listener;
+mod namespace;
+mod post;
+mod queue;
+mod status;
+mod subsystem;
+mod target;
+mod transport;
+mod transports;
+
+pub use config::{
+    Address, MAX_NAMESPACES, NamespaceSpec, Referral, SubsystemSpec, TargetOptions, ana_state_name,
+    ana_state_of,
+};
+pub use controller::ControllerSnapshot;
+pub use error::TargetError;
+pub use listener::ListenerSnapshot;
+pub use namespace::NamespaceSnapshot;
+pub use nvme_spec::log::AnaState;
+pub use queue::interface::IoCounts;
+pub use queue::side::ReactorCounts;
+pub use status::unknown_statuses;
+pub use subsystem::{SubsystemSnapshot, SubsystemState};
+pub use target::{Target, TargetCounts};

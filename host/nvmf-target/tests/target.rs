@@ -1,0 +1,343 @@
+//! The target as a host meets it: connect, admin commands, I/O, changes under it.
+
+mod rig;
+
+use std::time::Duration;
+
+use nvme_spec::command::{CommandFlags, Sqe};
+use nvme_spec::fabrics::InvalidParameter;
+use nvme_spec::identify::{Cns, IdentifyController, IdentifyNamespace};
+use nvme_spec::opcode::{AdminOpcode, IoOpcode};
+use nvme_spec::status::StatusCode;
+use rig::{HOST, NQN, World, admin, connect, log_page, property_set, read, rw, write};
+use serde_json::json;
+use tenon_nvmf_target::{AnaState, SubsystemSpec};
+use zerocopy::{FromBytes, IntoBytes};
+
+fn pattern(seed: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+}
+
+#[test]
+fn a_host_connects_identifies_writes_and_reads() {
+    let world = World::serving(1, &[("m0", 256)]);
+    let host = world.session("a", 2);
+    let id = world.command(
+        host.admin,
+        admin(AdminOpcode::IDENTIFY, 0, u32::from(Cns::CONTROLLER.0), 0, 4096),
+        vec![],
+    );
+    let id = IdentifyController::read_from_bytes(&id.data).expect("4096 bytes");
+    assert_eq!(id.subnqn.as_str(), Ok(NQN));
+    assert_eq!((id.cntlid.get(), id.ver.major(), id.ioccsz.get()), (host.cntlid, 2, (64 + 4096) / 16));
+    let ns = world.command(
+        host.admin,
+        admin(AdminOpcode::IDENTIFY, 1, u32::from(Cns::NAMESPACE.0), 0, 4096),
+        vec![],
+    );
+    let ns = IdentifyNamespace::read_from_bytes(&ns.data).expect("4096 bytes");
+    assert_eq!((ns.nsze.get(), ns.lbaf[0].lbads), (256, 9));
+    for (queue, len) in [(0, 4096), (1, 65_536)] {
+        let data = pattern(queue as u8, len);
+        let (sqe, out) = write(1, 8, &data);
+        assert_eq!(world.status(host.queues[queue], sqe, out), StatusCode::SUCCESS);
+        let read = world.command(host.queues[1 - queue], read(1, 8, (len / 512) as u16), vec![]);
+        assert!(read.cqe.status.is_success());
+        assert_eq!(read.data, data);
+    }
+    world.finish();
+}
+
+#[test]
+fn each_wrong_connect_is_told_what_is_wrong() {
+    let world = World::serving(2, &[]);
+    let queue = world.open("a");
+    let check =
+        |change: &dyn Fn(&mut Sqe, &mut Vec<u8>), code: StatusCode, parameter: Option<InvalidParameter>| {
+            let (mut sqe, mut data) = connect(NQN, HOST, 0, 0xffff, 0);
+            change(&mut sqe, &mut data);
+            let answer = world.command(queue, sqe, data).cqe;
+            assert_eq!(answer.status.code(), code);
+            if let Some(parameter) = parameter {
+                assert_eq!(InvalidParameter::from_dw0(answer.dw0), parameter);
+            }
+        };
+    let wrong = StatusCode::CONNECT_INVALID_PARAMETERS;
+    check(&|sqe, _| sqe.cdw10.set(1), StatusCode::CONNECT_INCOMPATIBLE_FORMAT, None);
+    check(&|sqe, _| sqe.cdw11.set(0), wrong, Some(InvalidParameter::in_sqe(44)));
+    check(&|sqe, _| sqe.cdw11.set(60_000), wrong, Some(InvalidParameter::in_sqe(44)));
+    check(&|_, data| data[256] = b'x', wrong, Some(InvalidParameter::in_data(256)));
+    check(&|_, data| data[512] = 0, wrong, Some(InvalidParameter::in_data(512)));
+    check(&|_, data| data[..16].fill(0), wrong, Some(InvalidParameter::in_data(0)));
+    check(&|_, data| data[16] = 5, wrong, Some(InvalidParameter::in_data(16)));
+    check(&|sqe, _| sqe.cdw10.set(1 << 16), wrong, Some(InvalidParameter::in_data(16)));
+    check(&|sqe, _| sqe.dptr.0[8] = 1, StatusCode::DATA_SGL_LENGTH_INVALID, None);
+    assert_eq!(world.status(queue, property_set(1), vec![]), StatusCode::COMMAND_SEQUENCE_ERROR);
+    check(&|_, _| {}, StatusCode::SUCCESS, None);
+    check(&|_, _| {}, StatusCode::COMMAND_SEQUENCE_ERROR, None);
+    world.on(|world| world.target.set_allow_any_host(NQN, false)).expect("set");
+    world.settle();
+    assert!(!queue.is_open(), "a host that is no longer allowed is closed");
+    let again = world.open("a");
+    assert_eq!(world.connect_queue(again, 0, 0xffff, 0).cqe.status.code(), StatusCode::CONNECT_INVALID_HOST);
+    world.on(|world| world.target.add_host(NQN, HOST)).expect("added");
+    assert!(world.connect_queue(again, 0, 0xffff, 0).cqe.status.is_success());
+    world.finish();
+}
+
+#[test]
+fn a_connection_that_never_connects_is_closed() {
+    let world = World::serving(3, &[]);
+    let queue = world.open("a");
+    world.advance(Duration::from_secs(11));
+    assert!(queue.is_freed.get());
+    world.finish();
+}
+
+#[test]
+fn a_silent_host_loses_its_controller_and_a_busy_one_does_not() {
+    let world = World::serving(4, &[("m0", 64)]);
+    let silent = world.session_of("a", 1, 1000);
+    let busy = world.session_of("a", 1, 1000);
+    for _ in 0..6 {
+        world.advance(Duration::from_millis(400));
+        assert_eq!(world.status(busy.queues[0], read(1, 0, 1), vec![]), StatusCode::SUCCESS);
+    }
+    assert!(silent.admin.is_freed.get() && silent.queues[0].is_freed.get());
+    assert!(busy.admin.is_open());
+    world.finish();
+}
+
+#[test]
+fn io_commands_do_what_they_say() {
+    let world = World::serving(5, &[("m0", 256)]);
+    let host = world.session("a", 1);
+    let queue = host.queues[0];
+    let data = pattern(9, 1024);
+    let (sqe, out) = write(1, 0, &data);
+    assert_eq!(world.status(queue, sqe, out), StatusCode::SUCCESS);
+    let compare = rw(IoOpcode::COMPARE, 1, 0, 2, 1024);
+    assert_eq!(world.status(queue, compare, data.clone()), StatusCode::SUCCESS);
+    assert_eq!(world.status(queue, compare, pattern(8, 1024)), StatusCode::COMPARE_FAILURE);
+    // Copy blocks 0 and 1 to 10 and 11.
+    let mut range = vec![0; 32];
+    range[16] = 1;
+    let mut copy = rw(IoOpcode::COPY, 1, 10, 1, 32);
+    copy.cdw12.set(0);
+    assert_eq!(world.status(queue, copy, range.clone()), StatusCode::SUCCESS);
+    assert_eq!(world.command(queue, read(1, 10, 2), vec![]).data, data);
+    range[8] = 255;
+    assert_eq!(world.status(queue, copy, range), StatusCode::LBA_OUT_OF_RANGE);
+    assert_eq!(world.status(queue, rw(IoOpcode::WRITE_ZEROES, 1, 0, 1, 0), vec![]), StatusCode::SUCCESS);
+    assert_eq!(world.command(queue, read(1, 0, 1), vec![]).data, vec![0; 512]);
+    // Deallocate block 1 and, in a second range, block 11.
+    let mut ranges = vec![0; 32];
+    (ranges[4], ranges[8], ranges[20], ranges[24]) = (1, 1, 1, 11);
+    let mut dsm = rw(IoOpcode::DATASET_MANAGEMENT, 1, 0, 1, 32);
+    dsm.cdw10.set(1);
+    dsm.cdw11.set(4);
+    assert_eq!(world.status(queue, dsm, ranges), StatusCode::SUCCESS);
+    assert_eq!(world.command(queue, read(1, 11, 1), vec![]).data, vec![0; 512]);
+    assert_eq!(world.status(queue, rw(IoOpcode::FLUSH, 1, 0, 1, 0), vec![]), StatusCode::SUCCESS);
+    assert_eq!(world.status(queue, rw(IoOpcode::VERIFY, 1, 0, 8, 0), vec![]), StatusCode::SUCCESS);
+    let uncorrectable = rw(IoOpcode::WRITE_UNCORRECTABLE, 1, 0, 1, 0);
+    assert_eq!(world.status(queue, uncorrectable, vec![]), StatusCode::INVALID_OPCODE);
+    assert_eq!(world.status(queue, read(1, 255, 2), vec![]), StatusCode::LBA_OUT_OF_RANGE);
+    assert_eq!(world.status(queue, read(2, 0, 1), vec![]), StatusCode::INVALID_NAMESPACE_OR_FORMAT);
+    let errors = world.command(host.admin, log_page(1, 64), vec![]).data;
+    assert_eq!(errors[8], 1, "the newest error is of queue 1");
+    world.finish();
+}
+
+#[test]
+fn a_fused_pair_compares_and_writes_in_one_step() {
+    let world = World::serving(6, &[("m0", 64)]);
+    let host = world.session("a", 1);
+    let queue = host.queues[0];
+    let fused = |first: &[u8], second: &[u8]| {
+        let mut compare = rw(IoOpcode::COMPARE, 1, 4, 1, 512);
+        compare.flags = CommandFlags::PSDT_SGL.with(CommandFlags::FUSE_FIRST);
+        let (mut sqe, out) = write(1, 4, second);
+        sqe.flags = CommandFlags::PSDT_SGL.with(CommandFlags::FUSE_SECOND);
+        let one = world.start(queue, compare, first.to_vec());
+        let two = world.start(queue, sqe, out);
+        world.settle();
+        let code = |reply: &rig::transport::Reply| reply.borrow().as_ref().expect("done").cqe.status.code();
+        (code(&one), code(&two))
+    };
+    let data = pattern(3, 512);
+    assert_eq!(fused(&[0; 512], &data), (StatusCode::SUCCESS, StatusCode::SUCCESS));
+    let failed = (StatusCode::COMPARE_FAILURE, StatusCode::ABORTED_FAILED_FUSED);
+    assert_eq!(fused(&[0; 512], &[1; 512]), failed);
+    assert_eq!(world.command(queue, read(1, 4, 1), vec![]).data, data);
+    let mut alone = rw(IoOpcode::COMPARE, 1, 4, 1, 512);
+    alone.flags = CommandFlags::PSDT_SGL.with(CommandFlags::FUSE_FIRST);
+    let first = world.start(queue, alone, data.clone());
+    world.settle();
+    assert!(first.borrow().is_none(), "it waits for its second half");
+    assert_eq!(world.status(queue, read(1, 0, 1), vec![]), StatusCode::SUCCESS);
+    let status = first.borrow().as_ref().expect("ended").cqe.status.code();
+    assert_eq!(status, StatusCode::ABORTED_MISSING_FUSED);
+    world.finish();
+}
+
+#[test]
+fn lent_memory_is_returned() {
+    let world = World::new(7);
+    world.subsystem(SubsystemSpec { allow_any_host: true, ..SubsystemSpec::new(NQN) });
+    world.listen(NQN, "a");
+    world.device(json!({ "name": "l0", "blocks": 64, "lends": true }));
+    world.namespace(NQN, "l0");
+    let host = world.session("a", 1);
+    let (sqe, out) = write(1, 0, &pattern(1, 2048));
+    assert_eq!(world.status(host.queues[0], sqe, out), StatusCode::SUCCESS);
+    assert_eq!(world.command(host.queues[0], read(1, 0, 4), vec![]).data, pattern(1, 2048));
+    assert_eq!(rig::device::lent("l0"), 0);
+    world.finish();
+}
+
+#[test]
+fn a_removed_device_takes_its_namespace_along_and_the_host_hears() {
+    let world = World::serving(8, &[("m0", 64), ("m1", 64)]);
+    let host = world.session("a", 1);
+    let mut configure = admin(AdminOpcode::SET_FEATURES, 0, 0x0b, 1 << 8 | 1 << 11, 0);
+    assert_eq!(world.status(host.admin, configure, vec![]), StatusCode::SUCCESS);
+    let event = world.start(host.admin, admin(AdminOpcode::ASYNCHRONOUS_EVENT_REQUEST, 0, 0, 0, 0), vec![]);
+    world.settle();
+    assert!(event.borrow().is_none());
+    world.wait(|world, reply| world.core.delete("m0", None, reply)).expect("deleted");
+    assert_eq!(event.borrow().as_ref().expect("told").cqe.dw0.get(), 0x0004_0002);
+    assert_eq!(world.status(host.queues[0], read(1, 0, 1), vec![]), StatusCode::INVALID_NAMESPACE_OR_FORMAT);
+    assert_eq!(world.status(host.queues[0], read(2, 0, 1), vec![]), StatusCode::SUCCESS);
+    let changed = world.command(host.admin, log_page(4, 4096), vec![]).data;
+    assert_eq!(changed[..8], [1, 0, 0, 0, 0, 0, 0, 0]);
+    configure.cdw11.set(0);
+    assert_eq!(world.status(host.admin, configure, vec![]), StatusCode::SUCCESS);
+    rig::device::set_delay("m1", 0);
+    world.on(|_| rig::device::resize("m1", 128));
+    world.settle();
+    assert_eq!(world.status(host.queues[0], read(2, 127, 1), vec![]), StatusCode::SUCCESS);
+    world.finish();
+}
+
+#[test]
+fn a_paused_subsystem_holds_io_and_serves_the_rest() {
+    let world = World::serving(9, &[("m0", 64)]);
+    let host = world.session("a", 1);
+    let pause = Duration::from_secs(5);
+    world.wait(|world, reply| world.target.pause_subsystem(NQN, pause, reply)).expect("paused");
+    let held = world.start(host.queues[0], read(1, 0, 1), vec![]);
+    let mut second = read(1, 1, 1);
+    second.cid.set(77);
+    let aborted = world.start(host.queues[0], second, vec![]);
+    assert_eq!(
+        world.status(host.admin, admin(AdminOpcode::KEEP_ALIVE, 0, 0, 0, 0), vec![]),
+        StatusCode::SUCCESS
+    );
+    let abort = admin(AdminOpcode::ABORT, 0, 77 << 16 | 1, 0, 0);
+    assert_eq!(world.command(host.admin, abort, vec![]).cqe.dw0.get(), 0);
+    world.settle();
+    let status = aborted.borrow().as_ref().expect("aborted").cqe.status.code();
+    assert_eq!(status, StatusCode::ABORTED_BY_REQUEST);
+    assert!(held.borrow().is_none());
+    world.advance(Duration::from_secs(6));
+    assert!(held.borrow().as_ref().expect("resumed at the deadline").cqe.status.is_success());
+    world.finish();
+}
+
+#[test]
+fn ana_states_are_per_listener() {
+    let world = World::serving(10, &[("m0", 64)]);
+    world.listen(NQN, "b");
+    let (one, two) = (world.session("a", 1), world.session("b", 1));
+    let set = |state| {
+        world.on(|world| world.target.set_ana_state(NQN, &rig::address("a"), state, None)).expect("set")
+    };
+    set(AnaState::INACCESSIBLE);
+    world.settle();
+    assert_eq!(world.status(one.queues[0], read(1, 0, 1), vec![]), StatusCode::ANA_INACCESSIBLE);
+    assert_eq!(world.status(two.queues[0], read(1, 0, 1), vec![]), StatusCode::SUCCESS);
+    let log = world.command(one.admin, log_page(0x0c, 52), vec![]).data;
+    assert_eq!((log[8], log[16], log[32], log[48]), (1, 1, AnaState::INACCESSIBLE.0, 1));
+    set(AnaState::NON_OPTIMIZED);
+    world.settle();
+    assert_eq!(world.status(one.queues[0], read(1, 0, 1), vec![]), StatusCode::SUCCESS);
+    world.wait(|world, reply| world.target.remove_listener(NQN, &rig::address("a"), reply)).expect("removed");
+    assert!(one.admin.is_freed.get() && two.admin.is_open());
+    world.finish();
+}
+
+#[test]
+fn discovery_shows_what_a_host_may_use() {
+    let world = World::serving(11, &[]);
+    let spec = SubsystemSpec::new("nqn.2026-01.io.tenon:private");
+    world.subsystem(spec);
+    world.listen("nqn.2026-01.io.tenon:private", "a");
+    let queue = world.open("a");
+    let (sqe, data) = connect(nvme_spec::nqn::DISCOVERY_NQN, HOST, 0, 0xffff, 0);
+    assert_eq!(world.status(queue, sqe, data), StatusCode::SUCCESS);
+    assert_eq!(world.status(queue, property_set(0x0046_0001), vec![]), StatusCode::SUCCESS);
+    let log = world.command(queue, log_page(0x70, 4096), vec![]).data;
+    assert_eq!(log[8], 2, "the discovery service and one subsystem");
+    assert_eq!(&log[1024 * 2 + 256..][..NQN.len()], NQN.as_bytes());
+    world.on(|world| world.target.add_host("nqn.2026-01.io.tenon:private", HOST)).expect("added");
+    assert_eq!(world.command(queue, log_page(0x70, 4096), vec![]).data[8], 3);
+    world.finish();
+}
+
+#[test]
+fn every_log_page_and_feature_answers() {
+    let world = World::serving(12, &[("m0", 64)]);
+    let host = world.session("a", 1);
+    for (lid, len) in
+        [(0, 1024), (1, 4096), (2, 512), (3, 512), (4, 4096), (5, 4096), (0x0c, 64), (0x12, 1024)]
+    {
+        assert_eq!(world.status(host.admin, log_page(lid, len), vec![]), StatusCode::SUCCESS, "log {lid:#x}");
+    }
+    assert_eq!(world.status(host.admin, log_page(0x80, 64), vec![]), StatusCode::INVALID_LOG_PAGE);
+    for (fid, len) in
+        [(1, 0), (2, 0), (4, 0), (5, 0), (6, 0), (7, 0), (11, 0), (15, 0), (0x16, 512), (0x80, 0), (0x81, 16)]
+    {
+        let get = admin(AdminOpcode::GET_FEATURES, 0, fid, 0, len);
+        assert_eq!(world.status(host.admin, get, vec![]), StatusCode::SUCCESS, "feature {fid:#x}");
+    }
+    let protect = admin(AdminOpcode::SET_FEATURES, 1, 0x84, 1, 0);
+    assert_eq!(world.status(host.admin, protect, vec![]), StatusCode::SUCCESS);
+    world.settle();
+    let (sqe, out) = write(1, 0, &[1; 512]);
+    assert_eq!(world.status(host.queues[0], sqe, out), StatusCode::NAMESPACE_WRITE_PROTECTED);
+    for (cns, nsid) in [(0, 1), (1, 0), (2, 0), (3, 1), (5, 1), (6, 0), (7, 0), (8, 1), (0x13, 0), (0x1c, 0)]
+    {
+        let identify = admin(AdminOpcode::IDENTIFY, nsid, cns, 0, 4096);
+        assert_eq!(world.status(host.admin, identify, vec![]), StatusCode::SUCCESS, "cns {cns:#x}");
+    }
+    let nothing = admin(AdminOpcode::IDENTIFY, 1, 4, 0, 4096);
+    assert_eq!(world.status(host.admin, nothing, vec![]), StatusCode::INVALID_FIELD);
+    let unknown = admin(AdminOpcode::FORMAT_NVM, 1, 0, 0, 0);
+    assert_eq!(world.status(host.admin, unknown, vec![]), StatusCode::INVALID_OPCODE);
+    world.finish();
+}
+
+#[test]
+fn shutdown_and_disconnect_end_queues() {
+    let world = World::serving(13, &[("m0", 64)]);
+    let host = world.session("a", 2);
+    let mut disconnect = property_set(0);
+    disconnect.nsid.set(u32::from(nvme_spec::opcode::FabricsType::DISCONNECT.0));
+    disconnect.as_mut_bytes()[40..].fill(0);
+    assert_eq!(world.status(host.queues[0], disconnect, vec![]), StatusCode::SUCCESS);
+    world.settle();
+    assert!(host.queues[0].is_freed.get() && host.queues[1].is_open());
+    assert_eq!(world.status(host.admin, disconnect, vec![]), StatusCode::DISCONNECT_INVALID_QUEUE_TYPE);
+    assert_eq!(world.status(host.admin, property_set(0x0046_4001), vec![]), StatusCode::SUCCESS);
+    world.settle();
+    assert!(host.queues[1].is_freed.get() && host.admin.is_open());
+    host_drops(&world, host.admin);
+    world.finish();
+}
+
+fn host_drops(world: &World, queue: &'static rig::transport::Connection) {
+    world.on_queue(queue, || queue.drop_by_peer());
+    world.settle();
+    assert!(queue.is_freed.get());
+}
