@@ -649,12 +649,12 @@ fn latency_is_told_for_slow_devices_in_full_and_fast_ones_by_sample() {
     assert!(write.max_latency_ticks <= 200_000 && write.max_latency_ticks >= write.min_latency_ticks);
     assert_eq!(write.latency_ticks(), write.timed_ticks);
     world.device.behaviour.borrow_mut().sync_permille = 1000;
-    for _ in 0..640 {
+    for _ in 0..2560 {
         assert!(world.write(&channel, 0, 1, 1).is_success());
     }
     let stat = world.control(|gate, done| gate.iostat(false, ResetMode::None, done));
     let write = stat.total.op(Op::WRITE);
-    assert_eq!(write.ops, 690);
+    assert_eq!(write.ops, 2610);
     assert!((59..=62).contains(&write.timed_ops), "{write:?}");
     assert_eq!(write.max_latency_ticks, 0, "the extremes were forgotten");
     world.finish(&[channel]);

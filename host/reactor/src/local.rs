@@ -128,6 +128,7 @@ impl Local {
     }
 
     /// Monotonic nanoseconds as of this turn.
+    #[inline]
     pub fn now_ns(&self) -> u64 {
         self.core.now_ns()
     }

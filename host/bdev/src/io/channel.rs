@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 use log::{error, warn};
 use tenon_abi::{BdevFlags, BdevIo, DescHandle, IoChannel, IoFlags, IoOpsV1, IoStatus, Op, errno, reaches};
-use tenon_reactor::{ReactorId, TimerId, current, now_ns, try_current};
+use tenon_reactor::{Local, ReactorId, TimerId, current, now_ns, try_current};
 
 use super::backpressure::Waiting;
 use super::bounce::Bounce;
@@ -114,6 +114,8 @@ pub(super) struct ModuleChannel {
     /// I/Os until the next one is timed; 1 if each is.
     pub sample_left: u32,
     pub sample_every: u32,
+    /// The reactor, for its time.
+    pub local: Local,
     pub counters: Counters,
 
     pub gate: Arc<Gate>,
@@ -340,6 +342,7 @@ fn new_module_channel(gate: &Arc<Gate>, id: ReactorId) -> Box<ModuleChannel> {
         next_timed_ns: 0,
         sample_left: statistics::SAMPLE_EVERY,
         sample_every: statistics::SAMPLE_EVERY,
+        local: current(),
         counters: Counters::default(),
         gate: Arc::clone(gate),
         reactor: id,

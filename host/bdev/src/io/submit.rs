@@ -12,7 +12,6 @@
 use std::sync::Arc;
 
 use tenon_abi::{BdevIo, IoChannel, IoFlags, IoOpsV1, IoState, IoStatus, Op};
-use tenon_reactor::now_ns;
 
 use super::channel::{Consumer, FastLimits, ModuleChannel, passed_flags};
 use super::check::{self, Verdict, check, is_plain};
@@ -47,15 +46,30 @@ unsafe extern "C" fn submit_open(ch: *mut IoChannel, io: *mut BdevIo) {
             return submit_checked(c, io);
         }
         let m = (*c).module;
-        account(m, io);
+        (*m).counters.count_fast((*io).op, (*io).num_blocks);
+        if is_due(m) {
+            return submit_timed(m, io);
+        }
         forward(m, io);
     }
 }
 
-/// What the fast path does not pass at once.
+/// Passes on an I/O of the fast path that is to be timed. Of the C convention as [`submit_checked`].
 #[cold]
 #[inline(never)]
-unsafe fn submit_checked(c: *mut Consumer, io: *mut BdevIo) {
+unsafe extern "C" fn submit_timed(m: *mut ModuleChannel, io: *mut BdevIo) {
+    // SAFETY: the caller's channel is live and the I/O its own.
+    unsafe {
+        statistics::start_timing(m, io);
+        forward(m, io);
+    }
+}
+
+/// What the fast path does not pass at once. Of the C convention, which says that it does not unwind: so the
+/// fast path can end with it and has no need of a stack frame.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn submit_checked(c: *mut Consumer, io: *mut BdevIo) {
     // SAFETY: as in `submit_open`.
     unsafe {
         match check(c, io) {
@@ -154,10 +168,18 @@ unsafe fn account(m: *mut ModuleChannel, io: *mut BdevIo) {
 unsafe fn time_if_due(m: *mut ModuleChannel, io: *mut BdevIo) {
     // SAFETY: as in `account`.
     unsafe {
-        (*m).sample_left -= 1;
-        if (*m).sample_left == 0 || now_ns() >= (*m).next_timed_ns {
+        if is_due(m) {
             statistics::start_timing(m, io);
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn is_due(m: *mut ModuleChannel) -> bool {
+    // SAFETY: the caller's channel is live.
+    unsafe {
+        (*m).sample_left -= 1;
+        (*m).sample_left == 0 || (*m).local.now_ns() >= (*m).next_timed_ns
     }
 }
 
