@@ -56,6 +56,7 @@ fn loom_command(workspace: &Workspace, packages: &[String], preemptions: &str) -
         command.args(["--package", package]);
     }
     command.args(["loom"]);
+    command.env("CARGO_PROFILE_RELEASE_LTO", "off");
     command.env("RUSTFLAGS", "--cfg loom").env("LOOM_MAX_PREEMPTIONS", preemptions);
     command
 }

@@ -22,7 +22,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     session.command("format", workspace.cargo().args(["fmt", "--all", "--check"]));
     session.command("clippy", &mut clippy(workspace));
     if session.command("build", &mut build(workspace)) {
-        tests(workspace, &mut session)?;
+        tests(workspace, &mut session);
         rare_faults(workspace, &mut session)?;
     } else {
         session.skip("tests", "the build failed");
@@ -43,7 +43,7 @@ fn clippy(workspace: &Workspace) -> Command {
     command
 }
 
-fn tests(workspace: &Workspace, session: &mut Session) -> Result<()> {
+fn tests(workspace: &Workspace, session: &mut Session) {
     if steps::succeeds(workspace.cargo().args(["nextest", "--version"])) {
         let mut command = workspace.cargo();
         command.args(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests", "pass"]);
@@ -53,18 +53,10 @@ fn tests(workspace: &Workspace, session: &mut Session) -> Result<()> {
         command.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"]);
         session.command("tests (cargo test)", &mut command);
     }
-    let documented = documented_packages(workspace)?;
-    if documented.is_empty() {
-        session.skip("tests in documentation", "no package has a library");
-    } else {
-        let mut command = workspace.cargo();
-        command.args(["test", "--doc", "--no-fail-fast"]);
-        for package in &documented {
-            command.args(["--package", package]);
-        }
-        session.command("tests in documentation", &mut command);
-    }
-    Ok(())
+    // The whole workspace: a choice of packages would build the dependencies again, with fewer features.
+    let mut command = workspace.cargo();
+    command.args(["test", "--workspace", "--doc", "--no-fail-fast"]);
+    session.command("tests in documentation", &mut command);
 }
 
 /// Short runs of the tools that look for rare faults.
@@ -77,24 +69,4 @@ fn rare_faults(workspace: &Workspace, session: &mut Session) -> Result<()> {
         session.command(&format!("fuzz {target}"), &mut command);
     }
     Ok(())
-}
-
-/// Member packages with a library whose examples in comments can be run.
-fn documented_packages(workspace: &Workspace) -> Result<Vec<String>> {
-    let metadata =
-        steps::output_of(workspace.cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
-    let packages = metadata["packages"].as_array().cloned().unwrap_or_default();
-    let has_doctests = |package: &serde_json::Value| {
-        package["targets"].as_array().is_some_and(|targets| {
-            targets.iter().any(|target| {
-                let is_rlib = target["crate_types"]
-                    .as_array()
-                    .is_some_and(|kinds| kinds.iter().any(|kind| kind == "lib" || kind == "rlib"));
-                is_rlib && target["doctest"] == true
-            })
-        })
-    };
-    let named = packages.iter().filter(|package| has_doctests(package));
-    Ok(named.filter_map(|package| package["name"].as_str().map(str::to_owned)).collect())
 }
