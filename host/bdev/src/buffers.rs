@@ -51,6 +51,9 @@ pub unsafe fn buffer_put(buffer: *mut c_void, len: usize) {
 /// Most bytes per pool of the calling thread.
 pub(crate) fn set_limit(bytes: usize) {
     LIMIT.with(|limit| limit.set(bytes));
+    // What has a destructor takes the dynamic linker's lock when a thread first uses it: now, and not when a
+    // library that never finishes loading may hold it.
+    POOLS.with(|_| ());
 }
 
 /// Gives back what the calling thread's pools hold idle.

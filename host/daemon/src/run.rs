@@ -30,6 +30,13 @@ use crate::{host, logs};
 /// How long the reactors may take to end after everything is drained.
 const REACTORS_END: Duration = Duration::from_secs(5);
 
+/// As long as `[host] drain_timeout_sec` by default.
+const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
+/// A stop waits this often for as long as a drain may take: for removal, drain, destruct and the end of a module.
+const DRAINS_OF_A_STOP: u32 = 4;
+/// And for what has no deadline of its own.
+const STOP_SLACK: Duration = Duration::from_secs(10);
+
 /// What the main thread hears.
 enum Event {
     Signal(i32),
@@ -70,6 +77,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let reactors = host::start_reactors(&config, args.cpus.as_deref())?;
     let (events, inbox) = mpsc::channel();
     watch_signals(events.clone())?;
+    let drain = config.host.drain_timeout_sec.map_or(DEFAULT_DRAIN, Duration::from_secs);
+    let stop_limit = drain * DRAINS_OF_A_STOP + STOP_SLACK;
     let start = Start {
         socket: args
             .rpc_socket
@@ -85,7 +94,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     control
         .call(host::CONTROL_CALL, move || start_app(start))
         .context("the control reactor does not answer")??;
-    let result = serve(&inbox, &control, begin);
+    let result = serve(&inbox, &control, begin, stop_limit);
     if let Err(error) = reactors.shutdown(REACTORS_END) {
         warn!("reactors did not end in time error={error}");
     }
@@ -93,10 +102,15 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
 }
 
 /// Handles events until the host has stopped.
-fn serve(inbox: &mpsc::Receiver<Event>, control: &ReactorRef, begin: Instant) -> anyhow::Result<()> {
+fn serve(
+    inbox: &mpsc::Receiver<Event>,
+    control: &ReactorRef,
+    begin: Instant,
+    stop_limit: Duration,
+) -> anyhow::Result<()> {
     let mut result = Ok(());
     let mut is_stopping = false;
-    while let Ok(event) = inbox.recv() {
+    while let Some(event) = next_event(inbox, is_stopping.then_some(stop_limit)) {
         match event {
             Event::Started(Ok(ready)) => announce(&ready, begin),
             Event::Started(Err(exit)) => {
@@ -122,6 +136,20 @@ fn serve(inbox: &mpsc::Receiver<Event>, control: &ReactorRef, begin: Instant) ->
         }
     }
     result
+}
+
+/// The next event; a host that does not get on with its stop is left.
+fn next_event(inbox: &mpsc::Receiver<Event>, stop_limit: Option<Duration>) -> Option<Event> {
+    let Some(limit) = stop_limit else { return inbox.recv().ok() };
+    match inbox.recv_timeout(limit) {
+        Ok(event) => Some(event),
+        Err(mpsc::RecvTimeoutError::Disconnected) => None,
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            // Not by the log, which may be what everybody waits for.
+            eprintln!("tenon: the host did not stop within {limit:?}, leaving it as it is");
+            at_once(FAILURE)
+        }
+    }
 }
 
 fn request_stop(control: &ReactorRef) {
@@ -189,6 +217,7 @@ struct Start {
 /// On the control reactor: composes the host, opens its doors, then applies the configuration.
 fn start_app(start: Start) -> Result<(), Exit> {
     let Start { config, config_file, catalog, socket, events } = start;
+    info!("host starting pid={} version={}", std::process::id(), env!("CARGO_PKG_VERSION"));
     for error in catalog.rejected() {
         warn!("plugin is not offered error={error}");
     }
