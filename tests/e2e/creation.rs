@@ -4,16 +4,20 @@
 use serde_json::{Value, json};
 use tenon_tests::{Connection, Host, Scratch, counts, example, outcome, plugin_directory, wait_for};
 
-/// A host whose module `troubled` takes `init_ms` to load, so that a first create of its is in flight that long.
-fn host_with_a_slow_module(init_ms: u32) -> Host {
+/// A host that is loading module `troubled`, which takes `init_ms`: a create of its is in flight that long. With it
+/// the connection that asked for the load.
+fn host_with_a_slow_module(init_ms: u32) -> (Host, Connection) {
     let scratch = Scratch::new();
     let directory = plugin_directory(&scratch);
     std::fs::copy(example("troubled"), directory.join("libtroubled.so")).expect("the directory is writable");
     let mut host = Host::start_in(scratch, "", &["--plugin-dir", directory.to_str().unwrap()]);
-    let options = json!({ "init_ms": init_ms });
-    // Options of a module that is not loaded are kept for its load.
-    host.ok("module_set_options", json!({ "name": "troubled", "options": options }));
-    host
+    let mut loader = host.connect();
+    loader.send("module_load", json!({ "name": "troubled", "config": { "init_ms": init_ms } }));
+    wait_for("the load", || {
+        let list = host.ok("module_get_list", json!({}));
+        list["modules"].to_string().contains("initialising").then_some(())
+    });
+    (host, loader)
 }
 
 fn named(name: &str) -> Value {
@@ -73,7 +77,7 @@ fn a_chain_sent_without_waiting_is_built() {
 
 #[test]
 fn a_second_create_of_a_name_in_flight_gets_eexist() {
-    let host = host_with_a_slow_module(200);
+    let (host, _loader) = host_with_a_slow_module(500);
     let mut connection = host.connect();
     for _ in 0..3 {
         connection.send("bdev_troubled_create", named("t0"));
@@ -89,7 +93,7 @@ fn a_second_create_of_a_name_in_flight_gets_eexist() {
 
 #[test]
 fn waiting_for_examine_includes_creates_in_flight() {
-    let host = host_with_a_slow_module(300);
+    let (host, _loader) = host_with_a_slow_module(500);
     let mut connection = host.connect();
     connection.send("bdev_troubled_create", named("t0"));
     connection.send("bdev_wait_for_examine", json!({}));
@@ -104,24 +108,23 @@ fn waiting_for_examine_includes_creates_in_flight() {
 
 #[test]
 fn waiting_for_examine_does_not_wait_for_later_calls() {
-    let mut host = host_with_a_slow_module(20_000);
-    host.ok("bdev_wait_for_examine", json!({}));
+    let scratch = Scratch::new();
+    let directory = plugin_directory(&scratch);
+    std::fs::copy(example("troubled"), directory.join("libtroubled.so")).expect("the directory is writable");
+    let host = Host::start_in(scratch, "", &["--plugin-dir", directory.to_str().unwrap()]);
     let mut connection = host.connect();
     connection.send("bdev_wait_for_examine", json!({}));
-    connection.send("bdev_malloc_create", malloc("m0"));
-    let (replies, _) = replies(&mut connection, 2);
-    assert_eq!(outcome(&replies[0]), Ok(json!(true)));
-    assert_eq!(outcome(&replies[1]), Ok(json!("m0")));
+    connection.send("module_load", json!({ "name": "troubled", "config": { "init_ms": 500 } }));
+    connection.send("bdev_wait_for_examine", json!({}));
+    let (_, arrival) = replies(&mut connection, 3);
+    assert_eq!(arrival, [1, 2, 3]);
     host.stop();
 }
 
 #[test]
 fn a_client_that_goes_away_leaves_whole_devices() {
-    let mut host = host_with_a_slow_module(200);
+    let (mut host, _loader) = host_with_a_slow_module(500);
     host.ok("bdev_malloc_create", malloc("m0"));
-    host.ok("bdev_passthru_create", passthru("warm", "m0"));
-    host.ok("bdev_passthru_delete", named("warm"));
-    let before = counts(&mut host);
     let mut gone = host.connect();
     gone.send("bdev_troubled_create", named("t0"));
     gone.send("bdev_passthru_create", passthru("p0", "m0"));
@@ -134,14 +137,16 @@ fn a_client_that_goes_away_leaves_whole_devices() {
         let bdev = host.ok("bdev_get_bdevs", named(name));
         assert_eq!((&bdev[0]["state"], &bdev[0]["module"]), (&json!("ready"), &json!(module)), "{bdev}");
     }
-    for (method, name) in [
-        ("bdev_passthru_delete", "p1"),
-        ("bdev_passthru_delete", "p0"),
-        ("bdev_troubled_delete", "t0"),
-    ] {
+    for (method, name) in
+        [("bdev_passthru_delete", "p1"), ("bdev_passthru_delete", "p0"), ("bdev_troubled_delete", "t0")]
+    {
         host.ok(method, named(name));
     }
-    wait_for("the counts from before", || (counts(&mut host) == before).then_some(()));
+    let left = counts(&mut host);
+    for kind in ["operations", "answers_owed", "names_locked", "examine_tokens", "activities", "descriptors"]
+    {
+        assert_eq!(left[kind], 0, "{kind}: {left}");
+    }
     host.stop();
 }
 

@@ -30,7 +30,7 @@ fn loses_nothing(config: &str, bdev: &str, args: &[&str], plugin_dir: Option<&Pa
 }
 
 const MIXED: &[&str] = &["--rw", "randrw", "--mix", "50", "--block-size", "4KiB", "--ios", "20000"];
-const LARGE: &[&str] = &["--rw", "randrw", "--mix", "50", "--block-size", "128KiB", "--ios", "2000", "--lend"];
+const LARGE: &[&str] = &["--rw", "randrw", "--mix", "50", "--block-size", "128KiB", "--ios", "2000"];
 
 #[test]
 fn a_plugin_in_c_keeps_what_is_written() {
@@ -77,6 +77,12 @@ fn stacks_keep_what_is_written() {
     for args in [MIXED, LARGE] {
         loses_nothing(config, "p1", args, None);
     }
+}
+
+#[test]
+fn lent_memory_shows_what_was_written() {
+    let config = "[[bdev]]\nmodule = \"malloc\"\nname = \"m0\"\nsize = \"8MiB\"\n";
+    loses_nothing(config, "m0", &[LARGE, &["--lend"]].concat(), None);
 }
 
 #[test]

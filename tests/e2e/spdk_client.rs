@@ -87,7 +87,10 @@ fn a_session_of_an_existing_script_works() {
     let malloc = json!({ "num_blocks": 16384, "block_size": 512, "name": "Malloc0" });
     assert_eq!(client.ok("bdev_malloc_create", malloc), "Malloc0");
     assert_eq!(client.ok("bdev_malloc_create", json!({ "num_blocks": 8, "block_size": 512 })), "Malloc1");
-    assert_eq!(client.ok("bdev_null_create", json!({ "name": "Null0", "num_blocks": 2048, "block_size": 512 })), "Null0");
+    assert_eq!(
+        client.ok("bdev_null_create", json!({ "name": "Null0", "num_blocks": 2048, "block_size": 512 })),
+        "Null0"
+    );
     assert_eq!(client.ok("bdev_null_resize", json!({ "name": "Null0", "new_size": 2 })), true);
     let delay = json!({
         "name": "Delay0", "base_bdev_name": "Malloc0",
@@ -103,7 +106,13 @@ fn a_session_of_an_existing_script_works() {
     assert_eq!(client.ok("bdev_error_inject_error", inject), true);
     assert_eq!(client.ok("bdev_examine", json!({ "name": "Malloc1" })), true);
     assert_eq!(client.ok("bdev_wait_for_examine", json!({})), true);
-    let names: Vec<Value> = client.ok("bdev_get_bdevs", json!({})).as_array().unwrap().iter().map(|bdev| bdev["name"].clone()).collect();
+    let names: Vec<Value> = client
+        .ok("bdev_get_bdevs", json!({}))
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|bdev| bdev["name"].clone())
+        .collect();
     assert_eq!(names, ["Malloc0", "Malloc1", "Null0", "Delay0", "Pass0", "EE_Malloc1"]);
     assert_eq!(client.ok("bdev_set_qos_limit", json!({ "name": "Null0", "rw_ios_per_sec": 20000 })), true);
     assert_eq!(client.ok("bdev_enable_histogram", json!({ "name": "Null0", "enable": true })), true);
@@ -140,10 +149,19 @@ fn refusals_have_the_codes_scripts_compare_with() {
     client.ok("bdev_malloc_create", malloc("m0"));
     client.ok("bdev_passthru_create", json!({ "name": "p0", "base_bdev_name": "m0" }));
     assert_eq!(client.code("bdev_malloc_create", malloc("m0")), EEXIST);
-    assert_eq!(client.code("bdev_malloc_create", json!({ "name": "m1", "num_blocks": 8, "block_size": 100 })), EINVAL);
-    assert_eq!(client.code("bdev_malloc_create", json!({ "name": "m1", "num_blocks": 0, "block_size": 512 })), EINVAL);
+    assert_eq!(
+        client.code("bdev_malloc_create", json!({ "name": "m1", "num_blocks": 8, "block_size": 100 })),
+        EINVAL
+    );
+    assert_eq!(
+        client.code("bdev_malloc_create", json!({ "name": "m1", "num_blocks": 0, "block_size": 512 })),
+        EINVAL
+    );
     assert_eq!(client.code("bdev_passthru_create", json!({ "name": "p1", "base_bdev_name": "m0" })), EPERM);
-    assert_eq!(client.code("bdev_passthru_create", json!({ "name": "p1", "base_bdev_name": "none" })), ENODEV);
+    assert_eq!(
+        client.code("bdev_passthru_create", json!({ "name": "p1", "base_bdev_name": "none" })),
+        ENODEV
+    );
     for method in ["bdev_malloc_delete", "bdev_null_delete", "bdev_passthru_delete", "bdev_delay_delete"] {
         assert_eq!(client.code(method, json!({ "name": "none" })), ENODEV, "{method}");
     }
@@ -166,8 +184,7 @@ fn calls_sent_together_are_answered_each_by_its_id() {
     let host = Host::start("");
     let mut client = Client::open(&host);
     // rpc.py's batch mode: calls joined by newlines, flushed at once.
-    let requests: Vec<String> =
-        (0..20).map(|_| client.request("bdev_get_bdevs", &json!({}))).collect();
+    let requests: Vec<String> = (0..20).map(|_| client.request("bdev_get_bdevs", &json!({}))).collect();
     client.stream.write_all(requests.join("\n").as_bytes()).unwrap();
     let mut ids: Vec<u64> = (0..20).map(|_| client.receive()["id"].as_u64().unwrap()).collect();
     ids.sort_unstable();

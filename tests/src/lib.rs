@@ -44,6 +44,38 @@ pub fn plugin(name: &str) -> PathBuf {
     target_dir().join(format!("lib{}.so", name.replace('-', "_")))
 }
 
+/// A plugin that this package builds as an example, for its tests.
+#[must_use]
+pub fn example(name: &str) -> PathBuf {
+    let path = target_dir().join("examples").join(format!("lib{name}.so"));
+    assert!(path.exists(), "{} is not built; run `cargo build -p tenon-tests --examples`", path.display());
+    path
+}
+
+/// Builds the example in C as a vendor would.
+pub fn build_c_example(out: &Path) {
+    let status = Command::new("gcc")
+        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-fPIC", "-shared", "-I"])
+        .arg(root().join("plugin-api"))
+        .arg(root().join("plugin-api/examples/c-ramdisk/ramdisk.c"))
+        .arg("-o")
+        .arg(out)
+        .status()
+        .expect("gcc runs");
+    assert!(status.success());
+}
+
+/// A directory nobody else may write to, as the host asks of plugin directories.
+#[must_use]
+pub fn plugin_directory(scratch: &Scratch) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = scratch.join("plugins");
+    std::fs::create_dir_all(&path).expect("the scratch directory is writable");
+    let permissions = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&path, permissions).expect("the directory is ours");
+    path
+}
+
 /// A directory of the test's own, removed at the end.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
@@ -125,11 +157,19 @@ impl Connection {
 
     /// Sends a call without waiting; gives its id.
     pub fn send(&mut self, method: &str, params: Value) -> u64 {
+        self.try_send(method, params).expect("the host reads its socket")
+    }
+
+    /// The same to a host that may be dead.
+    ///
+    /// # Errors
+    /// It is.
+    pub fn try_send(&mut self, method: &str, params: Value) -> std::io::Result<u64> {
         let id = self.next_id;
         self.next_id += 1;
         let request = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
-        self.stream.write_all(request.to_string().as_bytes()).expect("the host reads its socket");
-        id
+        self.stream.write_all(request.to_string().as_bytes())?;
+        Ok(id)
     }
 
     /// The next reply, whatever it answers; `None` if the host closed the connection.
