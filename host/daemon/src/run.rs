@@ -373,7 +373,10 @@ impl App {
         let app = self.clone();
         self.control.core().shutdown(move |report| {
             if let Some(holder) = app.control.core().modules().blocked_open() {
-                warn!("a plugin never finished loading, leaving without exit handlers file={}", holder.display());
+                warn!(
+                    "a plugin never finished loading, leaving without exit handlers file={}",
+                    holder.display()
+                );
                 skip_exit_handlers();
             }
             app.server.borrow_mut().take();
