@@ -295,7 +295,7 @@ impl Array {
     /// Writes the superblock of the present state to every current member; a member that cannot take it is lost as
     /// well, as long as enough are left. `then` learns whether the state is durable.
     pub fn commit(self: &Rc<Self>, then: impl FnOnce(&Rc<Array>, bool) + 'static) {
-        let (targets, superblock) = {
+        let (targets, last, superblock) = {
             let mut inner = self.inner.borrow_mut();
             if !inner.params.superblock {
                 drop(inner);
@@ -304,10 +304,14 @@ impl Array {
             let seq_number = inner.superblock.as_ref().map_or(0, |superblock| superblock.seq_number) + 1;
             let superblock = inner.superblock_now(&self.name, seq_number);
             inner.superblock = Some(superblock.clone());
-            (inner.current(), superblock)
+            // A rebuilt member comes last: the others must not be complete without knowing of it.
+            let joins = inner.rebuild.as_ref().map(|rebuild| rebuild.slot);
+            let (last, targets): (Vec<_>, Vec<_>) =
+                inner.current().into_iter().partition(|(slot, _)| Some(*slot) == joins);
+            (targets, last, superblock)
         };
-        let (this, asked) = (Rc::clone(self), targets.len());
-        disk::write_all(targets, &superblock.encode(), move |failures| {
+        let (this, asked) = (Rc::clone(self), targets.len() + last.len());
+        let judge = move |failures: Vec<(usize, Error)>| {
             if failures.is_empty() {
                 return then(&this, true);
             }
@@ -321,6 +325,10 @@ impl Array {
             };
             // Each round has fewer members, so this ends.
             if asked - failures.len() >= needed { this.commit(then) } else { then(&this, false) }
+        };
+        let bytes = superblock.encode();
+        disk::write_all(targets, &bytes.clone(), move |failures| {
+            if failures.is_empty() { disk::write_all(last, &bytes, judge) } else { judge(failures) }
         });
     }
 

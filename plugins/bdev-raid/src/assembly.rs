@@ -136,7 +136,10 @@ fn place(module: &RaidModule, name: &str, uuid: [u8; 16], superblock: Superblock
     };
     match array.take_member(name, uuid, superblock) {
         Ok(answer) => answer,
-        Err(error) => Answer::Failed(error.to_string()),
+        Err(error) => {
+            log::warn!("member refused raid={} error=\"{error}\"", array.name);
+            Answer::Failed(error.to_string())
+        }
     }
 }
 
@@ -216,12 +219,28 @@ impl Array {
                 None => let_go.push(member),
             }
         }
-        let mut inner = self.inner.borrow_mut();
-        inner.returning.extend(let_go.iter().map(|member| member.name.clone()));
-        inner.slots = slots;
-        inner.superblock = Some(newer);
-        drop(inner);
+        let returning = {
+            let mut inner = self.inner.borrow_mut();
+            inner.returning.extend(let_go.iter().map(|member| member.name.clone()));
+            inner.slots = slots;
+            inner.superblock = Some(newer);
+            std::mem::take(&mut inner.returning)
+        };
         drop(let_go);
+        // One that an older superblock left out may count again.
+        for name in returning {
+            let uuid =
+                self.host.find(&name).and_then(|id| self.host.bdev_info(id).ok()).map(|info| info.uuid);
+            let slot = {
+                let inner = self.inner.borrow();
+                inner.slots.iter().position(|slot| Some(slot.uuid) == uuid && slot.is_awaited())
+            };
+            match slot.map(|slot| self.open_member(slot, &name)) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => log::warn!("member not opened raid={} error=\"{error}\"", self.name),
+                None => self.inner.borrow_mut().returning.push(name),
+            }
+        }
     }
 
     /// True if it waits for nothing but its turn to come online.

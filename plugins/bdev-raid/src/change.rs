@@ -387,11 +387,11 @@ impl Array {
             {
                 let mut inner = array.inner.borrow_mut();
                 inner.slots[slot].standing = Standing::Current;
-                inner.rebuild = None;
                 let names = inner.slots.iter().map(crate::array::Slot::label).collect();
                 inner.params.base_bdevs = crate::config::BaseNames::List(names);
             }
             array.commit(move |array, is_durable| {
+                array.inner.borrow_mut().rebuild = None;
                 if is_durable {
                     log::info!("rebuild is done raid={} slot={slot}", array.name);
                     array.without(slot, Why::Failed);

@@ -26,7 +26,7 @@ use crate::shared::{self, Directive, Role, Shared, Ticket};
 /// An array on one reactor.
 pub struct RaidChannel {
     shared: Arc<Shared>,
-    key: (u64, Option<u32>),
+    key: shared::Key,
     children: Children,
     /// Driver context of the deepest member when the channel was opened.
     deepest: u32,

@@ -89,7 +89,7 @@ pub fn read_all(
     targets: Vec<(usize, Descriptor)>,
     done: impl FnOnce(Vec<(usize, Result<Found, Error>)>) + 'static,
 ) {
-    each(targets, |base, done| read(base, done), done);
+    each(targets, read, done);
 }
 
 type OneDone<T> = Box<dyn FnOnce(T)>;

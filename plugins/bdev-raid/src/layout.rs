@@ -36,7 +36,7 @@ impl Layout {
     pub fn new(level: Level, strip_blocks: u64, room: &[u64]) -> Option<Layout> {
         let smallest = room.iter().copied().min()?;
         let whole =
-            |blocks: u64| if strip_blocks == 0 { blocks } else { blocks / strip_blocks * strip_blocks };
+            |blocks: u64| blocks.checked_div(strip_blocks).map_or(blocks, |strips| strips * strip_blocks);
         let data_sizes: Vec<u64> = match level {
             Level::Raid0 | Level::Raid1 | Level::Raid5f => vec![whole(smallest); room.len()],
             Level::Concat => room.iter().map(|blocks| whole(*blocks)).collect(),

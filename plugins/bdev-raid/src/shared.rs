@@ -72,9 +72,12 @@ pub struct Ticket {
     epoch: u64,
 }
 
+/// An array and a reactor.
+pub type Key = (u64, Option<u32>);
+
 thread_local! {
     /// The channels of this thread by array and reactor; a simulation has several reactors on one thread.
-    static CHANNELS: RefCell<HashMap<(u64, Option<u32>), Weak<RaidChannel>>> = RefCell::default();
+    static CHANNELS: RefCell<HashMap<Key, Weak<RaidChannel>>> = RefCell::default();
 }
 
 impl Shared {
@@ -122,12 +125,12 @@ impl Shared {
 }
 
 /// Makes a channel known to its array. On its reactor.
-pub fn enter(key: (u64, Option<u32>), channel: Weak<RaidChannel>) {
+pub fn enter(key: Key, channel: Weak<RaidChannel>) {
     CHANNELS.with(|channels| channels.borrow_mut().insert(key, channel));
 }
 
 /// Takes it back.
-pub fn leave(key: (u64, Option<u32>)) {
+pub fn leave(key: Key) {
     // The thread may be ending.
     let _ = CHANNELS.try_with(|channels| channels.borrow_mut().remove(&key));
 }

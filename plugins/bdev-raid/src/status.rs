@@ -39,7 +39,7 @@ impl Array {
             let (done, size) = (rebuild.done_blocks, slot.data_size.max(1));
             let elapsed_ns = self.host.now_ns().saturating_sub(rebuild.since_ns).max(1);
             let rate = u128::from(done) * 1_000_000_000 / u128::from(elapsed_ns);
-            let left = if rate == 0 { None } else { Some(u128::from(size - done) / rate) };
+            let left = u128::from(size - done).checked_div(rate);
             status["process"] = json!({
                 "type": "rebuild",
                 "target": slot.name,
