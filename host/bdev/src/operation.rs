@@ -455,7 +455,7 @@ impl Core {
         // in service means something else by it.
         let is_ready = record.examination.is_examined;
         let may_wait = record.state().may_be_opened() && !(is_ready && operation.attempts > 1);
-        may_wait.then(|| (ParkedOn::Examination(record.handle), is_ready))
+        may_wait.then_some((ParkedOn::Examination(record.handle), is_ready))
     }
 
     /// A base device is ready or gone: those that waited for it run again.
