@@ -39,7 +39,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// The text is no TOML.
-    #[error("{at}: {reason}")]
+    #[error("{at}: {}", one_line(.reason))]
     Syntax {
         /// Where.
         at: Location,
@@ -59,7 +59,7 @@ pub enum ConfigError {
         remedy: String,
     },
     /// A key that must be there is not.
-    #[error("{at}: {table} lacks `{key}`")]
+    #[error("{at}: {} lacks `{key}`", one_line(.table))]
     MissingKey {
         /// Where the table starts.
         at: Location,
@@ -69,7 +69,7 @@ pub enum ConfigError {
         key: String,
     },
     /// A value that does not fit its key.
-    #[error("{at}: {key}: {reason}")]
+    #[error("{at}: {}: {}", one_line(.key), one_line(.reason))]
     BadValue {
         /// Where.
         at: Location,
@@ -86,6 +86,13 @@ pub(super) fn remedy<'a>(key: &str, known: impl Iterator<Item = &'a str> + Clone
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("known keys: {}", known.collect::<Vec<_>>().join(", ")),
     }
+}
+
+/// `text` with its control characters escaped: names and values of the file may have any.
+fn one_line(text: &str) -> String {
+    let escaped =
+        |letter: char| if letter.is_control() { letter.escape_default().to_string() } else { letter.into() };
+    text.chars().map(escaped).collect()
 }
 
 /// A table of the file as JSON, with the line of every key.

@@ -330,6 +330,15 @@ mod tests {
     }
 
     #[test]
+    fn an_error_is_one_line_whatever_is_in_the_file() {
+        check_error(
+            "[plugins]\nlayout_check = \"a\\nb\"\n",
+            "t.toml:2: [plugins] `layout_check`: unknown variant `a\\nb`, expected one of `require`, `warn`, `off`",
+        );
+        check_error("[[bdev]]\nname = \"a\\u001Bb\"\n", "t.toml:1: [[bdev]] a\\u{1b}b lacks `module`");
+    }
+
+    #[test]
     fn a_value_of_the_wrong_kind_names_its_line() {
         check_error(
             "[host]\n\nspin_us = \"soon\"\n",
