@@ -8,12 +8,13 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::rc::Rc;
 
-use tenon_abi::{BDEV_IO_SIZE, BdevIo, IoChannel, IoOpsV1, IoStatus, Op};
+use tenon_abi::{BDEV_IO_SIZE, BdevIo, IoChannel, IoFlags, IoOpsV1, IoStatus, Op};
 
 use crate::base::BaseChannel;
 use crate::fan_out::fan_area;
 use crate::io::Io;
 use crate::lend::Lender;
+use crate::op::BdevOp;
 use crate::{Error, errno};
 
 /// The data path of a device on one reactor. All callbacks run on that reactor and must not block, allocate
@@ -105,6 +106,19 @@ pub struct IoBatch<'a, C: Channel> {
     channel: PhantomData<*const C>,
 }
 
+/// An I/O that is still in its batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Upcoming {
+    /// What is to be done.
+    pub op: BdevOp,
+    /// Flags.
+    pub flags: IoFlags,
+    /// First block.
+    pub offset_blocks: u64,
+    /// Number of blocks.
+    pub num_blocks: u64,
+}
+
 /// An I/O that is to be aborted: a name to look for, since it may have completed meanwhile.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Victim(*mut BdevIo);
@@ -126,6 +140,19 @@ impl<C: Channel> IoBatch<'_, C> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
+    }
+
+    /// What comes next, without taking it out: for work that pays if it is begun early, such as
+    /// [`crate::SharedBuf::fetch_ahead`]. `None` at the end, and for an operation this version does not know.
+    #[inline]
+    #[must_use]
+    pub fn upcoming(&self) -> Option<Upcoming> {
+        let next = *self.rest.first()?;
+        // SAFETY: the host gave the batch; an I/O that was not taken out has not been completed.
+        let next = unsafe { &*next };
+        let op = BdevOp::from_abi(next.op)?;
+        let (offset_blocks, num_blocks) = (next.offset_blocks, next.num_blocks);
+        Some(Upcoming { op, flags: next.flags, offset_blocks, num_blocks })
     }
 }
 

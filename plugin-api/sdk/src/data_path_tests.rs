@@ -10,8 +10,8 @@ use tenon_abi::{IoFlags, IoStatus, Op};
 use crate::rig::{Gate, Request, pieces};
 use crate::stub;
 use crate::{
-    BaseChannel, BdevOp, Channel, ChildDone, Children, Fan, Forwarded, Io, IoQueue, Lender, Released,
-    SharedBuf, Victim,
+    BaseChannel, BdevOp, Channel, ChildDone, Children, Fan, Forwarded, Io, IoBatch, IoQueue, Lender,
+    Released, SharedBuf, Upcoming, Victim,
 };
 
 fn block(fill: impl Fn(usize) -> u8) -> SharedBuf {
@@ -168,6 +168,53 @@ fn reads_and_writes_cross_pieces() {
     let request = Request::new(&gate, Op::READ, 15, 2).payload(&mut list);
     assert_eq!(request.submit(&gate).status(), Some(IoStatus::LBA_OUT_OF_RANGE));
     drop(leaf);
+    gate.close();
+}
+
+/// Looks ahead while it serves a batch.
+struct Foresight {
+    memory: SharedBuf,
+    seen: RefCell<Vec<Option<Upcoming>>>,
+}
+
+impl Channel for Foresight {
+    type PerIo = ();
+
+    fn submit(&self, io: Io<Self>) {
+        io.complete(IoStatus::SUCCESS);
+    }
+
+    fn submit_batch(&self, mut batch: IoBatch<'_, Self>) {
+        while let Some(io) = batch.next() {
+            let next = batch.upcoming();
+            if let Some(next) = next {
+                self.memory.fetch_ahead(next.offset_blocks * 512, next.num_blocks * 512);
+            }
+            self.seen.borrow_mut().push(next);
+            self.submit(io);
+        }
+    }
+}
+
+#[test]
+fn a_batch_tells_what_comes_next_and_memory_outside_is_not_fetched() {
+    let channel = Rc::new(Foresight { memory: block(|_| 0), seen: RefCell::default() });
+    let gate = Gate::of(channel.clone());
+    let requests = [
+        Request::new(&gate, Op::WRITE, 0, 1),
+        Request::new(&gate, Op::READ, 8, 2).flagged(IoFlags::LEND),
+        Request::new(&gate, Op(200), 0, 1),
+        Request::new(&gate, Op::READ, u64::MAX / 512, 1),
+    ];
+    gate.submit_batch(&requests);
+    let flags = [IoFlags::LEND, IoFlags::NONE];
+    let read = |offset_blocks, num_blocks, flags| {
+        Some(Upcoming { op: BdevOp::Read, flags, offset_blocks, num_blocks })
+    };
+    assert_eq!(*channel.seen.borrow(), [read(8, 2, flags[0]), None, None]);
+    let statuses: Vec<_> = requests.iter().map(Request::status).collect();
+    let ok = Some(IoStatus::SUCCESS);
+    assert_eq!(statuses, [ok, ok, Some(IoStatus::NOT_SUPPORTED), ok]);
     gate.close();
 }
 

@@ -112,7 +112,7 @@ mod units;
 
 pub use base::{Access, BaseChannel, BaseEvent, BdevInfo, Claim, Descriptor};
 pub use bdev::{Bdev, Publish};
-pub use channel::{Channel, Children, IoBatch, Released, Victim};
+pub use channel::{Channel, Children, IoBatch, Released, Upcoming, Victim};
 pub use control::ControlCell;
 pub use error::Error;
 pub use fan_out::{ChildDone, Fan, FanRequest};
