@@ -28,7 +28,7 @@ use crate::session::{Command, Link, Outcome};
 use crate::slots::{FreeSlots, Slot, Slots};
 use crate::stage::{Pass, Passes, Stage, StageEvent};
 use crate::tally::Tally;
-use crate::workload::{End, Timing, Workload};
+use crate::workload::{End, MAX_BATCH, Timing, Workload};
 
 /// What a worker is told at its start.
 pub(crate) struct Order {
@@ -68,6 +68,7 @@ pub(crate) struct Worker {
     /// Data is written and checked with care.
     care: Option<Care>,
     depth: u32,
+    batch: Option<u32>,
     per_turn: u32,
     pace: Option<Pace>,
     /// It could not submit although a slot was free, and waits for a completion.
@@ -192,6 +193,7 @@ impl Worker {
             lends: workload.lend,
             care,
             depth: workload.queue_depth,
+            batch: workload.batch,
             per_turn: (BYTES_PER_TURN / block_bytes).clamp(MIN_PER_TURN, MAX_PER_TURN) as u32,
             pace,
             is_blocked: false,
@@ -260,10 +262,21 @@ impl Worker {
                 _ => (*worker).per_turn,
             };
             (*worker).is_blocked = false;
-            let sent = if (*worker).completes_inside {
-                Self::pump_one_by_one(worker, pass, quota)
-            } else {
-                Self::pump_batch(worker, pass, quota.min(MAX_BATCH as u32))
+            let sent = match (*worker).batch {
+                None if (*worker).completes_inside => Self::pump_one_by_one(worker, pass, quota),
+                None => Self::pump_batch(worker, pass, quota.min(MAX_BATCH)),
+                Some(batch) => {
+                    let mut sent = 0;
+                    while sent < quota {
+                        let wanted = batch.min(quota - sent);
+                        let count = Self::pump_batch(worker, pass, wanted);
+                        sent += count;
+                        if count < wanted {
+                            break;
+                        }
+                    }
+                    sent
+                }
             };
             if let Some(pace) = &mut (*worker).pace {
                 pace.sent += u64::from(sent);
@@ -293,7 +306,7 @@ impl Worker {
     }
 
     unsafe fn pump_batch(worker: *mut Worker, pass: Pass, quota: u32) -> u32 {
-        let mut batch = [std::ptr::null_mut::<BdevIo>(); MAX_BATCH];
+        let mut batch = [std::ptr::null_mut::<BdevIo>(); MAX_BATCH as usize];
         let mut count = 0;
         // SAFETY: as for `pump_one_by_one`.
         unsafe {
@@ -312,8 +325,9 @@ impl Worker {
                 Some(submit_batch) if count > 1 => submit_batch(channel, batch.as_ptr(), count),
                 _ => batch[..count as usize].iter().for_each(|io| tenon_abi::submit(channel, *io)),
             }
-            if (*worker).free.len() == free + count {
-                (*worker).follow(true);
+            let completes_inside = (*worker).free.len() == free + count;
+            if completes_inside != (*worker).completes_inside {
+                (*worker).follow(completes_inside);
             }
             count
         }
@@ -645,8 +659,6 @@ const SAMPLE_EVERY: u32 = 64;
 const LONG_IO_BYTES: usize = 64 << 10;
 /// After so many errors a worker gives up.
 const MAX_ERRORS: u64 = 1000;
-/// Most I/Os given to a device in one call.
-const MAX_BATCH: usize = 64;
 /// How much a worker submits before others of its reactor have their turn.
 const BYTES_PER_TURN: usize = 1 << 20;
 const MIN_PER_TURN: usize = 8;

@@ -19,6 +19,9 @@ pub struct Workload {
     pub block_bytes: u64,
     /// I/Os in flight per reactor and device.
     pub queue_depth: u32,
+    /// I/Os given to the device in one call. `None`: all that are free, but one by one to a device that completes
+    /// them inside the call.
+    pub batch: Option<u32>,
     /// When it is over.
     pub end: End,
     /// At most so many I/Os per second and device.
@@ -108,6 +111,9 @@ pub enum WorkloadError {
     /// A check without a state.
     #[error("checking only needs a state file")]
     CheckWithoutState,
+    /// Number out of range.
+    #[error("batch {0}: must be 1 to {MAX_BATCH}")]
+    Batch(u32),
     /// A rate of nothing.
     #[error("rate 0: must be at least 1 I/O per second")]
     Rate,
@@ -125,6 +131,7 @@ impl Default for Workload {
             access: Access::Random,
             block_bytes: 4096,
             queue_depth: 32,
+            batch: None,
             end: End::After(Duration::from_secs(10)),
             rate: None,
             lend: false,
@@ -167,6 +174,11 @@ impl Workload {
         if self.check_only && self.state_file.is_none() {
             return Err(WorkloadError::CheckWithoutState);
         }
+        if let Some(batch) = self.batch
+            && !(1..=MAX_BATCH).contains(&batch)
+        {
+            return Err(WorkloadError::Batch(batch));
+        }
         if self.rate == Some(0) {
             return Err(WorkloadError::Rate);
         }
@@ -185,6 +197,8 @@ impl Workload {
 
 /// Most I/Os in flight per reactor and device.
 pub const MAX_QUEUE_DEPTH: u32 = 1 << 16;
+/// Most I/Os given to a device in one call.
+pub const MAX_BATCH: u32 = 64;
 /// Largest I/O.
 pub const MAX_BLOCK_BYTES: u64 = 64 << 20;
 
@@ -209,6 +223,7 @@ mod tests {
     fn what_makes_no_sense_is_refused_with_the_value() {
         check(|w| w.read_percent = 101, Err("share of reads 101: must be at most 100"));
         check(|w| w.queue_depth = 0, Err("queue depth 0: must be 1 to 65536"));
+        check(|w| w.batch = Some(65), Err("batch 65: must be 1 to 64"));
         check(|w| w.block_bytes = 0, Err("block size 0: must be 512 to 67108864 bytes"));
         let zipf = |theta| move |w: &mut Workload| w.access = Access::Zipf { theta };
         check(zipf(0.0), Err("zipf exponent 0: must be above 0 and at most 10"));

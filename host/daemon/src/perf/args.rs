@@ -29,6 +29,10 @@ pub struct PerfArgs {
     /// I/Os in flight per reactor and device.
     #[arg(long, short, value_name = "N", default_value_t = 32)]
     queue_depth: u32,
+    /// I/Os given to the device in one call [default: all that are free, or one by one if the device completes them
+    /// inside the call].
+    #[arg(long, value_name = "N")]
+    batch: Option<u32>,
     /// Which block comes next: random, sequential, zipf or zipf:THETA [default: as --rw says].
     #[arg(long, value_parser = access)]
     access: Option<Access>,
@@ -152,6 +156,7 @@ impl PerfArgs {
             access: self.access.unwrap_or(by_pattern),
             block_bytes: self.block_size,
             queue_depth: self.queue_depth,
+            batch: self.batch,
             end,
             rate: self.rate,
             lend: self.lend,
