@@ -3,7 +3,7 @@
 //! configuration says; a saved configuration is the old one or the new one.
 //!
 //! The moment is chosen by a seed: after so many calls, or after so many
-//! microseconds of a start.
+//! microseconds of a start. `TENON_TEST_SEED` chooses other moments.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,7 +16,6 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tenon_tests::{Connection, Host, Scratch, build_c_example, outcome, plugin_directory, run, tenon};
 
-const SEED: u64 = 0x7e40;
 /// Times a host is killed at work; each second time one is killed at its start too.
 const ROUNDS: u64 = 50;
 /// Clients that call at the same time.
@@ -41,6 +40,12 @@ name = "f0"
 filename = "disk.img"
 block_size = 512
 "#;
+
+/// Where the random numbers of a test begin.
+fn seed() -> u64 {
+    let chosen = std::env::var("TENON_TEST_SEED").ok();
+    chosen.map_or(0x7e40, |seed| seed.parse().expect("TENON_TEST_SEED is a number"))
+}
 
 /// Xorshift64*: the same numbers on every machine.
 struct Random(u64);
@@ -90,7 +95,7 @@ fn killed_at_work_the_next_start_is_ready_and_what_was_saved() {
     let mut scratch = Scratch::new();
     let place = Place::new(&scratch);
     for round in 0..ROUNDS {
-        let mut random = Random::new(SEED + round);
+        let mut random = Random::new(seed() + round);
         if round % 2 == 1 {
             kill_a_start(&place, &scratch, &mut random);
         }
@@ -174,7 +179,7 @@ fn work_until_killed(host: &Host, place: &Place, round: u64, random: &mut Random
     let calls_left = AtomicI64::new(1 + random.below(MAX_CALLS) as i64);
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
-            let random = Random::new(SEED + round * CLIENTS + client + 1000);
+            let random = Random::new(seed() + round * CLIENTS + client + 1000);
             let calls_left = &calls_left;
             scope.spawn(move || call_at_random(host, place, random, calls_left));
         }
@@ -261,7 +266,7 @@ fn killed_while_saving_the_file_is_the_old_one_or_the_new_one() {
         connection.send("save_config", json!({ "filename": saved }));
         let (_sender, nobody) = channel::<()>();
         // From before it reads the call to after the file is in its place.
-        let _ = nobody.recv_timeout(Duration::from_micros(Random::new(SEED + round).below(12_000)));
+        let _ = nobody.recv_timeout(Duration::from_micros(Random::new(seed() + round).below(12_000)));
         scratch = host.kill();
         let found = json!(std::fs::read_to_string(&saved).unwrap());
         assert!(found == old || found == new, "round {round}: torn\n{found}");
