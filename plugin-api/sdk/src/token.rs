@@ -56,6 +56,15 @@ impl OpToken {
         OpToken { host, raw, _local: PhantomData }
     }
 
+    /// Takes over a token that came by a table of the plugin's own, such as a transport's.
+    ///
+    /// # Safety
+    /// The host gave `raw` to this plugin, on the control thread, and nobody else answers it.
+    pub unsafe fn from_raw(host: Host, raw: RawToken) -> OpToken {
+        // SAFETY: as the caller promises.
+        unsafe { OpToken::new(host, raw) }
+    }
+
     /// The host.
     #[must_use]
     pub fn host(&self) -> Host {
