@@ -2039,7 +2039,7 @@ typedef struct TenonNvmfTargetApiV1 {
     uint32_t flags;
     /*
      Any reactor: a connection was accepted by `listener`; the target core has `connection_adopt` called on
-     the reactor it chooses, or refuses with `-errno` and the transport drops it.
+     the reactor it chooses, or refuses with `-errno` (`-ENOSPC`: too many) and the transport drops it.
      */
     int32_t (*connection_new)(struct TenonHostTransport *host, uint64_t listener, void *connection);
     /*
@@ -2055,7 +2055,8 @@ typedef struct TenonNvmfTargetApiV1 {
      */
     void (*queue_pair_closed)(struct TenonHostQueuePair *queue_pair, TenonCloseReason reason);
     /*
-     Starts a command whose `sqe`, capsule data and `queue_pair` are set.
+     Starts a command whose `sqe`, capsule data and `queue_pair` are set. Not from inside another call for the
+     same connection.
      */
     TenonDisposition (*request_begin)(struct TenonTargetRequest *request);
     /*
@@ -2079,6 +2080,17 @@ typedef struct TenonNvmfTargetApiV1 {
                           struct TenonStr identity,
                           uint8_t *key,
                           size_t key_len);
+    /*
+     Ends a command that cannot be executed: its data arrived damaged, or cannot arrive. Instead of
+     `request_execute`, for a request that the transport has after RECEIVE, EXECUTE or `request_buffers`.
+     `status` is the status field of the completion queue entry (bits 31:16 of its dword 3, phase tag 0), e.g.
+     Transient Transport Error; success is taken for Internal Error. `request_complete` follows, from inside.
+     */
+    void (*request_fail)(struct TenonTargetRequest *request, uint16_t status);
+    /*
+     On its reactor, once: an adopted connection ended before `queue_pair_open`, and is freed by the transport.
+     */
+    void (*connection_dropped)(struct TenonHostTransport *host, void *connection);
 } TenonNvmfTargetApiV1;
 
 /*
@@ -2182,12 +2194,13 @@ typedef struct TenonTargetOpsV1 {
      */
     void (*poll_group_destroy)(void *group);
     /*
-     On `group`'s reactor: takes over a connection announced by `connection_new`.
+     On `group`'s reactor: takes over a connection announced by `connection_new`. If it fails, the transport has
+     freed the connection.
      */
     int32_t (*connection_adopt)(void *group, void *connection);
     /*
-     On its reactor: ends a connection; nothing is received from now on. Ends with `queue_pair_closed`, at
-     the latest at `drain_by_ns`. Idempotent.
+     On its reactor: ends a connection; nothing is received from now on, what is completed is still sent. Ends
+     with `queue_pair_closed`, at the latest at `drain_by_ns`. Idempotent.
      */
     void (*connection_close)(void *connection, TenonCloseReason reason, uint64_t drain_by_ns);
     /*
@@ -2469,7 +2482,14 @@ typedef struct TenonTransportV1 {
 } TenonTransportV1;
 
 /*
- The host's table of loaded transports.
+ Gets a transport asked for by `acquire`, on the control thread.
+
+ `transport` is null if there is none; `reason` says why then, and is borrowed for the call.
+ */
+typedef void (*TenonTransportFn)(void *arg, const struct TenonTransportV1 *transport, struct TenonStr reason);
+
+/*
+ The host's table of transports.
  */
 typedef struct TenonTransportTableApiV1 {
     /*
@@ -2481,12 +2501,13 @@ typedef struct TenonTransportTableApiV1 {
      */
     uint32_t flags;
     /*
-     Control thread: the transport of that name, loading its plugin if needed; null if there is none. The
-     table stays valid for the life of the process; the user is counted until `release`.
+     Control thread: asks for the transport of that name (`TCP`, in any case), whose plugin is loaded if
+     needed. `done` hears of it exactly once, later and never from inside this call, unless this returns
+     `-errno`. The transport stays valid for the life of the process; its user is counted until `release`.
      */
-    const struct TenonTransportV1 *(*acquire)(struct TenonHostModule *me, struct TenonStr name);
+    int32_t (*acquire)(struct TenonHostModule *me, struct TenonStr name, TenonTransportFn done, void *arg);
     /*
-     Control thread: undoes one `acquire`.
+     Control thread: undoes one `acquire` that gave a transport.
      */
     void (*release)(struct TenonHostModule *me, const struct TenonTransportV1 *transport);
 } TenonTransportTableApiV1;

@@ -5,6 +5,7 @@ mod rig;
 use std::time::Duration;
 
 use nvme_spec::command::{CommandFlags, Sqe};
+use nvme_spec::completion::StatusField;
 use nvme_spec::fabrics::InvalidParameter;
 use nvme_spec::identify::{Cns, IdentifyController, IdentifyNamespace};
 use nvme_spec::opcode::{AdminOpcode, IoOpcode};
@@ -178,6 +179,27 @@ fn a_fused_pair_compares_and_writes_in_one_step() {
     assert_eq!(world.status(queue, read(1, 0, 1), vec![]), StatusCode::SUCCESS);
     let status = first.borrow().as_ref().expect("ended").cqe.status.code();
     assert_eq!(status, StatusCode::ABORTED_MISSING_FUSED);
+    world.finish();
+}
+
+#[test]
+fn damaged_data_fails_its_command_and_nothing_else() {
+    let world = World::serving(1, &[("m0", 64)]);
+    let session = world.session("a", 1);
+    let (sqe, data) = write(1, 0, &pattern(3, 4096));
+    let transient = StatusField::new(StatusCode::TRANSIENT_TRANSPORT_ERROR);
+    for (status, expected) in [
+        (transient.0.get(), StatusCode::TRANSIENT_TRANSPORT_ERROR),
+        // Nobody is told that a command succeeded that was not run.
+        (0, StatusCode::INTERNAL_ERROR),
+    ] {
+        let reply =
+            world.on_queue(session.queues[0], || session.queues[0].send_damaged(sqe, data.clone(), status));
+        let answer = reply.borrow_mut().take().expect("answered at once");
+        assert_eq!(answer.cqe.status.code(), expected);
+    }
+    let untouched = world.command(session.queues[0], read(1, 0, 8), Vec::new());
+    assert_eq!(untouched.data, [0; 4096]);
     world.finish();
 }
 

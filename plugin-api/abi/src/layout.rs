@@ -120,7 +120,7 @@ frozen! {
     }
     crate::transport::target::NvmfTargetApiV1 as "NvmfTargetApiV1" {
         size, flags, connection_new, queue_pair_open, queue_pair_closed, request_begin, request_execute,
-        request_release, device_event, psk_lookup,
+        request_release, device_event, psk_lookup, request_fail, connection_dropped,
     }
     crate::transport::initiator::TransportTableApiV1 as "TransportTableApiV1" {
         size, flags, acquire, release,

@@ -18,7 +18,7 @@ impl Target {
     pub(super) fn property_get(&self, controller: &Rc<Controller>, sqe: &Sqe) -> Answer {
         let get: &PropertyGet = sqe.view();
         let value = match get.ofst {
-            PropertyOffset::CAP => self.capabilities().get(),
+            PropertyOffset::CAP => self.capabilities(controller.facts.queue_depth).get(),
             PropertyOffset::VS => u64::from(Version::V2_0.0.get()),
             PropertyOffset::CC => u64::from(controller.cc.get().get()),
             PropertyOffset::CSTS => u64::from(controller.csts.get().get()),
@@ -78,11 +78,14 @@ impl Target {
         *controller.changed.borrow_mut() = Some(Default::default());
     }
 
-    pub(crate) fn capabilities(&self) -> Capabilities {
+    /// What a controller can do whose transport holds `queue_depth` commands per connection.
+    fn capabilities(&self, queue_depth: u32) -> Capabilities {
+        let most = u16::try_from(queue_depth.max(2)).unwrap_or(u16::MAX);
+        let entries = self.inner.options.max_queue_entries.min(most);
         Capabilities::CQR
             .with(Capabilities::CSS_NVM)
             .with(Capabilities::CRMS_WITH_MEDIA)
-            .with_mqes_z(self.inner.options.max_queue_entries - 1)
+            .with_mqes_z(entries - 1)
             .with_to_500ms(READY_TIMEOUT_500MS as u8)
     }
 }

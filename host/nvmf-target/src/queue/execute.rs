@@ -55,6 +55,23 @@ impl QueuePair {
         }
     }
 
+    /// Ends a command that the transport cannot bring the data of.
+    ///
+    /// # Safety
+    /// As [`QueuePair::execute`].
+    pub(crate) unsafe fn fail(&self, command: *mut Command, status: StatusField) {
+        let status = if status.is_success() { StatusCode::INTERNAL_ERROR.into() } else { status };
+        // SAFETY: the command and its request are alive until it is completed and released.
+        unsafe {
+            if (*command).stage != Stage::Transport {
+                let stage = (*command).stage;
+                return log::error!("transport failed a request that it did not have stage={stage:?}");
+            }
+            self.part(command, StatusCode::ABORTED_FAILED_FUSED);
+            self.complete(command, status, 0);
+        }
+    }
+
     /// Sends a command to the control reactor.
     unsafe fn ask_control(&self, command: *mut Command) {
         let ticket = self.next_ticket();

@@ -8,6 +8,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use nvme_spec::completion::StatusField;
 use tenon_abi::transport::target::{
     ConnectionInfo, Disposition, HostQueuePair, HostTransport, NvmfTargetApiV1, TargetRequest,
 };
@@ -32,6 +33,8 @@ pub(crate) static TARGET_API: NvmfTargetApiV1 = NvmfTargetApiV1 {
     request_release,
     device_event,
     psk_lookup,
+    request_fail,
+    connection_dropped,
 };
 
 /// The instance behind a transport's handle.
@@ -147,6 +150,22 @@ unsafe extern "C" fn request_execute(request: *mut TargetRequest) {
     unsafe {
         let command: *mut Command = (*request).host[0].cast();
         (*(*command).queue).execute(command);
+    }
+}
+
+unsafe extern "C" fn request_fail(request: *mut TargetRequest, status: u16) {
+    // SAFETY: the request was begun with RECEIVE, EXECUTE or WAIT, so it has a command.
+    unsafe {
+        let command: *mut Command = (*request).host[0].cast();
+        (*(*command).queue).fail(command, StatusField(status.into()));
+    }
+}
+
+unsafe extern "C" fn connection_dropped(host: *mut HostTransport, _: *mut c_void) {
+    // SAFETY: as the contract has it.
+    let transport = unsafe { instance(host) };
+    if let Some(side) = ReactorSide::current() {
+        transport.connection_gone(side.id);
     }
 }
 

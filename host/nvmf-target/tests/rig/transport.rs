@@ -22,6 +22,8 @@ thread_local! {
     static API: Cell<*const NvmfTargetApiV1> = const { Cell::new(std::ptr::null()) };
     pub static LISTENERS: RefCell<Vec<(u64, String)>> = RefCell::default();
     pub static GROUPS: Cell<i32> = const { Cell::new(0) };
+    /// Status that commands with in-capsule data fail with, if they do.
+    static IS_DAMAGED: Cell<Option<u16>> = const { Cell::new(None) };
     /// How long receiving and sending take, at most; 0: no time.
     pub static DELAY_US: Cell<u64> = const { Cell::new(0) };
 }
@@ -133,11 +135,22 @@ impl Connection {
             }
             match (api().request_begin)(request.cast()) {
                 Disposition::RECEIVE => receive(request),
-                Disposition::EXECUTE => (api().request_execute)(request.cast()),
+                Disposition::EXECUTE => match IS_DAMAGED.with(Cell::get) {
+                    Some(status) => (api().request_fail)(request.cast(), status),
+                    None => (api().request_execute)(request.cast()),
+                },
                 Disposition::RESPOND => request_complete(request.cast()),
                 _ => (*request).place.set(Place::Waiting),
             }
         }
+        reply
+    }
+
+    /// Sends a command whose data arrives damaged, on the connection's reactor.
+    pub fn send_damaged(&'static self, sqe: nvme_spec::command::Sqe, out: Vec<u8>, status: u16) -> Reply {
+        IS_DAMAGED.with(|damaged| damaged.set(Some(status)));
+        let reply = self.send(sqe, out, true);
+        IS_DAMAGED.with(|damaged| damaged.set(None));
         reply
     }
 

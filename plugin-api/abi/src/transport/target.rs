@@ -6,6 +6,48 @@
 //! data travels which way and into which memory; the transport moves data from
 //! the peer; `request_execute` runs the command; `TargetOpsV1::request_complete`
 //! sends data and completion; `request_release` ends it. One crossing each.
+//!
+//! # Connections
+//! 1. The transport accepts, on any reactor, and calls `connection_new`. If that fails, the connection is still
+//!    the transport's. Otherwise `connection_adopt` is called once, later, on the reactor the target core chose;
+//!    an adoption that fails has freed the connection.
+//! 2. After the transport's own handshake it calls `queue_pair_open`, from inside `connection_adopt` or later. A
+//!    connection that ends before that ends with `connection_dropped` and is not heard of again.
+//! 3. A queue pair ends with one `queue_pair_closed`, whoever began: the peer, the transport, or the target core
+//!    by `connection_close`. The target core calls `connection_close` from inside any of its functions, also
+//!    `request_begin`; the transport may answer with `queue_pair_closed` from inside it, but not while a call of
+//!    `request_begin`, `request_execute` or `request_fail` for that connection is on the stack.
+//! 4. After `queue_pair_closed` the target core gives back, by `request_complete`, every request it has; some of
+//!    them before `queue_pair_closed` returns, those on a device when the device is through with them. Requests
+//!    that the transport has are released by the transport, before or after.
+//! 5. `connection_free` follows the last `request_release`, in a later turn: never from inside a call of the
+//!    transport.
+//!
+//! # Requests
+//! A request is the transport's or the target core's, and changes hands as follows; who has it may not be guessed
+//! from time.
+//!
+//! | call | from | to |
+//! |---|---|---|
+//! | `request_begin` = RECEIVE, EXECUTE | transport | transport, which owes `request_execute` or `request_fail` |
+//! | `request_begin` = RESPOND | transport | transport, which owes `request_release` |
+//! | `request_begin` = WAIT | transport | target core, which owes `request_buffers` or `request_complete` |
+//! | `request_buffers` | target core | transport, as after RECEIVE if data is to be received, else as after EXECUTE |
+//! | `request_execute`, `request_fail` | transport | target core, which owes `request_complete` |
+//! | `request_complete` | target core | transport, which owes `request_release` |
+//! | `request_release` | transport | transport: it may be used for the next command |
+//!
+//! * `request_complete` may be called from inside `request_execute`, `request_fail` and `queue_pair_closed`, also
+//!   for other requests of the same or another connection of the reactor, and from inside any other callback of
+//!   the reactor. `request_buffers` comes from no call of the transport.
+//! * From inside `request_complete` and `request_buffers` the transport may call `request_release`,
+//!   `request_execute` and `request_fail`; it does not call `request_begin`.
+//! * A request that the transport has may be released at any time once its connection ends. One that the target
+//!   core has may not, not even then.
+//! * Memory in `iovs`, `capsule_data` included, stays the target core's to use from `request_execute` to
+//!   `request_complete`. Data to the host stays readable until `request_release`. In-capsule data is not used after
+//!   `request_complete`.
+//! * Functions of this table that take a request or a queue pair are called on the connection's reactor.
 
 use core::ffi::c_void;
 
@@ -158,10 +200,11 @@ pub struct TargetOpsV1 {
     pub poll_group_create: unsafe extern "C" fn(transport: *mut c_void, out: *mut *mut c_void) -> i32,
     /// On its reactor, when its connections are gone.
     pub poll_group_destroy: unsafe extern "C" fn(group: *mut c_void),
-    /// On `group`'s reactor: takes over a connection announced by `connection_new`.
+    /// On `group`'s reactor: takes over a connection announced by `connection_new`. If it fails, the transport has
+    /// freed the connection.
     pub connection_adopt: unsafe extern "C" fn(group: *mut c_void, connection: *mut c_void) -> i32,
-    /// On its reactor: ends a connection; nothing is received from now on. Ends with `queue_pair_closed`, at
-    /// the latest at `drain_by_ns`. Idempotent.
+    /// On its reactor: ends a connection; nothing is received from now on, what is completed is still sent. Ends
+    /// with `queue_pair_closed`, at the latest at `drain_by_ns`. Idempotent.
     pub connection_close:
         unsafe extern "C" fn(connection: *mut c_void, reason: CloseReason, drain_by_ns: u64),
     /// On its reactor: every request of the connection is released; free it.
@@ -182,7 +225,7 @@ pub struct NvmfTargetApiV1 {
     /// Reserved, 0.
     pub flags: u32,
     /// Any reactor: a connection was accepted by `listener`; the target core has `connection_adopt` called on
-    /// the reactor it chooses, or refuses with `-errno` and the transport drops it.
+    /// the reactor it chooses, or refuses with `-errno` (`-ENOSPC`: too many) and the transport drops it.
     pub connection_new:
         unsafe extern "C" fn(host: *mut HostTransport, listener: u64, connection: *mut c_void) -> i32,
     /// On the connection's reactor: the transport's own handshake is done; gives the queue pair.
@@ -195,7 +238,8 @@ pub struct NvmfTargetApiV1 {
     /// On its reactor, once: no more commands will come. The target core ends what is executing, then calls
     /// `connection_free`.
     pub queue_pair_closed: unsafe extern "C" fn(queue_pair: *mut HostQueuePair, reason: CloseReason),
-    /// Starts a command whose `sqe`, capsule data and `queue_pair` are set.
+    /// Starts a command whose `sqe`, capsule data and `queue_pair` are set. Not from inside another call for the
+    /// same connection.
     pub request_begin: unsafe extern "C" fn(request: *mut TargetRequest) -> Disposition,
     /// Runs a command whose data is complete.
     pub request_execute: unsafe extern "C" fn(request: *mut TargetRequest),
@@ -212,4 +256,11 @@ pub struct NvmfTargetApiV1 {
         key: *mut u8,
         key_len: usize,
     ) -> i32,
+    /// Ends a command that cannot be executed: its data arrived damaged, or cannot arrive. Instead of
+    /// `request_execute`, for a request that the transport has after RECEIVE, EXECUTE or `request_buffers`.
+    /// `status` is the status field of the completion queue entry (bits 31:16 of its dword 3, phase tag 0), e.g.
+    /// Transient Transport Error; success is taken for Internal Error. `request_complete` follows, from inside.
+    pub request_fail: unsafe extern "C" fn(request: *mut TargetRequest, status: u16),
+    /// On its reactor, once: an adopted connection ended before `queue_pair_open`, and is freed by the transport.
+    pub connection_dropped: unsafe extern "C" fn(host: *mut HostTransport, connection: *mut c_void),
 }
