@@ -157,7 +157,17 @@ pub struct InitiatorOpsV1 {
     pub statistics_json: unsafe extern "C" fn(group: *mut c_void, sink: *const JsonSink),
 }
 
-/// The host's table of loaded transports.
+/// Gets a transport asked for by `acquire`, on the control thread.
+///
+/// `transport` is null if there is none; `reason` says why then, and is borrowed for the call.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "certificate", derive(abi_stable::StableAbi))]
+pub struct TransportFn(
+    pub unsafe extern "C" fn(arg: *mut c_void, transport: *const TransportV1, reason: Str),
+);
+
+/// The host's table of transports.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(feature = "certificate", derive(abi_stable::StableAbi))]
@@ -166,9 +176,11 @@ pub struct TransportTableApiV1 {
     pub size: u32,
     /// Reserved, 0.
     pub flags: u32,
-    /// Control thread: the transport of that name, loading its plugin if needed; null if there is none. The
-    /// table stays valid for the life of the process; the user is counted until `release`.
-    pub acquire: unsafe extern "C" fn(me: *mut HostModule, name: Str) -> *const TransportV1,
-    /// Control thread: undoes one `acquire`.
+    /// Control thread: asks for the transport of that name (`TCP`, in any case), whose plugin is loaded if
+    /// needed. `done` hears of it exactly once, later and never from inside this call, unless this returns
+    /// `-errno`. The transport stays valid for the life of the process; its user is counted until `release`.
+    pub acquire:
+        unsafe extern "C" fn(me: *mut HostModule, name: Str, done: TransportFn, arg: *mut c_void) -> i32,
+    /// Control thread: undoes one `acquire` that gave a transport.
     pub release: unsafe extern "C" fn(me: *mut HostModule, transport: *const TransportV1),
 }
