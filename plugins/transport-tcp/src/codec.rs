@@ -4,6 +4,7 @@
 //! where the data lies, or what is wrong; it never trusts a length before it
 //! has a floor and a ceiling. [`encode_header`] is its inverse. What a PDU means
 //! for a connection, and when it may come, is in [`crate::connection`].
+#![forbid(unsafe_code)]
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

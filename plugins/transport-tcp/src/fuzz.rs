@@ -1,6 +1,7 @@
 //! Entry points for fuzzing: any bytes end in an answer, and what must hold is asserted.
 //!
 //! The targets that call them and their corpora are in `tests/fuzz`.
+#![forbid(unsafe_code)]
 
 use nvme_spec::command::Sqe;
 use nvme_spec::completion::{Cqe, StatusField};

@@ -4,6 +4,7 @@
 //! and ordered as in the specification (TCP Transport 1.0 §3.6.2). Codes are
 //! open newtypes. How a PDU is told from garbage, its digests and its padding
 //! are in [`crate::codec`]; when it may be sent is in [`crate::connection`].
+#![forbid(unsafe_code)]
 
 use std::fmt;
 

@@ -3,6 +3,7 @@
 //! Each variant is one rule of TCP Transport 1.0; [`PeerError::fatal_error`]
 //! maps it to FES and FEI in one place. Errors that leave the connection usable
 //! (data digests) are not here, they fail one command.
+#![forbid(unsafe_code)]
 
 use thiserror::Error;
 

@@ -2,6 +2,7 @@
 //!
 //! The connection moves commands through these states; the owner keeps the
 //! submission queue entry and the memory.
+#![forbid(unsafe_code)]
 
 use nvme_spec::completion::{Cqe, StatusField};
 use thiserror::Error;

@@ -2,6 +2,7 @@
 //!
 //! Keeps the times at which bytes moved and says which deadline comes next;
 //! what follows from a missed one is the state machines' matter.
+#![forbid(unsafe_code)]
 
 use crate::connection::ConnectionState;
 use crate::connection::options::Timeouts;

@@ -2,6 +2,7 @@
 //!
 //! Pure functions of a request or response and the own options. When the PDUs
 //! may come is decided by the state machines of the roles.
+#![forbid(unsafe_code)]
 
 use crate::codec::Framing;
 use crate::connection::options::{InitiatorOptions, TargetOptions};

@@ -5,6 +5,7 @@
 //! [`Inflow::placed`], straight from the socket into the command's memory.
 //! Where a digest is due, pieces are small, so that the copy that follows
 //! finds them in the cache: memory is read once.
+#![forbid(unsafe_code)]
 
 use crate::codec::{Frame, extend_digest, read_digest};
 use crate::connection::{Placement, Slot};

@@ -9,6 +9,7 @@
 //! identifiers in flight differ there: `slot | generation << bits` never
 //! collides. Every submitted request is completed exactly once, by
 //! [`InitiatorConnection::poll_completion`].
+#![forbid(unsafe_code)]
 
 use nvme_spec::command::{CommandFlags, Sqe};
 use nvme_spec::completion::{Cqe, StatusField};

@@ -3,6 +3,7 @@
 //! A role asks [`Link::begin`] what the next bytes are and gets either a PDU
 //! to act upon or the end of the connection. Commands and their transfers are
 //! the roles' own.
+#![forbid(unsafe_code)]
 
 use zerocopy::FromBytes;
 

@@ -24,6 +24,7 @@
 //!
 //! Memory of commands belongs to the owner and is named by [`Slot`]: there is no pointer in here, no clock
 //! and no allocation after `new`. A peer's fault never panics; misuse by the owner does.
+#![forbid(unsafe_code)]
 
 pub mod deadline;
 pub mod handshake;

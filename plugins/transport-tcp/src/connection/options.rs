@@ -3,6 +3,7 @@
 //! Plain numbers in the units the state machines use; where they come from
 //! (configuration, discovery) is the caller's matter. Times are nanoseconds of
 //! the caller's clock.
+#![forbid(unsafe_code)]
 
 use thiserror::Error;
 

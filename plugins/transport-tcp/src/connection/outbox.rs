@@ -4,6 +4,7 @@
 //! batch of responses is one piece for the socket. Payload stays where it is
 //! and is named by slot, offset and length. Everything is allocated once and
 //! bounded; when it is full, nothing more is encoded until something is written.
+#![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 

@@ -2,6 +2,7 @@
 //!
 //! The connection moves requests through these states; the owner keeps the
 //! memory and whatever it wants to do afterwards.
+#![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 

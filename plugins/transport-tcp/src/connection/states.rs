@@ -3,6 +3,7 @@
 //! One total function per role; `states.txt` is the table they make, and a test
 //! compares it. They decide what is done with a PDU by its type alone; whether
 //! its fields are right is found out later and is an incident of its own.
+#![forbid(unsafe_code)]
 
 use crate::pdu::PduKind;
 

@@ -10,6 +10,7 @@
 //! calls [`TargetConnection::receive`] or [`TargetConnection::execute`], and
 //! [`TargetConnection::complete`] exactly once. When the connection ends, commands
 //! that are not executing are released at once, and calls for them do nothing.
+#![forbid(unsafe_code)]
 
 use nvme_spec::command::Sqe;
 use nvme_spec::completion::Cqe;
