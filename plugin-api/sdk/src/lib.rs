@@ -89,6 +89,7 @@ mod channel;
 mod control;
 mod error;
 mod export;
+mod fabric;
 mod fan_out;
 mod follow;
 mod forward;
@@ -115,6 +116,10 @@ pub use bdev::{Bdev, Publish};
 pub use channel::{Channel, Children, IoBatch, Released, Upcoming, Victim};
 pub use control::ControlCell;
 pub use error::Error;
+pub use fabric::{
+    Carried, ConnectOptions, FabricAddress, FabricCommand, FabricEvent, FabricGroup, FabricQueue,
+    FabricTransport, NotSubmitted, OwnPayload, PayloadOf, SharedTransport,
+};
 pub use fan_out::{ChildDone, Fan, FanRequest};
 pub use forward::{ChildRequest, Forwarded, TooManyPieces};
 pub use host::event_loop::{FdWatch, Poll, Poller};
