@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::activity::Origin;
 use crate::core::Core;
 use crate::error::OpError;
-use crate::io::{Gate, GateSpec};
+use crate::io::{Gate, GateSpec, with_compare_write};
 use crate::names::{check_alias, check_name};
 use crate::registry::{Description, InsertError};
 use crate::request::Request;
@@ -23,9 +23,10 @@ impl Core {
     pub(crate) fn register_bdev(
         &self,
         module: ModuleRef,
-        description: Description,
+        mut description: Description,
         op: OpToken,
     ) -> Result<BdevHandle, OpError> {
+        description.limits = with_compare_write(description.limits, description.flags, description.io_types);
         let name = description.all_names[0].clone();
         self.may_register(module, &name)?;
         let operation = self.operation_of(op).map_err(|code| {

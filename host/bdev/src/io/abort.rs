@@ -11,7 +11,7 @@
 use tenon_abi::{BdevIo, IoChannel, IoFlags, IoStatus, errno};
 
 use super::channel::{Consumer, ModuleChannel};
-use super::{split, submit};
+use super::{compare_write, split, submit};
 
 /// [`tenon_abi::IoOpsV1::abort`] of a consumer's channel: 0 if the victim was found, `-ENOENT` if not,
 /// `-ENOTSUP` if only the module could know and it cannot abort.
@@ -25,7 +25,7 @@ pub(super) unsafe extern "C" fn abort(ch: *mut IoChannel, victim: *mut BdevIo) -
             submit::finish(victim, IoStatus::ABORTED);
             return 0;
         }
-        if split::abort(m, victim) {
+        if split::abort(m, victim) || compare_write::abort(m, victim) {
             return 0;
         }
         in_module(m, victim)
@@ -40,6 +40,7 @@ pub(super) unsafe fn take_waiting(m: *mut ModuleChannel, victim: *mut BdevIo) ->
             || (*m).nomem.remove(victim)
             || (*m).limited[0].remove(victim)
             || (*m).limited[1].remove(victim)
+            || (*m).compare_writes.waiting.remove(victim)
     }
 }
 

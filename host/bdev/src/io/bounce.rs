@@ -130,6 +130,15 @@ pub(super) fn allocate() -> *mut u8 {
     memory
 }
 
+/// Gives back what [`allocate`] gave.
+///
+/// # Safety
+/// `buffer` came from there, and nobody uses it any more.
+pub(super) unsafe fn deallocate(buffer: *mut u8) {
+    // SAFETY: as promised by the caller.
+    unsafe { dealloc(buffer, LAYOUT) };
+}
+
 const LAYOUT: Layout = match Layout::from_size_align(BOUNCE_BYTES, BOUNCE_BYTES) {
     Ok(layout) => layout,
     Err(_) => panic!("a power of two"),

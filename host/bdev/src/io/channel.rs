@@ -22,6 +22,7 @@ use super::backpressure::Waiting;
 use super::bounce::Bounce;
 use super::broadcast::{at, later};
 use super::child::Pool;
+use super::compare_write::CompareWrites;
 use super::freeze::Phase;
 use super::gate::Gate;
 use super::histogram::Histogram;
@@ -129,6 +130,8 @@ pub(super) struct ModuleChannel {
     pub epoch: u64,
     pub phase: Phase,
     pub is_resetting: bool,
+    /// The device is kept free for compare-and-writes.
+    pub is_exclusive: bool,
     /// Waits for the gate to open.
     pub held: IoQueue,
     /// Refused by the module for want of resources, and what came after.
@@ -136,6 +139,8 @@ pub(super) struct ModuleChannel {
     pub nomem_wait: Waiting,
     /// Waits for the rate limits: reads, writes.
     pub limited: [IoQueue; 2],
+    /// Those the gate carries out itself.
+    pub compare_writes: CompareWrites,
     pub budget: Option<Arc<Budget>>,
     pub budget_timer: Option<TimerId>,
     pub parents: Parents,
@@ -171,12 +176,13 @@ impl ModuleChannel {
 
     /// Whether I/O must not go to the module now.
     pub(super) fn is_closed(&self) -> bool {
-        self.phase != Phase::Running || self.is_resetting
+        self.phase != Phase::Running || self.is_resetting || self.is_exclusive
     }
 
     /// I/Os that wait in the gate on this reactor.
     pub(super) fn queued(&self) -> u32 {
-        self.held.len() + self.nomem.len() + self.limited[0].len() + self.limited[1].len()
+        let limited = self.limited[0].len() + self.limited[1].len();
+        self.held.len() + self.nomem.len() + limited + self.compare_writes.len()
     }
 
     /// Makes the census current; called where a queue grew or shrank.
@@ -354,10 +360,12 @@ fn new_module_channel(gate: &Arc<Gate>, id: ReactorId) -> Box<ModuleChannel> {
         epoch: published.epoch,
         phase: published.phase,
         is_resetting: published.is_resetting,
+        is_exclusive: published.is_exclusive,
         held: IoQueue::new(),
         nomem: IoQueue::new(),
         nomem_wait: Waiting::default(),
         limited: [IoQueue::new(), IoQueue::new()],
+        compare_writes: CompareWrites::default(),
         budget: None,
         budget_timer: None,
         parents: Parents::default(),
@@ -422,6 +430,7 @@ unsafe fn refuse_leftovers(m: *mut ModuleChannel, c: *mut Consumer) {
             let left = (*m).held.remove_first(of_consumer);
             let left = left.or_else(|| (*m).limited[0].remove_first(of_consumer));
             let left = left.or_else(|| (*m).limited[1].remove_first(of_consumer));
+            let left = left.or_else(|| (*m).compare_writes.waiting.remove_first(of_consumer));
             let Some(io) = left else { break };
             (*m).queue_changed();
             error!("channel put with I/O waiting on it bdev={} reactor={}", (*m).gate.name(), (*m).reactor);

@@ -23,6 +23,8 @@ pub(super) enum Verdict {
     Plain,
     /// Goes as children.
     Split(Mode),
+    /// Goes to `compare_write`.
+    Exclusive,
     /// Goes to `reset`.
     Reset,
     /// Goes nowhere.
@@ -182,7 +184,15 @@ unsafe fn data(c: &Consumer, gate: &Gate, io: &BdevIo) -> Result<Verdict, IoStat
             // SAFETY: as above.
             let compared = unsafe { compared_payload(gate, io)? };
             let too_wide = exceeds(io.num_blocks, limits.atomic_compare_write_blocks);
-            if compared.bytes != bytes || too_large || too_wide {
+            if compared.bytes != bytes || too_wide {
+                return Err(IoStatus::INVALID);
+            }
+            if !gate.declares(Op::COMPARE_AND_WRITE) {
+                whole_units(gate, io)?;
+                // Separate metadata would have to be compared and written as well.
+                return if io.md.is_null() { Ok(Verdict::Exclusive) } else { Err(IoStatus::NOT_SUPPORTED) };
+            }
+            if too_large {
                 return Err(IoStatus::INVALID);
             }
             let both = Payload { bytes, fits: payload.fits && compared.fits };

@@ -82,8 +82,13 @@ impl Pool {
 
     /// A pool with all children free; freed by its channel.
     pub(super) fn new(io_ctx_size: u32) -> *mut Pool {
+        Self::with(io_ctx_size, POOL_CHILDREN)
+    }
+
+    /// The same with so many children.
+    pub(super) fn with(io_ctx_size: u32, count: usize) -> *mut Pool {
         let stride = (size_of::<Child>() + BDEV_IO_SIZE + io_ctx_size as usize).next_multiple_of(64);
-        let layout = Layout::from_size_align(stride * POOL_CHILDREN, 64)
+        let layout = Layout::from_size_align(stride * count, 64)
             .expect("a bounded context size times a small constant");
         // SAFETY: the layout is not of size zero.
         let memory = unsafe { alloc_zeroed(layout) };
@@ -100,7 +105,7 @@ impl Pool {
             is_resuming: false,
             buffers: 0,
         });
-        for index in (0..POOL_CHILDREN).rev() {
+        for index in (0..count).rev() {
             let child = pool.child(index);
             // SAFETY: every child has its I/O directly behind it; a child's size is a multiple of 64.
             unsafe { (*child).io = child.cast::<u8>().add(size_of::<Child>()).cast() };
@@ -110,7 +115,7 @@ impl Pool {
     }
 
     pub(super) fn child(&self, index: usize) -> *mut Child {
-        // SAFETY: `index` is below POOL_CHILDREN, whose strides the allocation holds.
+        // SAFETY: `index` is below the number of children, whose strides the allocation holds.
         unsafe { self.memory.add(index * self.stride).cast() }
     }
 

@@ -6,7 +6,7 @@
 //!   any ──► Orphaned     what waits and what comes is answered NO_DEVICE; there is no way back
 //! ```
 //!
-//! A reset freezes on top of any phase. The control reactor publishes phase and reset as one word with
+//! A reset freezes on top of any phase, and so does a compare-and-write that the gate itself carries out. The control reactor publishes phase and reset as one word with
 //! a growing epoch, then tells every reactor; a channel that is opened meanwhile reads the word, and an
 //! older message does nothing to it. What is in the module stays there in every phase.
 // UNSAFETY: works on the channels of the calling reactor through raw pointers.
@@ -19,6 +19,7 @@ use tenon_abi::IoStatus;
 use super::broadcast::{assert_control, each_channel};
 use super::channel::ModuleChannel;
 use super::gate::Gate;
+use super::queue::IoQueue;
 use super::{service, split, submit};
 
 /// What the gate does with I/O.
@@ -56,10 +57,12 @@ pub(super) struct Published {
     pub epoch: u64,
     pub phase: Phase,
     pub is_resetting: bool,
+    pub is_exclusive: bool,
 }
 
 impl Published {
-    pub(super) const START: Published = Published { epoch: 0, phase: Phase::Running, is_resetting: false };
+    pub(super) const START: Published =
+        Published { epoch: 0, phase: Phase::Running, is_resetting: false, is_exclusive: false };
 
     pub(super) fn to_word(self) -> u64 {
         let phase = match self.phase {
@@ -68,7 +71,8 @@ impl Published {
             Phase::Absent => 2,
             Phase::Orphaned => 3,
         };
-        self.epoch << EPOCH_SHIFT | u64::from(self.is_resetting) << 2 | phase
+        let flags = u64::from(self.is_exclusive) << 3 | u64::from(self.is_resetting) << 2;
+        self.epoch << EPOCH_SHIFT | flags | phase
     }
 
     pub(super) fn from_word(word: u64) -> Published {
@@ -78,7 +82,8 @@ impl Published {
             2 => Phase::Absent,
             _ => Phase::Orphaned,
         };
-        Published { epoch: word >> EPOCH_SHIFT, phase, is_resetting: word & 4 != 0 }
+        let (is_resetting, is_exclusive) = (word & 4 != 0, word & 8 != 0);
+        Published { epoch: word >> EPOCH_SHIFT, phase, is_resetting, is_exclusive }
     }
 }
 
@@ -145,6 +150,7 @@ pub(super) unsafe fn apply(m: *mut ModuleChannel, published: Published) {
         (*m).epoch = published.epoch;
         (*m).phase = published.phase;
         (*m).is_resetting = published.is_resetting;
+        (*m).is_exclusive = published.is_exclusive;
         submit::update_ops(m);
         if (*m).phase == Phase::Orphaned && !was_orphaned {
             refuse_waiting(m, IoStatus::NO_DEVICE);
@@ -164,7 +170,10 @@ pub(super) unsafe fn apply(m: *mut ModuleChannel, published: Published) {
 unsafe fn refuse_waiting(m: *mut ModuleChannel, status: IoStatus) {
     // SAFETY: the queues are taken out first, so what a consumer submits meanwhile is not in them.
     unsafe {
-        let queues = [(*m).nomem.take(), (*m).limited[0].take(), (*m).limited[1].take(), (*m).held.take()];
+        let compare_writes = (*m).compare_writes.waiting.take();
+        let limited = (*m).limited.each_mut().map(IoQueue::take);
+        let [reads, writes] = limited;
+        let queues = [(*m).nomem.take(), compare_writes, reads, writes, (*m).held.take()];
         (*m).queue_changed();
         for mut queue in queues {
             while let Some(io) = queue.pop_front() {
@@ -175,8 +184,8 @@ unsafe fn refuse_waiting(m: *mut ModuleChannel, status: IoStatus) {
     }
 }
 
-/// Bits below the epoch: phase and reset.
-const EPOCH_SHIFT: u32 = 3;
+/// Bits below the epoch: phase, reset, exclusive use.
+const EPOCH_SHIFT: u32 = 4;
 
 #[cfg(test)]
 mod tests {
@@ -197,8 +206,8 @@ mod tests {
     #[test]
     fn what_is_published_survives_its_word() {
         for phase in ALL {
-            for is_resetting in [false, true] {
-                let published = Published { epoch: 77, phase, is_resetting };
+            for (is_resetting, is_exclusive) in [(false, false), (false, true), (true, false), (true, true)] {
+                let published = Published { epoch: 77, phase, is_resetting, is_exclusive };
                 assert_eq!(Published::from_word(published.to_word()), published);
             }
         }

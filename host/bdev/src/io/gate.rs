@@ -19,6 +19,8 @@ use tenon_reactor::{Directory, ReactorId, ReactorRef};
 use super::broadcast::{assert_control, each_channel};
 use super::channel::ModuleChannel;
 use super::child::BOUNCE_BYTES;
+use super::compare_write::{self, with_compare_write};
+use super::exclusive::Exclusives;
 use super::freeze::Published;
 use super::histogram::Recording;
 use super::qos::Qos;
@@ -66,6 +68,7 @@ pub struct Gate {
     pub(super) recording: Mutex<Recording>,
     pub(super) retired: Mutex<Retired>,
     pub(super) resets: Mutex<Resets>,
+    pub(super) exclusives: Mutex<Exclusives>,
     pub(super) sampling: Mutex<Sampling>,
 }
 
@@ -104,6 +107,8 @@ impl Gate {
     pub fn new(spec: GateSpec, directory: Directory) -> Arc<Gate> {
         let slots = directory.all().iter().map(|_| Slot::new()).collect();
         warn_of_odd_limits(&spec);
+        let limits = with_compare_write(spec.limits, spec.flags, spec.io_types);
+        let spec = GateSpec { limits, ..spec };
         Arc::new(Gate {
             offered: offered(spec.io_types),
             directory,
@@ -118,6 +123,7 @@ impl Gate {
             recording: Mutex::default(),
             retired: Mutex::default(),
             resets: Mutex::default(),
+            exclusives: Mutex::default(),
             sampling: Mutex::default(),
             spec,
         })
@@ -142,7 +148,7 @@ impl Gate {
     }
 
     /// Operations a consumer may send: what the module declares, RESET, and what the gate makes of
-    /// others (WRITE_ZEROES of WRITE, COMPARE of READ).
+    /// others (WRITE_ZEROES of WRITE, COMPARE of READ, COMPARE_AND_WRITE of both).
     #[must_use]
     pub fn io_types(&self) -> u64 {
         self.offered
@@ -280,6 +286,9 @@ fn offered(declared: u64) -> u64 {
     }
     if declared & Op::READ.bit() != 0 {
         offered |= Op::COMPARE.bit();
+    }
+    if compare_write::is_possible(declared) {
+        offered |= Op::COMPARE_AND_WRITE.bit();
     }
     offered
 }

@@ -14,7 +14,8 @@
 //! * The fast path checks the request, counts it and hands the *same* I/O to the module; the gate is not
 //!   in the completion path. What needs more is done by swapping the channel's `ops`, so that it costs
 //!   nothing where it is not wanted: `check` decides, `split` cuts and bounces, `backpressure` retries,
-//!   `qos` limits, `freeze` holds and bounces I/O, `reset` serialises resets.
+//!   `qos` limits, `freeze` holds and bounces I/O, `reset` serialises resets, `compare_write` compares and
+//!   writes for modules that cannot, while `exclusive` keeps all other I/O of the device out.
 //! * A channel and its queues belong to one reactor: nothing in them is atomic, and per I/O nothing is
 //!   allocated, locked or sent. The control reactor reaches them by messages (`broadcast`).
 //! * Raw pointers lead from an I/O to its channel and back, as the ABI has it. No reference into a
@@ -29,7 +30,9 @@ mod broadcast;
 mod channel;
 mod check;
 mod child;
+mod compare_write;
 mod drain;
+mod exclusive;
 mod freeze;
 mod gate;
 mod histogram;
@@ -43,6 +46,7 @@ mod statistics;
 mod submit;
 
 pub use channel::{ChannelError, MAX_IO_CTX_SIZE};
+pub use compare_write::with_compare_write;
 pub use drain::Drained;
 pub use freeze::Phase;
 pub use gate::{Gate, GateCensus, GateSpec};

@@ -232,7 +232,7 @@ unsafe fn pass_one(m: *mut ModuleChannel, class: usize, now: u64) -> bool {
         (*m).queue_changed();
         match super::check::check(c, io) {
             Verdict::Fail(status) => submit::finish(io, status),
-            verdict @ (Verdict::Plain | Verdict::Split(_) | Verdict::Reset) => {
+            verdict @ (Verdict::Plain | Verdict::Split(_) | Verdict::Exclusive | Verdict::Reset) => {
                 submit::dispatch(c, io, verdict);
             }
         }

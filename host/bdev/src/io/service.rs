@@ -19,7 +19,7 @@ use tenon_reactor::{Poll, PollerId, PollerKind, ReactorRef, current};
 
 use super::bounce::Bounce;
 use super::channel::ModuleChannel;
-use super::{backpressure, qos, split, submit};
+use super::{backpressure, compare_write, qos, split, submit};
 
 /// What all gates of one reactor share there.
 pub(super) struct Service {
@@ -194,10 +194,10 @@ unsafe fn has_work(m: *mut ModuleChannel) -> bool {
         if (*m).is_closed() {
             return false;
         }
-        if !(*m).nomem.is_empty() {
+        if !(*m).nomem.is_empty() && !(*m).compare_writes.must_ask() {
             return (*m).nomem_wait.is_over((*m).io.outstanding);
         }
-        split::can_resume(m) || !(*m).held.is_empty()
+        split::can_resume(m) || !(*m).held.is_empty() || (*m).compare_writes.must_ask()
     }
 }
 
@@ -218,6 +218,7 @@ pub(super) unsafe fn run(m: *mut ModuleChannel) {
         backpressure::retry_refused(m);
         split::resume(m);
         qos::drain(m);
+        compare_write::ask(m);
         for _ in 0..(*m).held.len() {
             if (*m).is_closed() {
                 break;

@@ -74,6 +74,26 @@ pub(super) const PARENT_SIZE: u32 = 128;
 const _: () = assert!(size_of::<Parent>() <= PARENT_SIZE as usize);
 
 impl Parent {
+    /// A parent that has made no child yet.
+    pub(super) fn new(m: *mut ModuleChannel, io: *mut BdevIo, mode: Mode) -> Parent {
+        Parent {
+            io,
+            module: m,
+            previous: ptr::null_mut(),
+            next: ptr::null_mut(),
+            next_waiting: ptr::null_mut(),
+            issued_blocks: 0,
+            at: Cursor::default(),
+            range_offset: 0,
+            range_index: 0,
+            in_flight: 0,
+            status: IoStatus::SUCCESS,
+            mode,
+            parked: Parked::No,
+            is_issuing: false,
+        }
+    }
+
     /// Blocks not yet given to a child.
     pub(super) fn remaining(&self) -> u64 {
         // SAFETY: a parent lives in its I/O's memory.
@@ -242,22 +262,7 @@ pub(super) unsafe fn begin(m: *mut ModuleChannel, io: *mut BdevIo, mode: Mode) {
     unsafe {
         (*io).state = IoState::SUBMITTED;
         let p = io_context(io).cast::<Parent>();
-        p.write(Parent {
-            io,
-            module: m,
-            previous: ptr::null_mut(),
-            next: ptr::null_mut(),
-            next_waiting: ptr::null_mut(),
-            issued_blocks: 0,
-            at: Cursor::default(),
-            range_offset: 0,
-            range_index: 0,
-            in_flight: 0,
-            status: IoStatus::SUCCESS,
-            mode,
-            parked: Parked::No,
-            is_issuing: false,
-        });
+        p.write(Parent::new(m, io, mode));
         (*m).parents.insert(p);
         if (*m).pool.is_null() {
             (*m).pool = Pool::new((*m).io.io_ctx_size);

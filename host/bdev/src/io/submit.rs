@@ -16,7 +16,7 @@ use tenon_abi::{BdevIo, IoChannel, IoFlags, IoOpsV1, IoState, IoStatus, Op};
 use super::channel::{Consumer, FastLimits, ModuleChannel, passed_flags};
 use super::check::{self, Verdict, check, is_plain};
 use super::freeze::Phase;
-use super::{abort, backpressure, qos, reset, service, split, statistics};
+use super::{abort, backpressure, compare_write, qos, reset, service, split, statistics};
 
 /// Nothing stands between the consumer and the module.
 pub(super) static OPEN_OPS: IoOpsV1 = IoOpsV1 {
@@ -75,7 +75,7 @@ unsafe extern "C" fn submit_checked(c: *mut Consumer, io: *mut BdevIo) {
         match check(c, io) {
             Verdict::Fail(status) => finish(io, status),
             Verdict::Reset => reset::begin(c, io),
-            verdict @ (Verdict::Plain | Verdict::Split(_)) => {
+            verdict @ (Verdict::Plain | Verdict::Split(_) | Verdict::Exclusive) => {
                 time_if_due((*c).module, io);
                 dispatch(c, io, verdict);
             }
@@ -94,7 +94,7 @@ unsafe extern "C" fn submit_guarded(ch: *mut IoChannel, io: *mut BdevIo) {
         let verdict = match check(c, io) {
             Verdict::Fail(status) => return finish(io, status),
             Verdict::Reset => return reset::begin(c, io),
-            verdict @ (Verdict::Plain | Verdict::Split(_)) => verdict,
+            verdict @ (Verdict::Plain | Verdict::Split(_) | Verdict::Exclusive) => verdict,
         };
         time_if_due(m, io);
         if (*m).is_closed() || !(*m).held.is_empty() {
@@ -121,7 +121,9 @@ pub(super) unsafe fn resume(io: *mut BdevIo) {
         match check(c, io) {
             Verdict::Fail(status) => finish(io, status),
             Verdict::Reset => reset::begin(c, io),
-            verdict @ (Verdict::Plain | Verdict::Split(_)) => qos::admit(c, io, verdict),
+            verdict @ (Verdict::Plain | Verdict::Split(_) | Verdict::Exclusive) => {
+                qos::admit(c, io, verdict);
+            }
         }
     }
 }
@@ -138,6 +140,7 @@ pub(super) unsafe fn dispatch(c: *mut Consumer, io: *mut BdevIo, verdict: Verdic
         match verdict {
             Verdict::Plain => feed(m, io),
             Verdict::Split(mode) => split::begin(m, io, mode),
+            Verdict::Exclusive => compare_write::begin(m, io),
             Verdict::Reset => reset::begin(c, io),
             Verdict::Fail(status) => finish(io, status),
         }

@@ -122,6 +122,15 @@ impl Slot {
         unsafe { (*self.io).ext = &raw const self.ext };
     }
 
+    /// What a COMPARE_AND_WRITE expects; as long as the payload unless the test is about that.
+    pub fn expect(&mut self, expected: &mut [u8]) {
+        self.compare_iovs[0] = IoVec { base: expected.as_mut_ptr().cast(), len: expected.len() };
+        self.ext.compare_iovs = self.compare_iovs.as_ptr();
+        self.ext.compare_iovcnt = 1;
+        // SAFETY: as in `prepare`.
+        unsafe { (*self.io).ext = &raw const self.ext };
+    }
+
     /// What `submit` needs: marks the slot as in flight.
     pub fn start(&mut self) -> *mut BdevIo {
         assert!(!self.in_flight.replace(true), "submitted twice");
