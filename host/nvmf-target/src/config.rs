@@ -2,6 +2,7 @@
 //! they stand in requests and configuration files. Checked where they are used.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nvme_spec::log::AnaState;
@@ -32,6 +33,9 @@ pub struct TargetOptions {
     pub min_keep_alive_ms: u32,
     /// Command Retry Delay Times, in units of 100 ms.
     pub retry_delays_100ms: [u16; 3],
+    /// Folder where reservations of namespaces without a file of their own are kept, if hosts want them to
+    /// persist; absent: only a namespace with `ptpl_file` offers that.
+    pub reservation_folder: Option<PathBuf>,
 }
 
 impl Default for TargetOptions {
@@ -48,6 +52,7 @@ impl Default for TargetOptions {
             transport_deadline: Duration::from_secs(10),
             min_keep_alive_ms: 100,
             retry_delays_100ms: [0; 3],
+            reservation_folder: None,
         }
     }
 }
@@ -79,6 +84,12 @@ pub struct SubsystemSpec {
     /// Largest controller identifier.
     #[serde(default = "default_max_cntlid")]
     pub max_cntlid: u16,
+    /// Largest Dataset Management range hosts are told of, in KiB; 0: no limit.
+    #[serde(default)]
+    pub max_discard_size_kib: u64,
+    /// Largest Write Zeroes hosts are told of, in KiB: a power of two from 4 on; 0: no limit.
+    #[serde(default)]
+    pub max_write_zeroes_size_kib: u64,
 }
 
 impl SubsystemSpec {
@@ -93,6 +104,8 @@ impl SubsystemSpec {
             ana_reporting: false,
             min_cntlid: default_min_cntlid(),
             max_cntlid: default_max_cntlid(),
+            max_discard_size_kib: 0,
+            max_write_zeroes_size_kib: 0,
         }
     }
 }
@@ -124,6 +137,9 @@ pub struct NamespaceSpec {
     /// Writes are refused.
     #[serde(default)]
     pub read_only: bool,
+    /// File where its reservations are kept if hosts want them to persist.
+    #[serde(default)]
+    pub ptpl_file: Option<PathBuf>,
 }
 
 /// Where to listen, or where a referral points to.
@@ -160,6 +176,26 @@ pub struct Referral {
     /// Whether it wants a secure channel.
     #[serde(default)]
     pub secure_channel: bool,
+}
+
+/// Which listeners a discovery log page shows, beside the host's permission.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiscoveryFilter {
+    /// Only those of the transport the host came by.
+    pub transport: bool,
+    /// Only those of the address the host came to.
+    pub address: bool,
+    /// Only those of the service identifier the host came to.
+    pub service: bool,
+}
+
+impl DiscoveryFilter {
+    /// Whether a host that came to `came` is told of `other`.
+    pub(crate) fn shows(self, came: &Address, other: &Address) -> bool {
+        (!self.transport || came.trtype.eq_ignore_ascii_case(&other.trtype))
+            && (!self.address || came.traddr == other.traddr)
+            && (!self.service || came.trsvcid == other.trsvcid)
+    }
 }
 
 /// ANA state by the name operators use.

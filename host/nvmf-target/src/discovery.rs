@@ -15,7 +15,7 @@ use nvme_spec::nqn::{self, NqnField};
 use nvme_spec::text::AsciiField;
 use zerocopy::IntoBytes;
 
-use crate::config::{Address, Referral};
+use crate::config::{Address, DiscoveryFilter, Referral};
 use crate::controller::aer::EventKind;
 use crate::error::TargetError;
 use crate::listener::family_of;
@@ -85,9 +85,8 @@ impl Target {
                 entries.extend(self.entry(&subsystem, listener, SubsystemType::CURRENT_DISCOVERY));
             } else if subsystem.allows(hostnqn) {
                 let listeners: Vec<u64> = subsystem.listeners.borrow().keys().copied().collect();
-                let nvm = SubsystemType::NVM;
-                entries
-                    .extend(listeners.into_iter().filter_map(|number| self.entry(&subsystem, number, nvm)));
+                let shown = listeners.into_iter().filter(|number| self.is_shown(listener, *number));
+                entries.extend(shown.filter_map(|number| self.entry(&subsystem, number, SubsystemType::NVM)));
             }
         }
         entries.extend(self.inner.referrals.borrow().iter().filter_map(referral_entry));
@@ -95,6 +94,29 @@ impl Target {
         let mut page = header.as_bytes().to_vec();
         entries.iter().for_each(|entry| page.extend_from_slice(entry.as_bytes()));
         page
+    }
+
+    /// Which listeners hosts are told of from now on.
+    pub fn set_discovery_filter(&self, filter: DiscoveryFilter) {
+        if self.inner.discovery_filter.replace(filter) != filter {
+            self.discovery_changed();
+        }
+    }
+
+    /// Which listeners hosts are told of.
+    pub fn discovery_filter(&self) -> DiscoveryFilter {
+        self.inner.discovery_filter.get()
+    }
+
+    /// Whether a host that came by one listener is told of another.
+    fn is_shown(&self, came: u64, other: u64) -> bool {
+        let listeners = self.inner.listeners.borrow();
+        match (listeners.get(&came), listeners.get(&other)) {
+            (Some(came), Some(other)) => {
+                self.inner.discovery_filter.get().shows(&came.address, &other.address)
+            }
+            (None, _) | (_, None) => true,
+        }
     }
 
     fn entry(&self, subsystem: &Subsystem, number: u64, subtype: SubsystemType) -> Option<DiscoveryEntry> {

@@ -26,12 +26,12 @@
 //! `target` owns all and joins the reactors; `subsystem`, `namespace`, `host_access`, `listener`, `discovery`
 //! and `transports` are its objects and their public operations, `config` and `error` their words.
 //! `controller` serves fabrics and admin commands, `queue` is the data path, `transport` what it knows of a
-//! transport, `status` the one mapping of device statuses, `post` messages that must arrive.
+//! transport, `reservation` who may use a namespace, `status` the one mapping of device statuses, `report` what
+//! reactors know, `post` messages that must arrive.
 //!
 //! # Not implemented
 //!
 //! These answer as a controller without them: Invalid Opcode or Invalid Field, and no bit that promises them.
-//! * Reservations (all four commands, log page 80h, features 82h and 83h), with persistence.
 //! * Authentication Send and Receive, and pre-shared keys of secure channels (`psk_lookup` finds none).
 //! * Features 10h (no thermal management to host-control) and 18h (no endurance groups).
 //! * Identify 04h, 14h to 16h: no NVM sets, no virtualisation, no namespace management.
@@ -49,15 +49,18 @@ mod listener;
 mod namespace;
 mod post;
 mod queue;
+mod report;
+mod reservation;
 mod status;
 mod subsystem;
 mod target;
 mod transport;
+mod transport_table;
 mod transports;
 
 pub use config::{
-    Address, MAX_NAMESPACES, NamespaceSpec, Referral, SubsystemSpec, TargetOptions, ana_state_name,
-    ana_state_of,
+    Address, DiscoveryFilter, MAX_NAMESPACES, NamespaceSpec, Referral, SubsystemSpec, TargetOptions,
+    ana_state_name, ana_state_of,
 };
 pub use controller::ControllerSnapshot;
 pub use error::TargetError;
@@ -66,6 +69,9 @@ pub use namespace::NamespaceSnapshot;
 pub use nvme_spec::log::AnaState;
 pub use queue::interface::IoCounts;
 pub use queue::side::ReactorCounts;
+pub use report::{NamespaceReport, QueueSnapshot, ReactorReport};
+pub use reservation::ReservationSnapshot;
 pub use status::unknown_statuses;
 pub use subsystem::{SubsystemSnapshot, SubsystemState};
 pub use target::{Target, TargetCounts};
+pub use transport_table::TransportUse;

@@ -62,6 +62,8 @@ pub struct ListenerSnapshot {
     pub is_secure: bool,
     /// State of each ANA group, from 1 on.
     pub ana_states: Vec<(u32, AnaState)>,
+    /// State of groups that have none of their own.
+    pub default_ana_state: AnaState,
 }
 
 impl ListenerUse {
@@ -187,6 +189,7 @@ impl Target {
                     address: listener.address.clone(),
                     is_secure: listener.is_secure,
                     ana_states: groups.map(|group| (group, used.ana_state(group))).collect(),
+                    default_ana_state: used.default,
                 })
             })
             .collect()

@@ -17,6 +17,7 @@ use crate::controller::aer::EventKind;
 use crate::error::TargetError;
 use crate::queue::interface::{NamespaceFacts, OpenGuard};
 use crate::queue::view::NamespaceSide;
+use crate::reservation::{NamespaceReservations, ReservationSnapshot};
 use crate::subsystem::{Subsystem, SubsystemState};
 use crate::target::{OpenDevice, Target};
 
@@ -46,11 +47,16 @@ pub(crate) struct Namespace {
     pub bdev: BdevHandle,
     /// Names the open device.
     pub number: u64,
+    pub reservations: Rc<NamespaceReservations>,
+    /// What it was made from.
+    pub spec: NamespaceSpec,
 }
 
 /// A namespace for reports.
 #[derive(Clone, Debug)]
 pub struct NamespaceSnapshot {
+    /// What it was made from.
+    pub spec: NamespaceSpec,
     /// Its number.
     pub nsid: u32,
     /// Its device.
@@ -69,6 +75,8 @@ pub struct NamespaceSnapshot {
     pub hosts: Option<Vec<String>>,
     /// Whether writes are refused.
     pub is_write_protected: bool,
+    /// Who has reserved it.
+    pub reservation: ReservationSnapshot,
 }
 
 impl Namespace {
@@ -85,6 +93,7 @@ impl Namespace {
 
     pub(crate) fn snapshot(&self) -> NamespaceSnapshot {
         NamespaceSnapshot {
+            spec: self.spec.clone(),
             nsid: self.nsid,
             bdev_name: self.bdev_name.clone(),
             uuid: self.uuid,
@@ -97,6 +106,7 @@ impl Namespace {
                 Visibility::Hosts(hosts) => Some(hosts.iter().cloned().collect()),
             },
             is_write_protected: self.refuses_writes(),
+            reservation: self.reservations.snapshot(),
         }
     }
 }
@@ -117,9 +127,29 @@ impl Target {
             Ok(opened) => opened,
             Err(error) => return self.later(move || done(Err(error))),
         };
-        let (nsid, id, anagrpid) = (namespace.nsid, subsystem.id, namespace.anagrpid);
+        let (nsid, slot) = (namespace.nsid, namespace.reservations.clone());
         subsystem.namespaces.borrow_mut().insert(nsid, namespace);
         let target = self.clone();
+        self.load_reservations(&slot.clone(), move |loaded| match loaded {
+            Ok(()) => {
+                let reservation = slot.state.borrow().view();
+                target.announce_namespace(subsystem, NamespaceFacts { reservation, ..facts }, done);
+            }
+            Err(error) => {
+                drop(facts);
+                target.take_namespace(&subsystem, nsid, move || done(Err(error)));
+            }
+        });
+    }
+
+    /// Has every reactor open a namespace's device, then tells hosts.
+    fn announce_namespace(
+        &self,
+        subsystem: Rc<Subsystem>,
+        facts: NamespaceFacts,
+        done: impl FnOnce(Result<u32, TargetError>) + 'static,
+    ) {
+        let (target, nsid, id, anagrpid) = (self.clone(), facts.nsid, subsystem.id, facts.anagrpid);
         self.ask(
             move |side| {
                 let view =
@@ -290,14 +320,17 @@ impl Target {
             io_flags: device.io_flags,
             is_write_protected: is_read_only,
             anagrpid,
+            reservation: None,
         };
+        let uuid = spec.uuid.unwrap_or(device.uuid);
+        let reservations = self.reservations_for(subsystem, nsid, uuid, spec, &object)?;
         let namespace = Namespace {
             nsid,
             bdev_name: device.name,
             limits: device.limits,
             flags: device.flags,
             io_types: device.io_types,
-            uuid: spec.uuid.unwrap_or(device.uuid),
+            uuid,
             nguid: spec.nguid.unwrap_or(device.nguid),
             eui64: spec.eui64.unwrap_or(device.eui64),
             anagrpid,
@@ -309,16 +342,35 @@ impl Target {
             is_write_protected: false,
             bdev: device.handle,
             number,
+            reservations,
+            spec: spec.clone(),
         };
         let open = OpenDevice { descriptor: Some(descriptor), closed: None };
         self.inner.descriptors.borrow_mut().insert(number, open);
         Ok((namespace, facts))
     }
 
+    fn reservations_for(
+        &self,
+        subsystem: &Subsystem,
+        nsid: u32,
+        uuid: uuid::Uuid,
+        spec: &NamespaceSpec,
+        object: &str,
+    ) -> Result<Rc<NamespaceReservations>, TargetError> {
+        let file = self.reservation_file(spec.ptpl_file.as_deref(), uuid);
+        if let Some(file) = file.as_deref().filter(|file| self.is_reservation_file_taken(file)) {
+            let reason = format!("ptpl_file {} is another namespace's", file.display());
+            return Err(TargetError::invalid(object, reason));
+        }
+        Ok(Rc::new(NamespaceReservations::new(subsystem.id, nsid, uuid, file)))
+    }
+
     /// Takes a namespace away from hosts and reactors; `done` when its device is closed. Idempotent.
     fn take_namespace(&self, subsystem: &Rc<Subsystem>, nsid: u32, done: impl FnOnce() + 'static) {
         let taken = subsystem.namespaces.borrow_mut().remove(&nsid);
         let Some(namespace) = taken else { return self.later(done) };
+        namespace.reservations.end();
         let number = namespace.number;
         if let Some(device) = self.inner.descriptors.borrow_mut().get_mut(&number) {
             device.closed = Some(Box::new(done));

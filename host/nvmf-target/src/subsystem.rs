@@ -180,7 +180,7 @@ impl Target {
             if subsystems.values().any(|subsystem| subsystem.nqn == spec.nqn) {
                 return Err(TargetError::SubsystemExists(spec.nqn.clone()));
             }
-            let limit = self.inner.options.max_subsystems;
+            let limit = self.inner.max_subsystems.get();
             if subsystems.len() > limit {
                 return Err(TargetError::TooMany { object: "subsystems".into(), limit });
             }
@@ -468,6 +468,10 @@ fn check(spec: &SubsystemSpec) -> Result<(), TargetError> {
     }
     if !(1..=MAX_NAMESPACES).contains(&spec.max_namespaces) {
         return invalid(format!("max_namespaces {} is not 1 to {MAX_NAMESPACES}", spec.max_namespaces));
+    }
+    let zeroes = spec.max_write_zeroes_size_kib;
+    if zeroes != 0 && (zeroes < 4 || !zeroes.is_power_of_two()) {
+        return invalid(format!("max_write_zeroes_size_kib {zeroes} is not a power of two from 4 on"));
     }
     let (min, max) = (spec.min_cntlid, spec.max_cntlid);
     if min == 0 || min > max || max > nvme_spec::fabrics::CNTLID_MAX {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use tenon_bdev::{Core, Descriptor};
 use tenon_reactor::Directory;
 
-use crate::config::{Referral, TargetOptions};
+use crate::config::{DiscoveryFilter, Referral, TargetOptions};
 use crate::error::TargetError;
 use crate::listener::TargetListener;
 use crate::post::post;
@@ -24,6 +24,7 @@ use crate::queue::QueuePair;
 use crate::queue::interface::{Answer, Capsule, QueueKey, SubsystemId};
 use crate::queue::side::{ReactorCounts, ReactorSide};
 use crate::subsystem::Subsystem;
+use crate::transport_table::{TransportUsers, offer_tables};
 use crate::transports::Instance;
 
 /// The NVMe-oF target. Lives on the control reactor; cloning it is cheap.
@@ -41,6 +42,9 @@ pub(crate) struct Inner {
     pub listeners: RefCell<BTreeMap<u64, TargetListener>>,
     pub referrals: RefCell<Vec<Referral>>,
     pub discovery_generation: Cell<u64>,
+    pub discovery_filter: Cell<DiscoveryFilter>,
+    pub max_subsystems: Cell<usize>,
+    pub retry_delays_100ms: Cell<[u16; 3]>,
     /// Queues by their connection, since their Connect.
     pub queues: RefCell<HashMap<QueueKey, QueueRecord>>,
     /// Devices of namespaces, open until no reactor uses them; with who waits for that.
@@ -48,6 +52,8 @@ pub(crate) struct Inner {
     questions: RefCell<HashMap<u64, Question>>,
     numbers: Cell<u64>,
     pub is_shutting_down: Cell<bool>,
+    /// Modules that use transports in the initiator role.
+    pub transport_users: RefCell<TransportUsers>,
 }
 
 /// A device that a namespace opened.
@@ -117,16 +123,21 @@ impl Target {
                 listeners: RefCell::default(),
                 referrals: RefCell::default(),
                 discovery_generation: Cell::new(0),
+                discovery_filter: Cell::default(),
+                max_subsystems: Cell::new(options.max_subsystems),
+                retry_delays_100ms: Cell::new(options.retry_delays_100ms),
                 queues: RefCell::default(),
                 descriptors: RefCell::default(),
                 questions: RefCell::default(),
                 numbers: Cell::new(0),
                 is_shutting_down: Cell::new(false),
+                transport_users: RefCell::default(),
                 directory,
                 options,
             }),
         };
         TARGET.with(|current| *current.borrow_mut() = Rc::downgrade(&target.inner));
+        offer_tables();
         for reactor in target.inner.directory.data() {
             let options = target.inner.options.clone();
             post(reactor, move || ReactorSide::install(options));
@@ -166,9 +177,45 @@ impl Target {
         self.ask(|side| side.counts(), done);
     }
 
-    /// Deletes every subsystem, listener and transport. The target does nothing afterwards.
+    /// Calls `done` when every data reactor has seen what it was told before.
+    pub fn settled(&self, done: impl FnOnce() + 'static) {
+        self.ask(|_| (), |_| done());
+    }
+
+    /// Most subsystems from now on; those there are stay.
+    pub fn set_max_subsystems(&self, limit: usize) {
+        self.inner.max_subsystems.set(limit);
+    }
+
+    /// Most subsystems.
+    pub fn max_subsystems(&self) -> usize {
+        self.inner.max_subsystems.get()
+    }
+
+    /// Command Retry Delay Times, in units of 100 ms, for hosts that identify a controller from now on.
+    pub fn set_retry_delays(&self, delays_100ms: [u16; 3]) {
+        self.inner.retry_delays_100ms.set(delays_100ms);
+    }
+
+    /// Command Retry Delay Times, in units of 100 ms.
+    pub fn retry_delays(&self) -> [u16; 3] {
+        self.inner.retry_delays_100ms.get()
+    }
+
+    /// Stops listening, then closes connections and deletes every subsystem and transport. The target does
+    /// nothing afterwards.
     pub fn shutdown(&self, done: impl FnOnce() + 'static) {
         self.inner.is_shutting_down.set(true);
+        let numbers: Vec<u64> = {
+            let mut listeners = self.inner.listeners.borrow_mut();
+            listeners.values_mut().for_each(|listener| listener.users.clear());
+            listeners.keys().copied().collect()
+        };
+        let target = self.clone();
+        self.leave_listeners(numbers, move || target.delete_all(done));
+    }
+
+    fn delete_all(&self, done: impl FnOnce() + 'static) {
         let names: Vec<String> = {
             let subsystems = self.inner.subsystems.borrow();
             subsystems.values().filter(|subsystem| !subsystem.is_discovery).map(|s| s.nqn.clone()).collect()

@@ -18,6 +18,7 @@ use tenon_bdev::OpError;
 
 use crate::error::TargetError;
 use crate::queue::table::TARGET_API;
+use crate::report::append;
 use crate::target::Target;
 use crate::transport::TransportShared;
 
@@ -284,15 +285,6 @@ impl Target {
             log::info!("transport deleted trtype={}", instance.shared.name);
             // SAFETY: the count was given to the plugin, which has no use for it after its answer.
             drop(unsafe { Arc::from_raw(instance.host.cast::<TransportShared>().cast_const()) });
-        }
-    }
-}
-
-unsafe extern "C" fn append(arg: *mut c_void, text: Str) {
-    // SAFETY: `arg` is the string of `transport_options`; the text is readable during the call.
-    unsafe {
-        if let Some(text) = text.as_str() {
-            (*arg.cast::<String>()).push_str(text);
         }
     }
 }

@@ -312,14 +312,25 @@ fn every_log_page_and_feature_answers() {
     let world = World::serving(12, &[("m0", 64)]);
     let host = world.session("a", 1);
     for (lid, len) in
-        [(0, 1024), (1, 4096), (2, 512), (3, 512), (4, 4096), (5, 4096), (0x0c, 64), (0x12, 1024)]
+        [(0, 1024), (1, 4096), (2, 512), (3, 512), (4, 4096), (5, 4096), (0x0c, 64), (0x12, 1024), (0x80, 64)]
     {
         assert_eq!(world.status(host.admin, log_page(lid, len), vec![]), StatusCode::SUCCESS, "log {lid:#x}");
     }
-    assert_eq!(world.status(host.admin, log_page(0x80, 64), vec![]), StatusCode::INVALID_LOG_PAGE);
-    for (fid, len) in
-        [(1, 0), (2, 0), (4, 0), (5, 0), (6, 0), (7, 0), (11, 0), (15, 0), (0x16, 512), (0x80, 0), (0x81, 16)]
-    {
+    assert_eq!(world.status(host.admin, log_page(0x81, 64), vec![]), StatusCode::INVALID_LOG_PAGE);
+    for (fid, len) in [
+        (1, 0),
+        (2, 0),
+        (4, 0),
+        (5, 0),
+        (6, 0),
+        (7, 0),
+        (11, 0),
+        (15, 0),
+        (0x10, 0),
+        (0x16, 512),
+        (0x80, 0),
+        (0x81, 16),
+    ] {
         let get = admin(AdminOpcode::GET_FEATURES, 0, fid, 0, len);
         assert_eq!(world.status(host.admin, get, vec![]), StatusCode::SUCCESS, "feature {fid:#x}");
     }

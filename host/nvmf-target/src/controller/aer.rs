@@ -20,6 +20,7 @@ pub(crate) enum EventKind {
     Namespace,
     Ana,
     Discovery,
+    Reservation,
 }
 
 /// Requests and events of one controller.
@@ -34,13 +35,14 @@ pub(crate) struct Events {
 }
 
 impl EventKind {
-    const ALL: [EventKind; 3] = [Self::Namespace, Self::Ana, Self::Discovery];
+    const ALL: [EventKind; 4] = [Self::Namespace, Self::Ana, Self::Discovery, Self::Reservation];
 
     fn bit(self) -> u8 {
         match self {
             Self::Namespace => 1,
             Self::Ana => 2,
             Self::Discovery => 4,
+            Self::Reservation => 8,
         }
     }
 
@@ -49,14 +51,17 @@ impl EventKind {
             Self::Namespace => AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED,
             Self::Ana => AsyncEvent::ANA_CHANGE,
             Self::Discovery => AsyncEvent::DISCOVERY_LOG_CHANGE,
+            Self::Reservation => AsyncEvent::RESERVATION_LOG_AVAILABLE,
         }
     }
 
+    /// What a host sets to hear of it; nothing for reservations, which have a mask of their own.
     fn enabled_by(self) -> AsyncEventConfig {
         match self {
             Self::Namespace => AsyncEventConfig::NAMESPACE_ATTRIBUTE,
             Self::Ana => AsyncEventConfig::ANA_CHANGE,
             Self::Discovery => AsyncEventConfig::DISCOVERY_LOG_CHANGE,
+            Self::Reservation => AsyncEventConfig::EMPTY,
         }
     }
 }
@@ -165,7 +170,7 @@ impl Target {
         self.raise_on(controller, EventKind::Namespace);
     }
 
-    fn raise_on(&self, controller: &Rc<Controller>, kind: EventKind) {
+    pub(crate) fn raise_on(&self, controller: &Rc<Controller>, kind: EventKind) {
         let enabled = controller.features.borrow().async_events;
         if enabled.contains(kind.enabled_by()) {
             controller.events.borrow_mut().happened(kind);

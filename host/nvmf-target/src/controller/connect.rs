@@ -120,6 +120,7 @@ impl Target {
             hostid: data.hostid,
             traffic: AtomicBool::new(false),
             errors: AtomicU64::new(0),
+            retries_advanced: AtomicBool::new(false),
         });
         let controller = Rc::new(Controller {
             association,
@@ -138,6 +139,7 @@ impl Target {
             events: RefCell::new(Events::default()),
             features: RefCell::new(Features::new(&self.inner.options)),
             changed: RefCell::new(Some(Default::default())),
+            notices: RefCell::default(),
         });
         subsystem.controllers.borrow_mut().insert(cntlid, controller.clone());
         self.set_keep_alive(&controller, connect.kato_ms.get());

@@ -1,12 +1,14 @@
 //! Features: what a host can set and ask of a controller.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use nvme_spec::admin::{FeatureCapabilities, FeatureSelect, GetFeatures, SetFeatures};
-use nvme_spec::command::Sqe;
+use nvme_spec::command::{NSID_ALL, Sqe};
 use nvme_spec::completion::StatusField;
 use nvme_spec::features::{
-    AsyncEventConfig, FeatureId, HostBehavior, NumberOfQueues, TemperatureThreshold, WriteProtection,
+    AsyncEventConfig, FeatureId, HostBehavior, NumberOfQueues, ReservationNotificationMask,
+    ReservationPersistence, TemperatureThreshold, ThermalManagement, WriteProtection,
 };
 use nvme_spec::log::effects::{FeatureEffects, FeaturesSupported};
 use nvme_spec::status::StatusCode;
@@ -14,9 +16,12 @@ use zerocopy::FromBytes;
 use zerocopy::little_endian::{U16, U32};
 
 use super::Controller;
+use super::identify::THROTTLING_KELVIN;
 use crate::config::TargetOptions;
+use crate::namespace::Namespace;
 use crate::queue::command::zeroed;
 use crate::queue::interface::{Answer, Capsule};
+use crate::reservation::{visible_slot, visible_slots};
 use crate::target::Target;
 
 /// What a host has set.
@@ -33,6 +38,8 @@ pub(crate) struct Features {
     software_progress: u32,
     /// Advanced Command Retry Enable.
     retries_advanced: u8,
+    /// Host Controlled Thermal Management, as a dword.
+    thermal_management: u32,
 }
 
 impl Features {
@@ -48,6 +55,7 @@ impl Features {
             async_events: AsyncEventConfig::EMPTY,
             software_progress: 0,
             retries_advanced: 0,
+            thermal_management: 0,
         }
     }
 
@@ -65,6 +73,7 @@ impl Features {
             FeatureId::NUMBER_OF_QUEUES => self.queues(),
             FeatureId::ASYNC_EVENT_CONFIGURATION => self.async_events.get(),
             FeatureId::SOFTWARE_PROGRESS_MARKER => self.software_progress,
+            FeatureId::HOST_CONTROLLED_THERMAL_MANAGEMENT => self.thermal_management,
             _ => return None,
         })
     }
@@ -104,30 +113,54 @@ impl Target {
                 Answer::data(zerocopy::IntoBytes::as_bytes(&behavior).to_vec())
             }
             FeatureId::HOST_IDENTIFIER => Answer::data(controller.association.hostid.0.to_vec()),
-            _ => {
+            fid => {
                 let nsid = sqe.nsid.get();
                 let namespaces = controller.subsystem.namespaces.borrow();
-                match namespaces.get(&nsid).filter(|ns| ns.is_visible_to(&controller.association.hostnqn)) {
-                    Some(namespace) => {
-                        let is_protected = namespace.is_write_protected && !is_default;
-                        Answer::result(u64::from(is_protected))
-                    }
+                let visible =
+                    namespaces.get(&nsid).filter(|ns| ns.is_visible_to(&controller.association.hostnqn));
+                match visible {
+                    Some(_) if is_default => Answer::result(0),
+                    Some(namespace) => Answer::result(u64::from(of_namespace(namespace, fid))),
                     None => Answer::refuse(StatusCode::INVALID_NAMESPACE_OR_FORMAT),
                 }
             }
         }
     }
 
-    pub(super) fn set_features(&self, controller: &Rc<Controller>, capsule: &Capsule) -> Answer {
+    /// Sets a feature; `None` if it is answered later.
+    pub(super) fn set_features(&self, controller: &Rc<Controller>, capsule: &Capsule) -> Option<Answer> {
         let set: SetFeatures = *capsule.sqe.view();
+        let value = set.cdw11.get();
         if !SUPPORTED.iter().any(|(known, _)| *known == set.fid) {
-            return Answer::refuse(StatusCode::INVALID_FIELD);
+            return Some(Answer::refuse(StatusCode::INVALID_FIELD));
         }
         if set.is_save() {
-            return Answer::refuse(StatusCode::FEATURE_NOT_SAVEABLE);
+            return Some(Answer::refuse(StatusCode::FEATURE_NOT_SAVEABLE));
         }
-        let (value, mut features) = (set.cdw11.get(), controller.features.borrow_mut());
         match set.fid {
+            FeatureId::RESERVATION_PERSISTENCE => {
+                self.set_persistence(controller, capsule, ReservationPersistence::new(value))
+            }
+            FeatureId::RESERVATION_NOTIFICATION_MASK => {
+                Some(set_notification_mask(controller, capsule.sqe.nsid.get(), value))
+            }
+            FeatureId::NAMESPACE_WRITE_PROTECTION => {
+                Some(self.protect(controller, capsule.sqe.nsid.get(), value))
+            }
+            fid => Some(self.set_own_feature(controller, capsule, fid, value)),
+        }
+    }
+
+    /// Sets a feature of the controller itself.
+    fn set_own_feature(
+        &self,
+        controller: &Rc<Controller>,
+        capsule: &Capsule,
+        fid: FeatureId,
+        value: u32,
+    ) -> Answer {
+        let mut features = controller.features.borrow_mut();
+        match fid {
             FeatureId::ARBITRATION => features.arbitration = value,
             FeatureId::POWER_MANAGEMENT if value & 0x1f != 0 => {
                 return Answer::refuse(StatusCode::INVALID_FIELD);
@@ -158,16 +191,21 @@ impl Target {
                 self.set_keep_alive(controller, value);
             }
             FeatureId::HOST_BEHAVIOR_SUPPORT => match HostBehavior::read_from_bytes(&capsule.data) {
-                Ok(behavior) if behavior.acre <= 1 => features.retries_advanced = behavior.acre,
+                Ok(behavior) if behavior.acre <= 1 => {
+                    features.retries_advanced = behavior.acre;
+                    controller.association.retries_advanced.store(behavior.acre == 1, Ordering::Relaxed);
+                }
                 _ => return Answer::refuse(StatusCode::INVALID_FIELD),
             },
             FeatureId::SOFTWARE_PROGRESS_MARKER => features.software_progress = value & 0xff,
-            // Over fabrics the identifier is Connect's.
-            FeatureId::HOST_IDENTIFIER => return Answer::refuse(StatusCode::COMMAND_SEQUENCE_ERROR),
-            _ => {
-                drop(features);
-                return self.protect(controller, capsule.sqe.nsid.get(), value);
+            FeatureId::HOST_CONTROLLED_THERMAL_MANAGEMENT => {
+                if !is_thermal(ThermalManagement::new(value)) {
+                    return Answer::refuse(StatusCode::INVALID_FIELD);
+                }
+                features.thermal_management = value;
             }
+            // Over fabrics the identifier is Connect's.
+            _ => return Answer::refuse(StatusCode::COMMAND_SEQUENCE_ERROR),
         }
         Answer::ok()
     }
@@ -203,6 +241,40 @@ impl Target {
     }
 }
 
+/// The value of a feature that each namespace has.
+fn of_namespace(namespace: &Namespace, fid: FeatureId) -> u32 {
+    match fid {
+        FeatureId::RESERVATION_NOTIFICATION_MASK => namespace.reservations.mask.get().get(),
+        FeatureId::RESERVATION_PERSISTENCE => u32::from(namespace.reservations.state.borrow().is_persistent),
+        _ => u32::from(namespace.is_write_protected),
+    }
+}
+
+fn set_notification_mask(controller: &Controller, nsid: u32, value: u32) -> Answer {
+    let slots = match nsid {
+        NSID_ALL => visible_slots(controller),
+        _ => match visible_slot(controller, nsid) {
+            Ok(slot) => vec![slot],
+            Err(code) => return Answer::refuse(code),
+        },
+    };
+    let known = ReservationNotificationMask::REGPRE
+        .with(ReservationNotificationMask::RESREL)
+        .with(ReservationNotificationMask::RESPRE);
+    if value & !known.get() != 0 {
+        return Answer::refuse(StatusCode::INVALID_FIELD);
+    }
+    slots.iter().for_each(|slot| slot.mask.set(ReservationNotificationMask::new(value)));
+    Answer::ok()
+}
+
+/// Whether the temperatures for throttling are ones that Identify offers, the light one below the heavy one.
+fn is_thermal(value: ThermalManagement) -> bool {
+    let (light, heavy) = (value.tmt1_kelvin(), value.tmt2_kelvin());
+    let is_offered = |kelvin: u16| kelvin == 0 || THROTTLING_KELVIN.contains(&kelvin);
+    is_offered(light) && is_offered(heavy) && (light == 0 || heavy == 0 || light < heavy)
+}
+
 /// Log page 12h.
 pub(super) fn supported() -> FeaturesSupported {
     let mut page: FeaturesSupported = zeroed();
@@ -231,8 +303,11 @@ const SUPPORTED: &[(FeatureId, FeatureCapabilities)] = &[
     (FeatureId::NUMBER_OF_QUEUES, CHANGEABLE),
     (FeatureId::ASYNC_EVENT_CONFIGURATION, CHANGEABLE),
     (FeatureId::KEEP_ALIVE_TIMER, CHANGEABLE),
+    (FeatureId::HOST_CONTROLLED_THERMAL_MANAGEMENT, CHANGEABLE),
     (FeatureId::HOST_BEHAVIOR_SUPPORT, CHANGEABLE),
     (FeatureId::SOFTWARE_PROGRESS_MARKER, CHANGEABLE),
     (FeatureId::HOST_IDENTIFIER, FeatureCapabilities::EMPTY),
+    (FeatureId::RESERVATION_NOTIFICATION_MASK, OF_NAMESPACE),
+    (FeatureId::RESERVATION_PERSISTENCE, OF_NAMESPACE),
     (FeatureId::NAMESPACE_WRITE_PROTECTION, OF_NAMESPACE),
 ];

@@ -18,6 +18,7 @@ use nvme_spec::identify::{
 };
 use nvme_spec::nqn::NqnField;
 use nvme_spec::property::Version;
+use nvme_spec::reservation::ReservationCapabilities;
 use nvme_spec::status::StatusCode;
 use nvme_spec::text::AsciiField;
 use tenon_abi::transport::TransportFlags;
@@ -113,7 +114,7 @@ impl Target {
         id.rab = 6;
         id.cmic = Cmic::MULTIPLE_PORTS.with(Cmic::MULTIPLE_CONTROLLERS);
         id.oaes = Oaes::NAMESPACE_ATTRIBUTE;
-        let [crdt1, crdt2, crdt3] = options.retry_delays_100ms;
+        let [crdt1, crdt2, crdt3] = self.inner.retry_delays_100ms.get();
         id.crdt1.set(crdt1);
         id.crdt2.set(crdt2);
         id.crdt3.set(crdt3);
@@ -121,6 +122,9 @@ impl Target {
         id.frmw = 0b11;
         id.wctemp.set(WARNING_TEMPERATURE_KELVIN);
         id.cctemp.set(CRITICAL_TEMPERATURE_KELVIN);
+        id.hctma.set(1);
+        id.mntmt.set(*THROTTLING_KELVIN.start());
+        id.mxtmt.set(*THROTTLING_KELVIN.end());
         if spec.ana_reporting {
             id.cmic = id.cmic.with(Cmic::ANA);
             id.oaes = id.oaes.with(Oaes::ANA_CHANGE);
@@ -168,6 +172,7 @@ impl Target {
         let any = |op: Op| namespaces.values().any(|namespace| namespace.io_types & op.bit() != 0);
         id.oncs =
             Oncs::COMPARE.with(Oncs::DATASET_MANAGEMENT).with(Oncs::WRITE_ZEROES).with(Oncs::SAVE_FEATURES);
+        id.oncs = id.oncs.with(Oncs::RESERVATIONS);
         for (op, bit) in [
             (Op::VERIFY, Oncs::VERIFY),
             (Op::COPY, Oncs::COPY),
@@ -191,9 +196,20 @@ impl Target {
     }
 }
 
-fn identify_nvm(_: &Controller) -> IdentifyControllerNvm {
+fn identify_nvm(controller: &Controller) -> IdentifyControllerNvm {
+    let spec = &controller.subsystem.spec;
     let mut id: IdentifyControllerNvm = zeroed();
     id.dmrl = 0;
+    if spec.max_discard_size_kib > 0 {
+        // One figure for all namespaces: counted in the largest blocks, no range is longer than wanted.
+        let namespaces = controller.subsystem.namespaces.borrow();
+        let block = namespaces.values().map(|namespace| namespace.limits.block_size).max().unwrap_or(512);
+        id.dmrsl.set((spec.max_discard_size_kib * 1024 / u64::from(block)).min(u64::from(u32::MAX)) as u32);
+    }
+    if spec.max_write_zeroes_size_kib > 0 {
+        // In units of 4 KiB, as a power of two.
+        id.wzsl = (spec.max_write_zeroes_size_kib / 4).ilog2() as u8;
+    }
     id
 }
 
@@ -249,6 +265,7 @@ fn identify_namespace(controller: &Controller, cns: Cns, nsid: u32, cntid: u16) 
         Cns::INDEPENDENT_NAMESPACE => {
             let mut id: IdentifyNamespaceIndependent = zeroed();
             id.nmic = Nmic::SHARED;
+            id.rescap = reservation_capabilities(namespace);
             id.nsattr = write_protection(namespace);
             id.nstat = Nstat::READY;
             id.anagrpid.set(if has_ana { namespace.anagrpid } else { 0 });
@@ -267,6 +284,7 @@ fn describe(namespace: &Namespace, has_ana: bool) -> IdentifyNamespace {
     id.ncap.set(limits.num_blocks);
     id.nuse.set(limits.num_blocks);
     id.nmic = Nmic::SHARED;
+    id.rescap = reservation_capabilities(namespace);
     id.nsattr = write_protection(namespace);
     let interleaved = namespace.flags.contains(BdevFlags::METADATA_INTERLEAVED) && limits.md_size > 0;
     id.flbas = Flbas::from_format(0, interleaved);
@@ -309,6 +327,11 @@ fn describe(namespace: &Namespace, has_ana: bool) -> IdentifyNamespace {
     id
 }
 
+fn reservation_capabilities(namespace: &Namespace) -> ReservationCapabilities {
+    let all = ReservationCapabilities::new(u8::MAX);
+    if namespace.reservations.file.is_some() { all } else { all.without(ReservationCapabilities::PTPL) }
+}
+
 fn write_protection(namespace: &Namespace) -> Nsattr {
     if namespace.refuses_writes() { Nsattr::WRITE_PROTECTED } else { Nsattr::EMPTY }
 }
@@ -343,3 +366,5 @@ const ANA_TRANSITION_SECONDS: u8 = 10;
 /// Temperatures of a device that has none: 70 and 80 degrees Celsius.
 pub(super) const WARNING_TEMPERATURE_KELVIN: u16 = 343;
 const CRITICAL_TEMPERATURE_KELVIN: u16 = 353;
+/// Temperatures a host may have a device throttle at: 0 to 80 degrees Celsius.
+pub(super) const THROTTLING_KELVIN: std::ops::RangeInclusive<u16> = 273..=CRITICAL_TEMPERATURE_KELVIN;

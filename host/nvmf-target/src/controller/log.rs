@@ -67,6 +67,9 @@ impl Target {
                 page.as_bytes().to_vec()
             }
             LogPageId::CHANGED_NAMESPACES => changed_namespaces(controller, is_read),
+            LogPageId::RESERVATION_NOTIFICATION => {
+                controller.notices.borrow_mut().page(is_read).as_bytes().to_vec()
+            }
             LogPageId::COMMANDS_SUPPORTED => effects(controller).as_bytes().to_vec(),
             LogPageId::FEATURES_SUPPORTED => features::supported().as_bytes().to_vec(),
             LogPageId::ANA => {
@@ -79,6 +82,7 @@ impl Target {
             LogPageId::CHANGED_NAMESPACES => Some(EventKind::Namespace),
             LogPageId::ANA => Some(EventKind::Ana),
             LogPageId::DISCOVERY => Some(EventKind::Discovery),
+            LogPageId::RESERVATION_NOTIFICATION => Some(EventKind::Reservation),
             _ => None,
         };
         let answer = cut(&page, offset, capsule.response_len);
@@ -190,6 +194,7 @@ const IO_PAGES: &[LogPageId] = &[
     LogPageId::CHANGED_NAMESPACES,
     LogPageId::COMMANDS_SUPPORTED,
     LogPageId::FEATURES_SUPPORTED,
+    LogPageId::RESERVATION_NOTIFICATION,
     LogPageId::ANA,
 ];
 
@@ -226,6 +231,14 @@ fn effects(controller: &Controller) -> CommandsSupported {
     page.set_io(IoOpcode::READ, of_namespace);
     page.set_io(IoOpcode::FLUSH, of_namespace);
     page.set_io(IoOpcode::WRITE, changes);
+    for opcode in [
+        IoOpcode::RESERVATION_REGISTER,
+        IoOpcode::RESERVATION_REPORT,
+        IoOpcode::RESERVATION_ACQUIRE,
+        IoOpcode::RESERVATION_RELEASE,
+    ] {
+        page.set_io(opcode, of_namespace);
+    }
     let namespaces = controller.subsystem.namespaces.borrow();
     for (opcode, op) in OPTIONAL_COMMANDS {
         let is_hint = opcode == IoOpcode::DATASET_MANAGEMENT;

@@ -31,6 +31,7 @@ use tenon_reactor::TimerId;
 use self::aer::Events;
 use self::features::Features;
 use crate::queue::interface::{Answer, Association, Capsule, ConnectionFacts, QueueKey};
+use crate::reservation::report::Notices;
 use crate::subsystem::Subsystem;
 use crate::target::Target;
 
@@ -53,6 +54,8 @@ pub(crate) struct Controller {
     pub features: RefCell<Features>,
     /// Namespaces that changed since the host read the list; `None`: too many to name.
     pub changed: RefCell<Option<BTreeSet<u32>>>,
+    /// What became of reservations, for the host to read.
+    pub notices: RefCell<Notices>,
 }
 
 /// A controller for reports.
@@ -72,6 +75,8 @@ pub struct ControllerSnapshot {
     pub keep_alive_timeout_ms: u32,
     /// Whether the host has enabled it.
     pub is_ready: bool,
+    /// Whether it goes as soon as its connections are drained.
+    pub is_ending: bool,
 }
 
 impl Controller {
@@ -91,6 +96,10 @@ impl Controller {
         self.queues.borrow().iter().filter(|(qid, _)| **qid != 0).map(|(_, key)| *key).collect()
     }
 
+    pub(crate) fn numbered_queues(&self) -> Vec<(u16, QueueKey)> {
+        self.queues.borrow().iter().map(|(qid, key)| (*qid, *key)).collect()
+    }
+
     pub(crate) fn all_queues(&self) -> Vec<QueueKey> {
         self.queues.borrow().values().copied().collect()
     }
@@ -104,6 +113,7 @@ impl Controller {
             num_io_queues: self.io_queues().len(),
             keep_alive_timeout_ms: self.keep_alive_ms.get(),
             is_ready: self.is_ready(),
+            is_ending: self.is_ending.get(),
         }
     }
 }
@@ -126,6 +136,7 @@ impl Target {
         };
         match fctype {
             Some(fctype) => Some(self.serve_fabrics(&controller, qid, fctype, &capsule.sqe)),
+            None if qid != 0 => self.reservation_command(&controller, &capsule),
             None => self.serve_admin(&controller, capsule),
         }
     }
@@ -156,7 +167,7 @@ impl Target {
             AdminOpcode::IDENTIFY => Some(self.identify(controller, &capsule.sqe)),
             AdminOpcode::GET_LOG_PAGE => self.get_log_page(controller, capsule),
             AdminOpcode::GET_FEATURES => Some(self.get_features(controller, &capsule.sqe)),
-            AdminOpcode::SET_FEATURES => Some(self.set_features(controller, &capsule)),
+            AdminOpcode::SET_FEATURES => self.set_features(controller, &capsule),
             AdminOpcode::ASYNCHRONOUS_EVENT_REQUEST => self.event_requested(controller, capsule.ticket),
             AdminOpcode::ABORT => self.abort(controller, &capsule),
             _ => Some(Answer::refuse(StatusCode::INVALID_OPCODE)),

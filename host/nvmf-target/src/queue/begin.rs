@@ -16,6 +16,7 @@ use nvme_spec::io::{
 };
 use nvme_spec::log::AnaState;
 use nvme_spec::opcode::{AdminOpcode, FABRICS, FabricsType, IoOpcode};
+use nvme_spec::reservation::{AcquireData, RegisterData, ReleaseData, ReservationReport};
 use nvme_spec::sgl::{Psdt, SglType};
 use nvme_spec::status::StatusCode;
 use tenon_abi::transport::target::{Disposition, TargetRequest};
@@ -175,6 +176,10 @@ impl QueuePair {
         if !first.is_null() && fuse != Fuse::Second {
             self.break_fusion(StatusCode::ABORTED_MISSING_FUSED);
         }
+        if is_reservation(IoOpcode(sqe.opc)) {
+            // SAFETY: as the caller promises.
+            return unsafe { self.begin_reservation(open, request, sqe) };
+        }
         let planned = self.namespace_for(open, sqe).and_then(|namespace| {
             let plan = self.plan(&namespace, sqe).map_err(refused)?;
             check_sgl(sqe, plan.payload).map_err(refused)?;
@@ -215,6 +220,51 @@ impl QueuePair {
             }
             self.provide(command, plan.payload)
         }
+    }
+
+    /// A reservation command: for the control reactor, but of a namespace.
+    ///
+    /// # Safety
+    /// As [`QueuePair::begin`].
+    unsafe fn begin_reservation(
+        &self,
+        open: &OpenQueue,
+        request: *mut TargetRequest,
+        sqe: &Sqe,
+    ) -> Disposition {
+        let checked = self.namespace_for(open, sqe).and_then(|_| {
+            let payload = self.reservation_payload(sqe).map_err(refused)?;
+            check_sgl(sqe, payload).map_err(refused)?;
+            Ok(payload)
+        });
+        // SAFETY: as the caller promises.
+        unsafe {
+            match checked {
+                Err(status) => self.respond(request, status),
+                Ok(payload) => {
+                    let command = self.adopt(request, 0);
+                    self.provide(command, payload)
+                }
+            }
+        }
+    }
+
+    fn reservation_payload(&self, sqe: &Sqe) -> Result<Payload, StatusCode> {
+        if sqe.flags.fuse() != Fuse::None {
+            return Err(StatusCode::INVALID_FIELD);
+        }
+        Ok(match IoOpcode(sqe.opc) {
+            IoOpcode::RESERVATION_REGISTER => Payload::to_controller(size_of::<RegisterData>() as u32),
+            IoOpcode::RESERVATION_ACQUIRE => Payload::to_controller(size_of::<AcquireData>() as u32),
+            IoOpcode::RESERVATION_RELEASE => Payload::to_controller(size_of::<ReleaseData>() as u32),
+            _ => {
+                let length = sqe.view::<ReservationReport>().length();
+                if length > u64::from(self.side.options.max_transfer_bytes) {
+                    return Err(StatusCode::INVALID_FIELD);
+                }
+                Payload::to_host(length as u32)
+            }
+        })
     }
 
     fn namespace_for(&self, open: &OpenQueue, sqe: &Sqe) -> Result<std::rc::Rc<NamespaceSide>, StatusField> {
@@ -448,6 +498,16 @@ impl QueuePair {
             Disposition::RECEIVE
         }
     }
+}
+
+fn is_reservation(opcode: IoOpcode) -> bool {
+    matches!(
+        opcode,
+        IoOpcode::RESERVATION_REGISTER
+            | IoOpcode::RESERVATION_REPORT
+            | IoOpcode::RESERVATION_ACQUIRE
+            | IoOpcode::RESERVATION_RELEASE
+    )
 }
 
 /// Whether the command's data descriptor describes exactly the command's data.

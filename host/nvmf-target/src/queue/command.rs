@@ -11,6 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::rc::Rc;
 
+use nvme_spec::status::StatusCode;
 use tenon_abi::transport::target::TargetRequest;
 use tenon_abi::{BDEV_IO_SIZE, BdevIo, IoExtV1};
 use zerocopy::FromZeros;
@@ -83,8 +84,8 @@ pub(crate) struct Command {
     /// Deallocate, in Write Zeroes.
     pub deallocates: bool,
     pub forces_unit_access: bool,
-    /// The host asked for the end of this command.
-    pub is_aborted: bool,
+    /// Somebody asked for the end of this command, which is told by this code.
+    pub aborted: Option<StatusCode>,
     pub slba: u64,
     pub blocks: u32,
     /// The next range of Dataset Management.
@@ -129,7 +130,7 @@ impl Command {
             flushes_after: false,
             deallocates: false,
             forces_unit_access: false,
-            is_aborted: false,
+            aborted: None,
             slba: 0,
             blocks: 0,
             cursor: 0,

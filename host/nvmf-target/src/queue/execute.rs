@@ -10,6 +10,7 @@
 //! the queue it is called on and that nobody else has; its request is alive.
 // UNSAFETY: fills device I/Os and follows commands through raw pointers, as the contract has it.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 
 use nvme_spec::command::Sqe;
@@ -26,6 +27,7 @@ use super::command::{Command, Stage, Work};
 use super::interface::Capsule;
 use super::view::{MAX_COPY_RANGES, MAX_RANGES};
 use super::{Phase, QueuePair};
+use crate::reservation::state::Use;
 use crate::status::{of_device, refused};
 use crate::target::Target;
 
@@ -37,9 +39,9 @@ impl QueuePair {
     pub(crate) unsafe fn execute(&self, command: *mut Command) {
         // SAFETY: the command and its request are alive until it is completed and released.
         unsafe {
-            if (*command).is_aborted {
+            if let Some(code) = (*command).aborted {
                 self.part(command, StatusCode::ABORTED_FAILED_FUSED);
-                return self.complete(command, StatusField::new(StatusCode::ABORTED_BY_REQUEST), 0);
+                return self.complete(command, StatusField::new(code), 0);
             }
             if matches!(self.phase.get(), Phase::Closing | Phase::Closed) {
                 self.part(command, StatusCode::ABORTED_SQ_DELETION);
@@ -143,9 +145,13 @@ impl QueuePair {
                 self.held.borrow_mut().push_back(command);
                 return;
             }
-            let is_removed = (*command).namespace.as_ref().is_none_or(|namespace| namespace.is_removed.get());
-            if is_removed {
+            let Some(namespace) =
+                (*command).namespace.as_ref().filter(|namespace| !namespace.is_removed.get())
+            else {
                 return self.finish(command, refused(StatusCode::INVALID_NAMESPACE_OR_FORMAT));
+            };
+            if namespace.is_reserved.get() && !namespace.allows(&open.association.hostid.0, use_of(command)) {
+                return self.finish(command, refused(StatusCode::RESERVATION_CONFLICT));
             }
             match (*command).work {
                 Work::Hint => self.finish(command, self.check_hints(command)),
@@ -349,7 +355,11 @@ impl QueuePair {
                 (*request).iovs = (*io).iovs;
                 (*request).iovcnt = (*io).iovcnt;
             }
-            self.finish(command, of_device(status));
+            let code = match (*command).aborted {
+                Some(code) if status == IoStatus::ABORTED => StatusField::new(code),
+                _ => of_device(status),
+            };
+            self.finish(command, code);
             open.subsystem.leave();
         }
     }
@@ -451,11 +461,43 @@ impl QueuePair {
             u16::from_le_bytes([sqe[2], sqe[3]]) == cid && command.stage != Stage::Answered
         });
         let Some(command) = found else { return false };
-        let aborted = StatusField::new(StatusCode::ABORTED_BY_REQUEST);
+        // SAFETY: found in our list just now.
+        unsafe { self.abort_command(command, StatusCode::ABORTED_BY_REQUEST) }
+    }
+
+    /// Ends early what hosts have under way at a namespace; tells how many commands the device still has.
+    pub(crate) fn abort_namespace(&self, nsid: u32) -> usize {
+        let code = StatusCode::ABORTED_PREEMPT_AND_ABORT;
+        let is_of = |command: &Command| {
+            command.stage != Stage::Answered
+                && command.namespace.as_ref().is_some_and(|namespace| namespace.nsid == nsid)
+        };
+        // Ending one may take others along, so that the list is looked through again for each.
+        while let Some(command) = self.find(|command| is_of(command) && command.aborted != Some(code)) {
+            // SAFETY: found in our list just now.
+            unsafe {
+                (*command).aborted = Some(code);
+                self.abort_command(command, code);
+            }
+        }
+        let left = Cell::new(0);
+        self.find(|command| {
+            left.set(left.get() + usize::from(command.stage == Stage::Device && is_of(command)));
+            false
+        });
+        left.get()
+    }
+
+    /// Ends `command` early if that is possible; true if it will end as aborted.
+    ///
+    /// # Safety
+    /// `command` is in this queue's list.
+    unsafe fn abort_command(&self, command: *mut Command, code: StatusCode) -> bool {
+        let aborted = StatusField::new(code);
         // SAFETY: the command is in our list; who has it now is told by its stage.
         unsafe {
             match (*command).stage {
-                Stage::Transport => (*command).is_aborted = true,
+                Stage::Transport => (*command).aborted = Some(code),
                 Stage::Held => {
                     self.held.borrow_mut().retain(|held| *held != command);
                     self.finish(command, aborted);
@@ -479,6 +521,26 @@ impl QueuePair {
             }
         }
         true
+    }
+}
+
+/// What a command does, as far as reservations care.
+unsafe fn use_of(command: *mut Command) -> Use {
+    // SAFETY: the command is alive.
+    unsafe {
+        match (*command).work {
+            // The first half of a fused operation stands for both.
+            Work::Compare if (*command).is_fused_first => Use::Write,
+            Work::Read | Work::Compare | Work::Verify => Use::Read,
+            Work::Write
+            | Work::Flush
+            | Work::WriteZeroes
+            | Work::Deallocate
+            | Work::Hint
+            | Work::Copy
+            | Work::WriteUncorrectable
+            | Work::Control => Use::Write,
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use tenon_abi::{BdevFlags, CopyRange, DescHandle, Limits};
 use tenon_reactor::{ReactorId, ReactorRef};
 
 use crate::post::post;
+use crate::reservation::state::ReservationView;
 use crate::status::refused;
 use crate::target::Target;
 
@@ -87,6 +88,8 @@ pub(crate) struct Association {
     pub traffic: AtomicBool,
     /// Numbers the entries of the error log.
     pub errors: AtomicU64,
+    /// The host understands Command Retry Delay.
+    pub retries_advanced: AtomicBool,
 }
 
 /// What one controller may see and use, by the path it came.
@@ -110,6 +113,7 @@ pub(crate) struct NamespaceFacts {
     pub io_flags: u64,
     pub is_write_protected: bool,
     pub anagrpid: u32,
+    pub reservation: Option<Arc<ReservationView>>,
 }
 
 /// Tells control when the last reactor has let go of a namespace's device.
@@ -160,6 +164,11 @@ pub struct IoCounts {
 }
 
 impl IoCounts {
+    /// I/O commands of every kind.
+    pub fn commands(&self) -> u64 {
+        self.read_commands + self.write_commands + self.other_commands
+    }
+
     pub(crate) fn add(&mut self, other: &IoCounts) {
         self.read_commands += other.read_commands;
         self.read_bytes += other.read_bytes;

@@ -203,6 +203,8 @@ impl QueuePair {
             subsystem,
             access: RefCell::new(opening.access),
         };
+        let (admin, io) = self.side.opened.get();
+        self.side.opened.set(if opened.qid == 0 { (admin + 1, io) } else { (admin, io + 1) });
         if self.opened.set(opened).is_err() {
             log::error!("queue was opened twice number={}", self.key.number);
         }
@@ -348,12 +350,26 @@ impl QueuePair {
         let mut cqe = Cqe::new(cid, head, status);
         cqe.sqid.set(open.map_or(0, |open| open.qid));
         cqe.set_result_u64(result);
-        request.cqe.copy_from_slice(cqe.as_bytes());
         if !status.is_success() {
+            cqe.status = self.with_retry_delay(status);
             request.length = 0;
             request.iovcnt = 0;
             request.direction = Direction::NONE;
             self.record_error(&request.sqe, status);
+        }
+        request.cqe.copy_from_slice(cqe.as_bytes());
+    }
+
+    /// Tells a host that understands it how long to wait before it tries again: CRDT1 for want of memory, CRDT2
+    /// while a device is away.
+    fn with_retry_delay(&self, status: StatusField) -> StatusField {
+        let understands =
+            self.opened.get().is_some_and(|open| open.association.retries_advanced.load(Ordering::Relaxed));
+        match status.code() {
+            _ if status.dnr() || !understands => status,
+            StatusCode::COMMAND_INTERRUPTED => status.with_crd(1),
+            StatusCode::NAMESPACE_NOT_READY => status.with_crd(2),
+            _ => status,
         }
     }
 

@@ -19,6 +19,7 @@ use super::view::SubsystemSide;
 use super::{Phase, QueuePair};
 use crate::config::TargetOptions;
 use crate::post::post;
+use crate::reservation::state::Host;
 use crate::target::Target;
 
 /// The target on one data reactor.
@@ -33,6 +34,10 @@ pub(crate) struct ReactorSide {
     waiting: RefCell<VecDeque<*mut Command>>,
     is_serving: Cell<bool>,
     numbers: Cell<u64>,
+    /// Admin and I/O queues opened since the start.
+    pub opened: Cell<(u64, u64)>,
+    /// I/O commands served by subsystems that are gone.
+    past_commands: Cell<u64>,
 }
 
 /// What a reactor has, counted.
@@ -70,6 +75,8 @@ impl ReactorSide {
             waiting: RefCell::default(),
             is_serving: Cell::new(false),
             numbers: Cell::new(0),
+            opened: Cell::new((0, 0)),
+            past_commands: Cell::new(0),
         });
         SIDES.with(|sides| {
             let mut sides = sides.borrow_mut();
@@ -113,7 +120,17 @@ impl ReactorSide {
 
     pub(crate) fn subsystem_removed(&self, id: SubsystemId) {
         let removed = self.subsystems.borrow_mut().remove(&id);
-        drop(removed);
+        if let Some(removed) = removed {
+            self.past_commands.set(self.past_commands.get() + removed.counts().commands());
+        }
+    }
+
+    /// Commands with devices now, and I/O commands served since the start.
+    pub(crate) fn work(&self) -> (u64, u64) {
+        let subsystems = self.subsystems.borrow();
+        let pending = subsystems.values().map(|view| u64::from(view.in_device.get())).sum();
+        let served: u64 = subsystems.values().map(|view| view.counts().commands()).sum();
+        (pending, served + self.past_commands.get())
     }
 
     pub(crate) fn group(&self, transport: u64) -> Option<*mut c_void> {
@@ -182,6 +199,22 @@ impl ReactorSide {
                 }
             });
         }
+    }
+
+    /// Ends early what some hosts have under way at a namespace; tells how many commands devices still have.
+    pub(crate) fn abort_commands_of(&self, id: SubsystemId, nsid: u32, hosts: &[Host]) -> usize {
+        let mut left = 0;
+        for number in self.queue_numbers() {
+            self.with_queue(number, |queue| {
+                let is_theirs = queue.opened.get().is_some_and(|open| {
+                    open.subsystem.id == id && open.qid != 0 && hosts.contains(&open.association.hostid.0)
+                });
+                if is_theirs {
+                    left += queue.abort_namespace(nsid);
+                }
+            });
+        }
+        left
     }
 
     /// `command` is served when a buffer comes back.

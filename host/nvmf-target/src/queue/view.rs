@@ -16,6 +16,7 @@ use tenon_bdev::{Channel, channel_get};
 use super::QueuePair;
 use super::command::class_of;
 use super::interface::{IoCounts, NamespaceFacts, OpenGuard, SubsystemId};
+use crate::reservation::state::{Host, ReservationView, Use};
 
 /// A namespace on a reactor.
 pub(crate) struct NamespaceSide {
@@ -38,6 +39,9 @@ pub(crate) struct NamespaceSide {
     pub copy_blocks: u32,
     /// Taken out of the view; commands that come to execute are refused.
     pub is_removed: Cell<bool>,
+    /// Somebody holds a reservation: commands are checked against it.
+    pub is_reserved: Cell<bool>,
+    reservation: RefCell<Option<Arc<ReservationView>>>,
     pub counts: RefCell<IoCounts>,
 }
 
@@ -79,12 +83,24 @@ impl NamespaceSide {
             atomic_blocks: facts.limits.atomic_compare_write_blocks.max(1),
             copy_blocks: facts.limits.max_copy_blocks,
             is_removed: Cell::new(false),
+            is_reserved: Cell::new(facts.reservation.is_some()),
+            reservation: RefCell::new(facts.reservation.clone()),
             counts: RefCell::default(),
         })
     }
 
     pub(crate) fn channel(&self) -> *mut tenon_abi::IoChannel {
         self.channel.as_ptr()
+    }
+
+    pub(crate) fn set_reservation(&self, view: Option<Arc<ReservationView>>) {
+        self.is_reserved.set(view.is_some());
+        *self.reservation.borrow_mut() = view;
+    }
+
+    /// Whether the reservation, if any, lets a host use the namespace.
+    pub(crate) fn allows(&self, host: &Host, wanted: Use) -> bool {
+        self.reservation.borrow().as_ref().is_none_or(|view| view.allows(host, wanted))
     }
 
     pub(crate) fn supports(&self, op: Op) -> bool {

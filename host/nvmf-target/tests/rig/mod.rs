@@ -219,6 +219,25 @@ impl World {
         Session { admin, queues, cntlid }
     }
 
+    /// A controller of another host, told apart by its number, with one I/O queue.
+    #[track_caller]
+    pub fn session_of_host(&self, traddr: &str, host: u8) -> Session {
+        let connect = |queue, qid, cntlid| {
+            let (mut sqe, mut data) = connect(NQN, &host_nqn(host), qid, cntlid, 0);
+            data[..16].fill(host);
+            sqe.dptr = SglDescriptor::new(SglIdentifier::TRANSPORT_DATA_BLOCK, 0, data.len() as u32).into();
+            let answer = self.command(queue, sqe, data);
+            assert!(answer.cqe.status.is_success(), "{:?}", answer.cqe);
+            answer.cqe.dw0.get() as u16
+        };
+        let admin = self.open(traddr);
+        let cntlid = connect(admin, 0, 0xffff);
+        assert_eq!(self.status(admin, property_set(0x0046_0001), Vec::new()), StatusCode::SUCCESS);
+        let queue = self.open(traddr);
+        connect(queue, 1, cntlid);
+        Session { admin, queues: vec![queue], cntlid }
+    }
+
     /// Ends everything, and asserts that nothing is left.
     pub fn finish(self) {
         self.wait(|world, reply| world.target.shutdown(move || reply(())));
@@ -227,6 +246,10 @@ impl World {
         let report = self.wait(|world, reply| world.core.shutdown(reply));
         assert!(report.is_clean(), "left: {:?}", report.left);
     }
+}
+
+pub fn host_nqn(host: u8) -> String {
+    format!("nqn.2026-01.io.tenon:host{host}")
 }
 
 pub fn address(traddr: &str) -> Address {
