@@ -5,7 +5,8 @@
 //! whose base is not there yet is kept as *waiting* and asked for again when a
 //! device of that name becomes ready, now or hours later. So is one that went
 //! away with its base although nobody deleted either. A device that fails is
-//! reported and leaves the others alone.
+//! reported and leaves the others alone. What is exported is [`crate::nvmf`]'s
+//! part: on a reload, what goes lets go of devices before they change.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -15,7 +16,8 @@ use serde::Serialize;
 use serde_json::Value;
 use tenon_bdev::{Core, OpError, QosLimits};
 
-use crate::config::{BdevEntry, Change, Config, QosTable, difference};
+use crate::config::{BdevEntry, Change, Config, Phase, QosTable, difference};
+use crate::nvmf::Nvmf;
 
 /// The engine; cloning is cheap. Control reactor only.
 #[derive(Clone)]
@@ -23,6 +25,7 @@ pub struct Engine(Rc<Inner>);
 
 struct Inner {
     core: Core,
+    nvmf: Nvmf,
     current: RefCell<Config>,
     waiting: RefCell<Vec<Waiting>>,
     /// The start or reload under way: what waited and can now be made belongs to it.
@@ -59,7 +62,7 @@ pub struct Report {
 
 /// Counts the steps still running and hands over the report after the last.
 #[derive(Clone)]
-struct Progress(Rc<RefCell<ProgressState>>);
+pub(crate) struct Progress(Rc<RefCell<ProgressState>>);
 
 struct ProgressState {
     running: usize,
@@ -68,9 +71,10 @@ struct ProgressState {
 }
 
 impl Engine {
-    pub(crate) fn new(core: Core) -> Self {
+    pub(crate) fn new(core: Core, nvmf: Nvmf) -> Self {
         let engine = Engine(Rc::new(Inner {
             core: core.clone(),
+            nvmf,
             current: RefCell::default(),
             waiting: RefCell::default(),
             under_way: RefCell::default(),
@@ -81,6 +85,8 @@ impl Engine {
                 let engine = Engine(inner);
                 engine.retry_waiting_for(name, aliases);
                 engine.revive();
+                let under_way = engine.0.under_way.borrow().clone();
+                engine.0.nvmf.device_ready(name, aliases, under_way.as_ref());
             }
         });
         engine
@@ -92,10 +98,11 @@ impl Engine {
         self.0.current.borrow().clone()
     }
 
-    /// Devices that wait for others.
+    /// Devices, and namespaces, that wait for devices.
     #[must_use]
     pub fn waiting(&self) -> Vec<WaitingEntry> {
-        self.0
+        let mut list: Vec<WaitingEntry> = self
+            .0
             .waiting
             .borrow()
             .iter()
@@ -105,7 +112,9 @@ impl Engine {
                 waits_for: waiting.base.clone(),
                 location: waiting.entry.params.location().to_string(),
             })
-            .collect()
+            .collect();
+        list.extend(self.0.nvmf.waiting());
+        list
     }
 
     /// Applies the configuration of the start. `done` runs when every device is ready, waiting or failed.
@@ -130,7 +139,8 @@ impl Engine {
         for entry in bdevs {
             self.create(entry, &progress);
         }
-        progress.end();
+        let nvmf = self.0.current.borrow().nvmf.clone();
+        self.0.nvmf.change(&nvmf, Phase::Coming, progress.clone(), move || progress.end());
     }
 
     fn begin(&self, done: impl FnOnce(Report) + 'static) -> Progress {
@@ -146,25 +156,32 @@ impl Engine {
 
     /// Applies what differs between the configuration in force and `new`. A step that cannot be done is reported
     /// and tried again by the next reload.
-    pub fn reload(&self, new: Config, done: impl FnOnce(Report) + 'static) {
+    pub fn reload(&self, mut new: Config, done: impl FnOnce(Report) + 'static) {
+        new.nvmf.number_namespaces(&self.0.nvmf.in_force());
         let changes = difference(&self.0.current.borrow(), &new);
+        let nvmf = new.nvmf.clone();
         for entry in &new.modules {
             self.0.core.set_module_config(&entry.name, &Value::Object(entry.options.value.clone()));
         }
         *self.0.current.borrow_mut() = new;
         info!("configuration reload changes={}", changes.len());
         let progress = self.begin(done);
-        self.step(changes.into_iter().collect::<Vec<_>>().into_iter(), progress);
+        let (engine, next) = (self.clone(), progress.clone());
+        let devices = move || {
+            let target = engine.0.nvmf.clone();
+            let (after, last) = (progress.clone(), progress.clone());
+            let coming = move || target.change(&nvmf, Phase::Coming, after, move || last.end());
+            engine.step(changes.into_iter(), progress, Box::new(coming));
+        };
+        let going = self.0.current.borrow().nvmf.clone();
+        self.0.nvmf.change(&going, Phase::Going, next, devices);
     }
 
     /// One change after the other, so that what is removed is gone before its name is used again.
-    fn step(&self, mut changes: std::vec::IntoIter<Change>, progress: Progress) {
-        let Some(change) = changes.next() else {
-            progress.end();
-            return;
-        };
+    fn step(&self, mut changes: std::vec::IntoIter<Change>, progress: Progress, done: Box<dyn FnOnce()>) {
+        let Some(change) = changes.next() else { return done() };
         let engine = self.clone();
-        let (next, after) = (progress.clone(), move || engine.step(changes, progress));
+        let (next, after) = (progress.clone(), move || engine.step(changes, progress, done));
         match change {
             Change::Remove { name, module } => self.remove(&name, &module, next, after),
             Change::Update(entry) => self.update(entry, next, after),
@@ -332,7 +349,7 @@ impl Engine {
 
 impl Progress {
     /// One step is running already: the caller's, ended by its own `end`.
-    fn new(done: impl FnOnce(Report) + 'static) -> Self {
+    pub(crate) fn new(done: impl FnOnce(Report) + 'static) -> Self {
         Progress(Rc::new(RefCell::new(ProgressState {
             running: 1,
             report: Report::default(),
@@ -340,11 +357,11 @@ impl Progress {
         })))
     }
 
-    fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.0.borrow_mut().running += 1;
     }
 
-    fn fail(&self, line: String, is_required: bool) {
+    pub(crate) fn fail(&self, line: String, is_required: bool) {
         let mut state = self.0.borrow_mut();
         if is_required {
             state.report.required.push(line.clone());
@@ -352,7 +369,7 @@ impl Progress {
         state.report.failures.push(line);
     }
 
-    fn end(&self) {
+    pub(crate) fn end(&self) {
         let finished = {
             let mut state = self.0.borrow_mut();
             state.running -= 1;

@@ -7,9 +7,11 @@ use std::rc::Rc;
 
 use log::LevelFilter;
 use tenon_bdev::Core;
+use tenon_nvmf_target::Target;
 use tenon_reactor::Directory;
 
 use crate::apply::Engine;
+use crate::nvmf::Nvmf;
 
 /// Log settings of the process.
 pub trait LogControl {
@@ -49,26 +51,30 @@ struct Inner {
     directory: Directory,
     logs: Rc<dyn LogControl>,
     process: Rc<dyn ProcessControl>,
+    nvmf: Nvmf,
     engine: Engine,
     is_ready: Cell<bool>,
     waiting_for_ready: RefCell<Vec<Box<dyn FnOnce()>>>,
 }
 
 impl Control {
-    /// The control plane of `core`.
+    /// The control plane of `core` and `target`.
     #[must_use]
     pub fn new(
         core: Core,
+        target: Target,
         directory: Directory,
         logs: Rc<dyn LogControl>,
         process: Rc<dyn ProcessControl>,
     ) -> Self {
-        let engine = Engine::new(core.clone());
+        let nvmf = Nvmf::new(core.clone(), target);
+        let engine = Engine::new(core.clone(), nvmf.clone());
         Control(Rc::new(Inner {
             core,
             directory,
             logs,
             process,
+            nvmf,
             engine,
             is_ready: Cell::new(false),
             waiting_for_ready: RefCell::default(),
@@ -79,6 +85,18 @@ impl Control {
     #[must_use]
     pub fn core(&self) -> &Core {
         &self.0.core
+    }
+
+    /// The NVMe-oF target.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        self.0.nvmf.target()
+    }
+
+    /// The target with what is configured of it.
+    #[must_use]
+    pub fn nvmf(&self) -> &Nvmf {
+        &self.0.nvmf
     }
 
     /// All reactors.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::config::{Config, ConfigError};
 use crate::rpc::{FrameError, Framer, Incoming, Request, RpcError, parse, reply_text};
-use crate::save;
+use crate::{nvmf_save, save};
 
 /// A configuration file: refused in one line that names the file, or saved as a text that reads as the same.
 pub fn fuzz_config(data: &[u8]) {
@@ -27,7 +27,7 @@ pub fn fuzz_config(data: &[u8]) {
             .map(|entry| (entry.name.clone(), entry.required, entry.options.value.clone()))
             .collect::<Vec<_>>()
     };
-    let saved = save::text_of(&config, devices(&config));
+    let saved = save::text_of(&config, devices(&config), nvmf_save::tables_of(&config.nvmf));
     let again = Config::parse(Path::new(FILE), &saved)
         .unwrap_or_else(|error| panic!("what was saved cannot be read: {error}\n{saved}"));
     assert_eq!(again.host, config.host, "{saved}");
@@ -36,6 +36,7 @@ pub fn fuzz_config(data: &[u8]) {
     assert_eq!(again.bdev, config.bdev, "{saved}");
     assert_eq!(modules(&again), modules(&config), "{saved}");
     assert_eq!(devices(&again), devices(&config), "{saved}");
+    assert_eq!(again.nvmf, config.nvmf, "{saved}");
 }
 
 fn check_error(error: &ConfigError) {

@@ -1,6 +1,7 @@
 //! The control plane's face: configuration file, JSON-RPC, schema and metrics.
 //!
-//! `config` reads files, `apply` makes the running host what a file says,
+//! `config` reads files, `apply` (with `nvmf` for what is exported) makes the
+//! running host what a file says,
 //! `rpc` is the protocol, `methods` the calls, `metrics` the Prometheus
 //! endpoint. This crate knows every noun of the host; no other crate knows it.
 //! Parameters of modules pass through as JSON: the module that owns them checks
@@ -13,6 +14,8 @@ mod context;
 mod fuzz;
 pub mod methods;
 pub mod metrics;
+pub mod nvmf;
+mod nvmf_save;
 pub mod rpc;
 pub mod save;
 pub mod schema;

@@ -18,6 +18,7 @@ use std::time::Duration;
 use log::{info, warn};
 use tenon_abi::{MetricKind, Op};
 use tenon_bdev::ResetMode;
+use tenon_nvmf_target::{NamespaceReport, ReactorReport};
 use tenon_reactor::{FdId, Interest, TimerId, current, ticks_hz};
 use thiserror::Error;
 
@@ -258,8 +259,18 @@ impl Client {
 pub fn text(control: &Control, done: impl FnOnce(String) + 'static) {
     let names = control.core().bdev_names();
     let gathered =
-        Rc::new(RefCell::new(Gathered { missing: names.len() + 1, page: Page::default(), done: Some(done) }));
+        Rc::new(RefCell::new(Gathered { missing: names.len() + 3, page: Page::default(), done: Some(done) }));
     process_metrics(control, &mut gathered.borrow_mut().page);
+    target_metrics(control, &mut gathered.borrow_mut().page);
+    let (of_namespaces, of_reactors) = (gathered.clone(), gathered.clone());
+    control.target().namespace_reports(move |reports| {
+        reports.iter().for_each(|one| namespace_metrics(one, &mut of_namespaces.borrow_mut().page));
+        Gathered::arrive(&of_namespaces);
+    });
+    control.target().reactor_reports(move |reports| {
+        reports.iter().for_each(|one| queue_metrics(one, &mut of_reactors.borrow_mut().page));
+        Gathered::arrive(&of_reactors);
+    });
     for name in names {
         let gathered = gathered.clone();
         control.core().iostat(&name.clone(), false, ResetMode::None, move |result| {
@@ -343,6 +354,65 @@ fn process_metrics(control: &Control, page: &mut Page) {
         let kind = if sample.kind == MetricKind::COUNTER { "counter" } else { "gauge" };
         page.add(&sample.name, kind, &sample.help, &labels, sample.value as f64);
     }
+}
+
+fn target_metrics(control: &Control, page: &mut Page) {
+    for subsystem in control.target().subsystems() {
+        let labels = [("subsystem", subsystem.spec.nqn.as_str())];
+        for (name, help, count) in [
+            ("tenon_nvmf_namespaces", "Namespaces of a subsystem", subsystem.namespaces.len()),
+            ("tenon_nvmf_listeners", "Addresses a subsystem is reached at", subsystem.listeners.len()),
+            ("tenon_nvmf_controllers", "Hosts' controllers of a subsystem", subsystem.controllers.len()),
+            (
+                "tenon_nvmf_io_queues",
+                "I/O queues of these controllers",
+                subsystem.controllers.iter().map(|controller| controller.num_io_queues).sum(),
+            ),
+        ] {
+            page.add(name, "gauge", help, &labels, count as f64);
+        }
+    }
+}
+
+fn namespace_metrics(report: &NamespaceReport, page: &mut Page) {
+    let nsid = report.nsid.to_string();
+    let counts = &report.counts;
+    for (op, commands, bytes) in [
+        ("read", counts.read_commands, Some(counts.read_bytes)),
+        ("write", counts.write_commands, Some(counts.write_bytes)),
+        ("other", counts.other_commands, None),
+    ] {
+        let labels = [
+            ("subsystem", report.nqn.as_str()),
+            ("nsid", &nsid),
+            ("bdev", report.bdev_name.as_str()),
+            ("op", op),
+        ];
+        let help = "I/O commands of hosts";
+        page.add("tenon_nvmf_commands_total", "counter", help, &labels, commands as f64);
+        if let Some(bytes) = bytes {
+            page.add("tenon_nvmf_bytes_total", "counter", "Bytes of these", &labels, bytes as f64);
+        }
+    }
+    let labels =
+        [("subsystem", report.nqn.as_str()), ("nsid", nsid.as_str()), ("bdev", report.bdev_name.as_str())];
+    let help = "I/O commands that ended with an error";
+    page.add("tenon_nvmf_failed_commands_total", "counter", help, &labels, counts.failed_commands as f64);
+}
+
+fn queue_metrics(report: &ReactorReport, page: &mut Page) {
+    for (kind, now, ever) in [
+        ("admin", report.current_admin_queues, report.admin_queues),
+        ("io", report.current_io_queues, report.io_queues),
+    ] {
+        let labels = [("reactor", report.name.as_str()), ("kind", kind)];
+        page.add("tenon_nvmf_queues", "gauge", "Queues of hosts", &labels, now as f64);
+        let help = "Queues opened by hosts";
+        page.add("tenon_nvmf_queues_opened_total", "counter", help, &labels, ever as f64);
+    }
+    let labels = [("reactor", report.name.as_str())];
+    let help = "Commands of hosts with devices";
+    page.add("tenon_nvmf_pending_commands", "gauge", help, &labels, report.pending_device_commands as f64);
 }
 
 fn bdev_metrics(name: &str, statistics: &tenon_bdev::IoStat, page: &mut Page) {

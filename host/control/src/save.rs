@@ -1,6 +1,6 @@
 //! Writes the running configuration back as TOML: the host's own tables as they
 //! are in force, then every device in creation order with the parameters that
-//! make it again.
+//! make it again, then what is exported.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use tenon_reactor::current;
 
 use crate::config::{Config, QosTable};
 use crate::context::Control;
+use crate::nvmf_save::{self, Written};
 
 /// The configuration file that makes what runs now.
 #[must_use]
@@ -26,13 +27,14 @@ pub fn to_toml(control: &Control) -> String {
         let qos = entry.bdevs.iter().find_map(|name| qos_of(control, name));
         devices.push((entry.module, params, qos.unwrap_or_default()));
     }
-    text_of(&control.engine().current(), devices)
+    text_of(&control.engine().current(), devices, nvmf_save::tables(control))
 }
 
-/// The host's own tables and modules of `config`, and devices as module, parameters and limits.
+/// The host's own tables and modules of `config`, devices as module, parameters and limits, and what is exported.
 pub(crate) fn text_of(
     config: &Config,
     devices: impl IntoIterator<Item = (String, Map<String, Value>, QosTable)>,
+    exported: Vec<Written>,
 ) -> String {
     let mut text = String::from("# Written by save_config.\n");
     push_section(&mut text, "[host]", &config.host);
@@ -55,6 +57,9 @@ pub(crate) fn text_of(
             table.insert("qos".to_owned(), serde_json::to_value(qos).unwrap_or(Value::Null));
         }
         push_table(&mut text, "[[bdev]]", &table);
+    }
+    for (title, table) in exported {
+        push_table(&mut text, &title, &table);
     }
     text
 }
@@ -105,11 +110,13 @@ fn push_section(text: &mut String, title: &str, section: &impl Serialize) {
     }
 }
 
+/// Keys that name an object.
+const NAMING: &[&str] = &["module", "name", "nqn", "bdev_name", "trtype", "traddr"];
+
 /// A table without its nulls; nothing if nothing is left.
 fn push_table(text: &mut String, title: &str, table: &Map<String, Value>) {
     // What names the object comes first.
-    let (head, rest): (Vec<_>, Vec<_>) =
-        table.iter().partition(|(key, _)| matches!(key.as_str(), "module" | "name"));
+    let (head, rest): (Vec<_>, Vec<_>) = table.iter().partition(|(key, _)| NAMING.contains(&key.as_str()));
     let lines: Vec<String> = head
         .into_iter()
         .chain(rest)

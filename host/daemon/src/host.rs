@@ -1,18 +1,23 @@
-//! Composes a host from a configuration: reactors, modules, devices, control
-//! plane. Used by `run`, which serves it, and by `perf`, which puts load on it.
+//! Composes a host from a configuration: reactors, modules, devices, target,
+//! control plane; and takes it apart again. Used by `run`, which serves it, and by `perf`, which puts load on it.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tenon_bdev::{Core, CoreOptions, host_api};
+use tenon_bdev::{Core, CoreOptions, ShutdownReport, host_api};
 use tenon_control::config::{BdevEntry, Config, ConfigError, LayoutCheck, ReactorMode};
 use tenon_control::{Control, LogControl, ProcessControl};
 use tenon_modules::{Catalog, ModulesOptions, Origin, PluginDirectory, Trust, default_directories};
+use tenon_nvmf_target::{Target, TargetOptions};
 use tenon_reactor::{Cpus, Mode, Reactors, ReactorsOptions};
 
 use crate::exit::{CONFIG, Exit};
+
+/// How long a drain, a removal or the end of the target may take unless the configuration says otherwise.
+pub const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
 
 /// How long a call from the main thread into the control reactor may take.
 pub const CONTROL_CALL: Duration = Duration::from_secs(30);
@@ -98,8 +103,35 @@ pub fn compose(
         options.destruct_deadline = deadline;
     }
     let core = Core::start(options, catalog);
+    let mut options = TargetOptions::default();
+    if let Some(seconds) = config.host.drain_timeout_sec {
+        options.drain_deadline = options.drain_deadline.min(Duration::from_secs(seconds));
+    }
+    let of_service = || std::env::var_os("STATE_DIRECTORY").map(|path| Path::new(&path).join("reservations"));
+    options.reservation_folder = config.nvmf.options.reservation_directory.clone().or_else(of_service);
+    let target = Target::start(options, core.clone());
     let directory = tenon_reactor::current().directory().clone();
-    Control::new(core, directory, logs, process)
+    Control::new(core, target, directory, logs, process)
+}
+
+/// Ends what [`compose`] made: listeners stop, connections drain, subsystems go, then devices and modules.
+/// A target that does not end within `limit` is left, and holds its devices; `done` gets the report of them.
+pub fn shut_down(control: &Control, limit: Duration, done: impl FnOnce(ShutdownReport) + 'static) {
+    let next = Rc::new(Cell::new(Some((control.core().clone(), done))));
+    let late = next.clone();
+    let timer = tenon_reactor::current().set_timer(limit, move || {
+        if let Some((core, done)) = late.take() {
+            log::error!("target did not end in time, its devices are taken away limit_s={}", limit.as_secs());
+            core.shutdown(done);
+        }
+    });
+    control.target().shutdown(move || {
+        let Some((core, done)) = next.take() else { return };
+        if let Ok(timer) = timer {
+            tenon_reactor::current().cancel_timer(timer);
+        }
+        core.shutdown(done);
+    });
 }
 
 /// The keys every entry may use, as its module's schema tells them; an entry with an unknown one is an error.

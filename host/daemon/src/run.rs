@@ -30,10 +30,9 @@ use crate::{host, logs};
 /// How long the reactors may take to end after everything is drained.
 const REACTORS_END: Duration = Duration::from_secs(5);
 
-/// As long as `[host] drain_timeout_sec` by default.
-const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
-/// A stop waits this often for as long as a drain may take: for removal, drain, destruct and the end of a module.
-const DRAINS_OF_A_STOP: u32 = 4;
+/// A stop waits this often for as long as a drain may take: for the target, removal, drain, destruct and the end
+/// of a module.
+const DRAINS_OF_A_STOP: u32 = 5;
 /// And for what has no deadline of its own.
 const STOP_SLACK: Duration = Duration::from_secs(10);
 
@@ -57,6 +56,8 @@ struct Ready {
 struct App {
     control: Control,
     config_file: Option<PathBuf>,
+    /// How long connections may take to drain at the end.
+    drain: Duration,
     events: mpsc::Sender<Event>,
     /// Dropped first at the end of a graceful stop: closes the socket.
     server: RefCell<Option<Server>>,
@@ -77,7 +78,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let reactors = host::start_reactors(&config, args.cpus.as_deref())?;
     let (events, inbox) = mpsc::channel();
     watch_signals(events.clone())?;
-    let drain = config.host.drain_timeout_sec.map_or(DEFAULT_DRAIN, Duration::from_secs);
+    let drain = config.host.drain_timeout_sec.map_or(host::DEFAULT_DRAIN, Duration::from_secs);
     let stop_limit = drain * DRAINS_OF_A_STOP + STOP_SLACK;
     let start = Start {
         socket: args
@@ -86,6 +87,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
             .or_else(|| config.host.rpc_socket.clone())
             .unwrap_or_else(|| DEFAULT_SOCKET.into()),
         config_file: args.config.clone(),
+        drain,
         config,
         catalog,
         events,
@@ -208,6 +210,7 @@ pub fn level(config: &Config, default: LevelFilter) -> LevelFilter {
 
 struct Start {
     config: Config,
+    drain: Duration,
     config_file: Option<PathBuf>,
     catalog: Catalog,
     socket: PathBuf,
@@ -216,7 +219,7 @@ struct Start {
 
 /// On the control reactor: composes the host, opens its doors, then applies the configuration.
 fn start_app(start: Start) -> Result<(), Exit> {
-    let Start { config, config_file, catalog, socket, events } = start;
+    let Start { config, drain, config_file, catalog, socket, events } = start;
     info!("host starting pid={} version={}", std::process::id(), env!("CARGO_PKG_VERSION"));
     for error in catalog.rejected() {
         warn!("plugin is not offered error={error}");
@@ -238,6 +241,7 @@ fn start_app(start: Start) -> Result<(), Exit> {
     let app = Rc::new(App {
         control: control.clone(),
         config_file,
+        drain,
         events,
         server: RefCell::new(Some(server)),
         metrics: RefCell::new(metrics),
@@ -371,7 +375,7 @@ impl App {
         }
         info!("host stopping bdevs={}", self.control.core().bdev_count());
         let app = self.clone();
-        self.control.core().shutdown(move |report| {
+        host::shut_down(&self.control, self.drain, move |report| {
             if let Some(holder) = app.control.core().modules().blocked_open() {
                 warn!(
                     "a plugin never finished loading, leaving without exit handlers file={}",

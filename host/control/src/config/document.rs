@@ -175,6 +175,42 @@ impl Table {
         }
     }
 
+    /// Takes the tables under `key` (`[[key]]` inside this one) out of the table; none if the key is absent.
+    ///
+    /// # Errors
+    /// What stands there is no list of tables.
+    pub fn take_tables(&mut self, key: &str) -> Result<Vec<Table>, ConfigError> {
+        let items = match self.value.remove(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(items)) => items,
+            Some(_) => return Err(self.bad_value(key, format!("is written as {}", self.child_title(key)))),
+        };
+        let mut tables = Vec::new();
+        for (index, item) in items.into_iter().enumerate() {
+            let path = format!("{key}.{index}");
+            let Value::Object(value) = item else {
+                return Err(self.bad_value(&path, "must be a table".to_owned()));
+            };
+            let prefix = format!("{path}.");
+            let lines = self.lines.range(prefix.clone()..);
+            let own = lines.take_while(|(path, _)| path.starts_with(&prefix));
+            tables.push(Table {
+                title: titled(&self.child_title(key), &value),
+                line: self.location_of(&path).line,
+                lines: own.map(|(path, line)| (path[prefix.len()..].to_owned(), *line)).collect(),
+                file: self.file.clone(),
+                value,
+            });
+        }
+        Ok(tables)
+    }
+
+    /// `[[subsystem]] nqn` and `host` give `[[subsystem.host]]`.
+    fn child_title(&self, key: &str) -> String {
+        let own = self.title.split("]]").next().unwrap_or(&self.title);
+        format!("{own}.{key}]]")
+    }
+
     /// The table as a typed value.
     ///
     /// # Errors
@@ -248,11 +284,16 @@ fn to_table(
         key: title.clone(),
         reason,
     })?;
-    let title = match value.get("name") {
-        Some(Value::String(name)) => format!("{title} {name}"),
-        _ => title,
-    };
-    Ok(Table { title, value, file: file.to_owned(), line, lines: found })
+    Ok(Table { title: titled(&title, &value), value, file: file.to_owned(), line, lines: found })
+}
+
+/// The title of a table with what names its object.
+fn titled(title: &str, value: &Map<String, Value>) -> String {
+    let naming = ["name", "nqn", "bdev_name", "traddr", "trtype"];
+    match naming.iter().find_map(|key| value.get(*key)).and_then(Value::as_str) {
+        Some(name) => format!("{title} {name}"),
+        None => title.to_owned(),
+    }
 }
 
 fn object(

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::document::{ConfigError, Table, read, remedy};
+use super::nvmf::{KeyTable, NvmfConfig, NvmfSection, ReferralTable, SubsystemTable};
 
 /// A whole configuration file.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +26,8 @@ pub struct Config {
     pub modules: Vec<ModuleEntry>,
     /// `[[bdev]]`, in file order.
     pub bdevs: Vec<BdevEntry>,
+    /// What is exported: `[nvmf]`, `[[key]]`, `[[transport]]`, `[[subsystem]]`, `[[referral]]`.
+    pub nvmf: NvmfConfig,
 }
 
 /// `[host]`: threads, control socket and log.
@@ -184,10 +187,17 @@ impl Config {
                 ("bdev_options", true) => config.bdev = parse_section(&table)?,
                 ("module", false) => config.modules.push(module_entry(table)?),
                 ("bdev", false) => config.bdevs.push(bdev_entry(table)?),
-                _ => return Err(unknown_section(&section, &table)),
+                _ => {
+                    let unknown = unknown_section(&section, &table);
+                    if !config.nvmf.take(&section, single, table)? {
+                        return Err(unknown);
+                    }
+                }
             }
         }
         check_unique_names(&config)?;
+        config.nvmf.check_unique()?;
+        config.nvmf.number_namespaces(&NvmfConfig::default());
         Ok(config)
     }
 }
@@ -196,15 +206,29 @@ impl Config {
 #[must_use]
 pub fn host_schema() -> Map<String, Value> {
     let section = |schema: Schema| schema.to_value();
+    let list = |schema: Schema| serde_json::json!({ "type": "array", "items": schema.to_value() });
     Map::from_iter([
         ("host".to_owned(), section(schema_for!(HostSection))),
         ("plugins".to_owned(), section(schema_for!(PluginsSection))),
         ("metrics".to_owned(), section(schema_for!(MetricsSection))),
         ("bdev_options".to_owned(), section(schema_for!(BdevSection))),
+        ("nvmf".to_owned(), section(schema_for!(NvmfSection))),
+        ("key".to_owned(), list(schema_for!(KeyTable))),
+        ("subsystem".to_owned(), list(schema_for!(SubsystemTable))),
+        ("referral".to_owned(), list(schema_for!(ReferralTable))),
     ])
 }
 
-fn parse_section<T: JsonSchema + for<'de> Deserialize<'de>>(table: &Table) -> Result<T, ConfigError> {
+/// Keys a table of this type must have.
+pub(super) fn required_keys<T: JsonSchema>() -> Vec<String> {
+    let schema = schema_for!(T).to_value();
+    let required = schema["required"].as_array().into_iter().flatten();
+    required.filter_map(|key| key.as_str().map(str::to_owned)).collect()
+}
+
+pub(super) fn parse_section<T: JsonSchema + for<'de> Deserialize<'de>>(
+    table: &Table,
+) -> Result<T, ConfigError> {
     let schema = schema_for!(T).to_value();
     let known: Vec<&str> =
         schema["properties"].as_object().into_iter().flat_map(Map::keys).map(String::as_str).collect();
@@ -271,7 +295,8 @@ fn check_unique_names(config: &Config) -> Result<(), ConfigError> {
 
 fn unknown_section(section: &str, table: &Table) -> ConfigError {
     if SECTIONS.contains(&section) {
-        let right = if matches!(section, "bdev" | "module") { "[[…]]" } else { "[…]" };
+        let is_list = !matches!(section, "host" | "plugins" | "metrics" | "bdev_options" | "nvmf");
+        let right = if is_list { "[[…]]" } else { "[…]" };
         return table.bad_value(".", format!("`{section}` is written as {right}"));
     }
     ConfigError::UnknownKey {
@@ -282,7 +307,19 @@ fn unknown_section(section: &str, table: &Table) -> ConfigError {
     }
 }
 
-const SECTIONS: &[&str] = &["host", "plugins", "metrics", "bdev_options", "module", "bdev"];
+const SECTIONS: &[&str] = &[
+    "host",
+    "plugins",
+    "metrics",
+    "bdev_options",
+    "module",
+    "bdev",
+    "nvmf",
+    "key",
+    "transport",
+    "subsystem",
+    "referral",
+];
 
 #[cfg(test)]
 mod tests {

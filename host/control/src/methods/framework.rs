@@ -10,7 +10,7 @@ use tenon_bdev::SavedEntry;
 use super::{Method, NoParams, names, with};
 use crate::context::{Control, Stop};
 use crate::rpc::{Reply, RpcError};
-use crate::save;
+use crate::{nvmf_save, save};
 
 pub const METHODS: &[(&str, Method)] = &[
     ("rpc_get_methods", rpc_get_methods),
@@ -94,6 +94,7 @@ fn get_subsystems(_: &Control, params: Value, reply: Reply) {
             { "subsystem": "reactor", "depends_on": [] },
             { "subsystem": "module", "depends_on": ["reactor"] },
             { "subsystem": "bdev", "depends_on": ["module"] },
+            { "subsystem": "nvmf", "depends_on": ["bdev"] },
         ])));
     });
 }
@@ -110,9 +111,10 @@ fn get_config(control: &Control, params: Value, reply: Reply) {
             let calls: Vec<Value> = control.core().saved_config().into_iter().map(call_of).collect();
             reply.send(Ok(Value::Array(calls)));
         }
+        "nvmf" => reply.send(Ok(Value::Array(nvmf_save::calls(control)))),
         "reactor" | "module" => reply.send(Ok(json!([]))),
         other => {
-            let reason = "no such subsystem; one of reactor, module, bdev";
+            let reason = "no such subsystem; one of reactor, module, bdev, nvmf";
             reply.send(Err(RpcError::new(tenon_abi::errno::ENOENT, other, reason)));
         }
     });
@@ -167,7 +169,19 @@ fn save_config(control: &Control, params: Value, reply: Reply) {
 
 fn get_object_counts(control: &Control, params: Value, reply: Reply) {
     with("debug_get_object_counts", params, reply, |_: NoParams, reply| {
-        reply.send(Ok(json!(control.core().object_counts())));
+        let mut counts = json!(control.core().object_counts());
+        let target = control.target().counts();
+        counts["nvmf"] = json!({
+            "subsystems": target.subsystems,
+            "namespaces": target.namespaces,
+            "controllers": target.controllers,
+            "queues": target.queues,
+            "descriptors": target.descriptors,
+            "listeners": target.listeners,
+            "transports": target.transports,
+            "questions": target.questions,
+        });
+        reply.send(Ok(counts));
     });
 }
 

@@ -7,6 +7,7 @@ mod framework;
 mod logs;
 mod module;
 mod notify;
+pub(crate) mod nvmf;
 mod statistics;
 mod thread;
 
@@ -111,6 +112,7 @@ fn own_methods() -> impl Iterator<Item = (&'static str, Method)> {
     .into_iter()
     .flatten()
     .copied()
+    .chain(nvmf::methods())
 }
 
 fn unknown(control: &Control, method: &str) -> RpcError {

@@ -180,7 +180,7 @@ fn end(control: &Control, events: &Sender<Event>, failure: Option<Exit>) {
         let _ = events.send(Event::Failed(exit));
     }
     let (control, events) = (control.clone(), events.clone());
-    control.core().clone().shutdown(move |report| {
+    host::shut_down(&control.clone(), host::DEFAULT_DRAIN, move |report| {
         SERVER.take();
         drop(control);
         let _ = events.send(Event::Stopped(Box::new(report)));

@@ -1,0 +1,71 @@
+//! Which hosts may connect, and with which keys.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{TargetName, answer_ended, answer_settled};
+use crate::context::Control;
+use crate::methods::{Method, with};
+use crate::rpc::Reply;
+
+pub const METHODS: &[(&str, Method)] = &[
+    ("nvmf_subsystem_add_host", add),
+    ("nvmf_subsystem_remove_host", remove),
+    ("nvmf_subsystem_allow_any_host", allow_any),
+];
+
+/// A host as answers show it.
+pub(super) fn host_json(host: &String) -> Value {
+    json!({ "nqn": host })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Add {
+    nqn: String,
+    host: String,
+    #[serde(default)]
+    #[expect(dead_code, reason = "there is one target")]
+    tgt_name: TargetName,
+}
+
+fn add(control: &Control, params: Value, reply: Reply) {
+    with("nvmf_subsystem_add_host", params, reply, |params: Add, reply| {
+        let added = control.target().add_host(&params.nqn, &params.host);
+        answer_settled(control, reply)(added);
+    });
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Remove {
+    nqn: String,
+    host: String,
+    #[serde(default)]
+    #[expect(dead_code, reason = "there is one target")]
+    tgt_name: TargetName,
+}
+
+fn remove(control: &Control, params: Value, reply: Reply) {
+    with("nvmf_subsystem_remove_host", params, reply, |params: Remove, reply| {
+        let removed = control.target().remove_host(&params.nqn, &params.host);
+        answer_ended(control, &params.nqn, reply)(removed);
+    });
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AllowAny {
+    nqn: String,
+    allow_any_host: bool,
+    #[serde(default)]
+    #[expect(dead_code, reason = "there is one target")]
+    tgt_name: TargetName,
+}
+
+fn allow_any(control: &Control, params: Value, reply: Reply) {
+    with("nvmf_subsystem_allow_any_host", params, reply, |params: AllowAny, reply| {
+        let set = control.target().set_allow_any_host(&params.nqn, params.allow_any_host);
+        answer_ended(control, &params.nqn, reply)(set);
+    });
+}

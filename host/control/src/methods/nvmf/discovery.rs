@@ -1,0 +1,84 @@
+//! Referrals: where hosts are sent to find more.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tenon_nvmf_target::Referral;
+
+use super::listener::address_json;
+use super::{TargetName, answer, wrong};
+use crate::config::{AddressTable, DISCOVERY_NQN};
+use crate::context::Control;
+use crate::methods::{Method, with};
+use crate::rpc::Reply;
+
+pub const METHODS: &[(&str, Method)] = &[
+    ("nvmf_discovery_add_referral", add),
+    ("nvmf_discovery_remove_referral", remove),
+    ("nvmf_discovery_get_referrals", get_all),
+];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Add {
+    #[serde(default)]
+    #[expect(dead_code, reason = "there is one target")]
+    tgt_name: TargetName,
+    address: AddressTable,
+    #[serde(default)]
+    secure_channel: bool,
+    subnqn: Option<String>,
+}
+
+fn add(control: &Control, params: Value, reply: Reply) {
+    const METHOD: &str = "nvmf_discovery_add_referral";
+    with(METHOD, params, reply, |params: Add, reply| match params.address.address() {
+        Ok(address) => {
+            let subnqn = params.subnqn.unwrap_or_else(|| DISCOVERY_NQN.to_owned());
+            let referral = Referral { address, subnqn, secure_channel: params.secure_channel };
+            answer(reply)(control.target().add_referral(referral));
+        }
+        Err(error) => reply.send(Err(wrong(METHOD, error))),
+    });
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Remove {
+    #[serde(default)]
+    #[expect(dead_code, reason = "there is one target")]
+    tgt_name: TargetName,
+    address: AddressTable,
+    subnqn: Option<String>,
+}
+
+fn remove(control: &Control, params: Value, reply: Reply) {
+    const METHOD: &str = "nvmf_discovery_remove_referral";
+    with(METHOD, params, reply, |params: Remove, reply| match params.address.address() {
+        Ok(address) => {
+            let subnqn = params.subnqn.as_deref().unwrap_or(DISCOVERY_NQN);
+            answer(reply)(control.target().remove_referral(&address, subnqn));
+        }
+        Err(error) => reply.send(Err(wrong(METHOD, error))),
+    });
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GetAll {
+    #[serde(default)]
+    #[expect(dead_code, reason = "there is one target")]
+    tgt_name: TargetName,
+}
+
+fn get_all(control: &Control, params: Value, reply: Reply) {
+    with("nvmf_discovery_get_referrals", params, reply, |_: GetAll, reply| {
+        let describe = |referral: &Referral| {
+            json!({
+                "address": address_json(&referral.address),
+                "secure_channel": referral.secure_channel,
+                "subnqn": referral.subnqn,
+            })
+        };
+        reply.send(Ok(control.target().referrals().iter().map(describe).collect()));
+    });
+}
