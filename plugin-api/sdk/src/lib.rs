@@ -118,7 +118,7 @@ pub use control::ControlCell;
 pub use error::Error;
 pub use fabric::{
     Carried, ConnectOptions, FabricAddress, FabricCommand, FabricEvent, FabricGroup, FabricQueue,
-    FabricTransport, NotSubmitted, OwnPayload, PayloadOf, SharedTransport,
+    FabricTransport, IoOrOwn, NotSubmitted, OwnPayload, PayloadOf, SharedTransport,
 };
 pub use fan_out::{ChildDone, Fan, FanRequest};
 pub use forward::{ChildRequest, Forwarded, TooManyPieces};

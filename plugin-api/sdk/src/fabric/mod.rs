@@ -18,7 +18,8 @@ use tenon_abi::{JsonSink, Str, reaches};
 use crate::{Error, Host, bridge};
 
 pub use queue::{
-    Carried, ConnectOptions, FabricCommand, FabricEvent, FabricQueue, NotSubmitted, OwnPayload, PayloadOf,
+    Carried, ConnectOptions, FabricCommand, FabricEvent, FabricQueue, IoOrOwn, NotSubmitted, OwnPayload,
+    PayloadOf,
 };
 
 /// Address of a controller, or of this end of a connection.

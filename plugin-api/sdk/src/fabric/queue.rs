@@ -25,7 +25,7 @@ use crate::{Error, errno};
 
 /// What a command is submitted for: it keeps the payload valid, and comes back with the command's end.
 ///
-/// Implemented for [`Io`] and for [`OwnPayload`] only: the transport reads and writes the payload by pointer.
+/// Implemented for [`OwnPayload`] and [`IoOrOwn`] only: the transport reads and writes the payload by pointer.
 pub trait Carried: sealed::Sealed + Sized + 'static {
     #[doc(hidden)]
     fn payload(&self) -> &[IoVec];
@@ -33,13 +33,6 @@ pub trait Carried: sealed::Sealed + Sized + 'static {
 
 mod sealed {
     pub trait Sealed {}
-}
-
-impl<C: Channel> sealed::Sealed for Io<C> {}
-impl<C: Channel> Carried for Io<C> {
-    fn payload(&self) -> &[IoVec] {
-        self.iovs()
-    }
 }
 
 /// A command of the module's own: its memory, and whatever the module wants to find again.
@@ -73,6 +66,25 @@ impl<K> sealed::Sealed for OwnPayload<K> {}
 impl<K: 'static> Carried for OwnPayload<K> {
     fn payload(&self) -> &[IoVec] {
         &self.list
+    }
+}
+
+/// What an I/O queue carries: I/Os, and a few commands of the module's own.
+pub enum IoOrOwn<C: Channel, K> {
+    /// An I/O of a channel.
+    Io(Io<C>),
+    /// A command of the module's own.
+    Own(OwnPayload<K>),
+}
+
+impl<C: Channel, K> sealed::Sealed for IoOrOwn<C, K> {}
+impl<C: Channel, K: 'static> Carried for IoOrOwn<C, K> {
+    #[inline]
+    fn payload(&self) -> &[IoVec] {
+        match self {
+            IoOrOwn::Io(io) => io.iovs(),
+            IoOrOwn::Own(own) => &own.list,
+        }
     }
 }
 
@@ -361,7 +373,7 @@ impl<T: Carried> FabricQueue<T> {
     }
 }
 
-impl<C: Channel> FabricQueue<Io<C>> {
+impl<C: Channel, K: 'static> FabricQueue<IoOrOwn<C, K>> {
     /// The identifier of the command that carries the I/O an abort is about.
     #[must_use]
     pub fn identifier_of(&self, victim: Victim) -> Option<u16> {
@@ -369,7 +381,7 @@ impl<C: Channel> FabricQueue<Io<C>> {
         (0..slots.count as u16).find_map(|slot| {
             // SAFETY: this is the queue's reactor, and nothing is called meanwhile.
             let tail = unsafe { &*slots.at(slot).1 };
-            let io = tail.item.as_ref()?;
+            let Some(IoOrOwn::Io(io)) = &tail.item else { return None };
             victim.is_io(io).then(|| slots.cid(slot, tail.generation))
         })
     }
