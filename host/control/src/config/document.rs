@@ -47,7 +47,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// A key nobody knows.
-    #[error("{at}: unknown key `{key}` in {table}; {remedy}")]
+    #[error("{at}: unknown key `{}` in {}; {remedy}", one_line(.key), one_line(.table))]
     UnknownKey {
         /// Where.
         at: Location,
