@@ -1,16 +1,80 @@
-//! NVMe over TCP: both roles' protocol, without sockets.
+//! NVMe over TCP: both roles' protocol, and the transport plugin around it.
+//!
+//! # Architecture
+//!
+//! ```text
+//!   listener (control reactor)         poll_group (each data reactor)
+//!       │ Accepted                        │ turns, deadlines
+//!       └──── target core chooses ───► host_connection ──► connection::TargetConnection (sans-IO)
+//!                                         │      │
+//!                                      socket   requests ◄──► target core
+//! ```
 //!
 //! [`pdu`] has the wire structures, [`codec`] the framing, [`peer_error`] what a
 //! peer can do wrong, [`connection`] the state machines of target and
-//! initiator. They see bytes, times and events only; whoever owns a socket
-//! drives them. Sections cited are those of the NVM Express TCP Transport
-//! Specification, revision 1.0.
+//! initiator. They see bytes, times and events only. `target` is the contract's
+//! table of the target role, `listener`, `poll_group`, `host_connection`, `phase`
+//! and `inbox` what is behind it; `socket` and `config` serve both roles. Sections
+//! cited are those of the NVM Express TCP Transport Specification, revision 1.0.
+// UNSAFETY: answers a query with a raw pointer to a static table.
+
 pub mod codec;
+pub mod config;
 pub mod connection;
 pub mod fuzz;
+mod host_connection;
+mod inbox;
+mod initiator;
+mod initiator_group;
+mod listener;
 pub mod pdu;
 pub mod peer_error;
+mod phase;
+mod poll_group;
 pub mod socket;
+mod target;
+
+use std::ffi::c_void;
+
+use tenon_sdk::abi::Str;
+use tenon_sdk::abi::transport::{QUERY_TRANSPORT, TransportFlags, TransportV1};
+use tenon_sdk::{Error, Host, Module, NoConfig, NoParams, export_plugin};
 
 pub use fuzz::{fuzz_codec, fuzz_connection};
 pub use nvme_spec;
+
+/// The module.
+pub struct TcpTransport;
+
+impl Module for TcpTransport {
+    type Config = NoConfig;
+    type Params = NoParams;
+
+    fn init(_: Host, _: NoConfig) -> Result<Self, Error> {
+        Ok(Self)
+    }
+
+    fn query(id: &str, version: u32) -> *const c_void {
+        if (id, version) == (QUERY_TRANSPORT, 1) { (&raw const TRANSPORT).cast() } else { std::ptr::null() }
+    }
+}
+
+static TRANSPORT: TransportV1 = TransportV1 {
+    size: size_of::<TransportV1>() as u32,
+    flags: TransportFlags(
+        TransportFlags::IN_CAPSULE_DATA.0 | TransportFlags::ANY_MEMORY.0 | TransportFlags::LENT_MEMORY.0,
+    ),
+    name: Str::new("TCP"),
+    trtype: target::TRTYPE_TCP as u32,
+    reserved: 0,
+    target: &raw const target::TARGET_OPS,
+    initiator: &raw const initiator::OPS,
+};
+
+export_plugin! {
+    module: TcpTransport,
+    name: "transport_tcp",
+    version: env!("CARGO_PKG_VERSION"),
+    provides: ["transport"],
+    rpc: [],
+}
