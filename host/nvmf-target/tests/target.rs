@@ -137,7 +137,12 @@ fn io_commands_do_what_they_say() {
     let mut dsm = rw(IoOpcode::DATASET_MANAGEMENT, 1, 0, 1, 32);
     dsm.cdw10.set(1);
     dsm.cdw11.set(4);
-    assert_eq!(world.status(queue, dsm, ranges), StatusCode::SUCCESS);
+    assert_eq!(world.status(queue, dsm, ranges.clone()), StatusCode::SUCCESS);
+    // Some hosts always send the whole list of 256 ranges.
+    let mut whole = rw(IoOpcode::DATASET_MANAGEMENT, 1, 0, 1, 4096);
+    (whole.cdw10, whole.cdw11) = (dsm.cdw10, dsm.cdw11);
+    let list = [ranges, vec![0; 4096 - 32]].concat();
+    assert_eq!(world.status(queue, whole, list), StatusCode::SUCCESS);
     assert_eq!(world.command(queue, read(1, 11, 1), vec![]).data, vec![0; 512]);
     assert_eq!(world.status(queue, rw(IoOpcode::FLUSH, 1, 0, 1, 0), vec![]), StatusCode::SUCCESS);
     assert_eq!(world.status(queue, rw(IoOpcode::VERIFY, 1, 0, 8, 0), vec![]), StatusCode::SUCCESS);

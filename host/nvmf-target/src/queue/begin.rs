@@ -26,7 +26,7 @@ use zerocopy::FromBytes;
 
 use super::command::{Command, Stage, Work};
 use super::interface::COPY_RANGE_SIZE;
-use super::view::{MAX_COPY_RANGES, NamespaceSide};
+use super::view::{MAX_COPY_RANGES, MAX_RANGES, NamespaceSide};
 use super::{OpenQueue, Phase, PhaseEvent, QueuePair};
 use crate::status::refused;
 
@@ -361,7 +361,11 @@ impl QueuePair {
         if deallocates && namespace.is_write_protected.get() {
             return Err(StatusCode::NAMESPACE_WRITE_PROTECTED);
         }
-        let length = dsm.range_count() * size_of::<DsmRange>();
+        let needed = dsm.range_count() * size_of::<DsmRange>();
+        // Hosts may send the whole list, of which only the first ranges count.
+        let sent = transfer_length(sqe).unwrap_or(0) as usize;
+        let is_list = (needed..=MAX_RANGES * size_of::<DsmRange>()).contains(&sent);
+        let length = if is_list { sent } else { needed };
         Ok(IoPlan {
             work: if deallocates && namespace.supports(Op::UNMAP) { Work::Deallocate } else { Work::Hint },
             slba: 0,
@@ -518,14 +522,21 @@ fn check_sgl(sqe: &Sqe, payload: Payload) -> Result<(), StatusCode> {
     if sqe.flags.psdt() != Psdt::Sgl {
         return Err(StatusCode::INVALID_FIELD);
     }
-    let length = match sqe.dptr.sgl_identifier().sgl_type() {
-        SglType::KEYED_DATA_BLOCK => sqe.dptr.keyed_sgl().length(),
-        SglType::DATA_BLOCK | SglType::TRANSPORT_DATA_BLOCK => sqe.dptr.sgl().length.get(),
-        // A list of descriptors, where the transport takes one, is the transport's to check.
-        SglType::LAST_SEGMENT => return Ok(()),
-        _ => return Err(StatusCode::SGL_DESCRIPTOR_TYPE_INVALID),
-    };
+    // A list of descriptors, where the transport takes one, is the transport's to check.
+    if sqe.dptr.sgl_identifier().sgl_type() == SglType::LAST_SEGMENT {
+        return Ok(());
+    }
+    let length = transfer_length(sqe).ok_or(StatusCode::SGL_DESCRIPTOR_TYPE_INVALID)?;
     if length == payload.length { Ok(()) } else { Err(StatusCode::DATA_SGL_LENGTH_INVALID) }
+}
+
+/// Bytes that the command's data descriptor describes; `None` if it is not one that does.
+fn transfer_length(sqe: &Sqe) -> Option<u32> {
+    match sqe.dptr.sgl_identifier().sgl_type() {
+        SglType::KEYED_DATA_BLOCK => Some(sqe.dptr.keyed_sgl().length()),
+        SglType::DATA_BLOCK | SglType::TRANSPORT_DATA_BLOCK => Some(sqe.dptr.sgl().length.get()),
+        _ => None,
+    }
 }
 
 /// Whether the namespace has these blocks.
