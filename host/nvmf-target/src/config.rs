@@ -23,6 +23,8 @@ pub struct TargetOptions {
     pub max_transfer_bytes: u32,
     /// How long a connection may stay without a Connect command.
     pub connect_timeout: Duration,
+    /// How long a queue may take to authenticate.
+    pub authentication_timeout: Duration,
     /// How long a closing connection may take to drain.
     pub drain_deadline: Duration,
     /// How long a subsystem may stay paused before it resumes by itself.
@@ -47,6 +49,7 @@ impl Default for TargetOptions {
             max_queue_entries: 1024,
             max_transfer_bytes: 1 << 20,
             connect_timeout: Duration::from_secs(10),
+            authentication_timeout: Duration::from_secs(30),
             drain_deadline: Duration::from_secs(5),
             pause_deadline: Duration::from_secs(10),
             transport_deadline: Duration::from_secs(10),
@@ -140,6 +143,27 @@ pub struct NamespaceSpec {
     /// File where its reservations are kept if hosts want them to persist.
     #[serde(default)]
     pub ptpl_file: Option<PathBuf>,
+}
+
+/// The keys of a host at a subsystem, by their names in the keyring.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostKeys {
+    /// Pre-shared key for secure channels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub psk: Option<String>,
+    /// Key by which the host proves who it is; present: it has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhchap_key: Option<String>,
+    /// Key by which the subsystem proves to the host who it is, if the host asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhchap_ctrlr_key: Option<String>,
+}
+
+impl HostKeys {
+    pub(crate) fn uses(&self, name: &str) -> bool {
+        [&self.psk, &self.dhchap_key, &self.dhchap_ctrlr_key].into_iter().flatten().any(|own| own == name)
+    }
 }
 
 /// Where to listen, or where a referral points to.

@@ -108,6 +108,15 @@ pub enum TargetError {
         #[source]
         source: OpError,
     },
+    /// No key of that name.
+    #[error("key {0} does not exist")]
+    NoKey(String),
+    /// The name of a key is taken.
+    #[error("key {0} exists already")]
+    KeyExists(String),
+    /// A host uses the key.
+    #[error("key {0} is in use by a host")]
+    KeyInUse(String),
     /// The target is shutting down.
     #[error("the target is shutting down")]
     ShuttingDown,
@@ -121,13 +130,15 @@ impl TargetError {
             | Self::NoNamespace { .. }
             | Self::NoHost { .. }
             | Self::NoListener { .. }
-            | Self::NoTransport(_) => errno::ENOENT,
+            | Self::NoTransport(_)
+            | Self::NoKey(_) => errno::ENOENT,
             Self::SubsystemExists(_)
             | Self::NamespaceExists { .. }
             | Self::HostExists { .. }
             | Self::ListenerExists { .. }
-            | Self::TransportExists(_) => errno::EEXIST,
-            Self::SubsystemGoing(_) | Self::TransportBusy(_) => errno::EBUSY,
+            | Self::TransportExists(_)
+            | Self::KeyExists(_) => errno::EEXIST,
+            Self::SubsystemGoing(_) | Self::TransportBusy(_) | Self::KeyInUse(_) => errno::EBUSY,
             Self::Invalid { .. } => errno::EINVAL,
             Self::TooMany { .. } => errno::ENOSPC,
             Self::TimedOut { .. } => errno::ETIMEDOUT,

@@ -26,13 +26,12 @@
 //! `target` owns all and joins the reactors; `subsystem`, `namespace`, `host_access`, `listener`, `discovery`
 //! and `transports` are its objects and their public operations, `config` and `error` their words.
 //! `controller` serves fabrics and admin commands, `queue` is the data path, `transport` what it knows of a
-//! transport, `reservation` who may use a namespace, `status` the one mapping of device statuses, `report` what
+//! transport, `auth` how hosts prove who they are, `keyring` by which keys, `reservation` who may use a namespace, `status` the one mapping of device statuses, `report` what
 //! reactors know, `post` messages that must arrive.
 //!
 //! # Not implemented
 //!
 //! These answer as a controller without them: Invalid Opcode or Invalid Field, and no bit that promises them.
-//! * Authentication Send and Receive, and pre-shared keys of secure channels (`psk_lookup` finds none).
 //! * Features 10h (no thermal management to host-control) and 18h (no endurance groups).
 //! * Identify 04h, 14h to 16h: no NVM sets, no virtualisation, no namespace management.
 //! * Copy, Verify and Write Uncorrectable on devices that do not declare them; fused Compare and Write where
@@ -40,11 +39,13 @@
 //! * Protection information, and separate metadata: hosts see such a device without its metadata.
 //! * Limits of throughput per host. A device's own limits apply to its namespaces.
 
+mod auth;
 mod config;
 mod controller;
 mod discovery;
 mod error;
 mod host_access;
+mod keyring;
 mod listener;
 mod namespace;
 mod post;
@@ -58,14 +59,17 @@ mod transport;
 mod transport_table;
 mod transports;
 
+pub use auth::{AuthenticationOptions, AuthenticationSnapshot};
 pub use config::{
-    Address, DiscoveryFilter, MAX_NAMESPACES, NamespaceSpec, Referral, SubsystemSpec, TargetOptions,
-    ana_state_name, ana_state_of,
+    Address, DiscoveryFilter, HostKeys, MAX_NAMESPACES, NamespaceSpec, Referral, SubsystemSpec,
+    TargetOptions, ana_state_name, ana_state_of,
 };
 pub use controller::ControllerSnapshot;
 pub use error::TargetError;
+pub use keyring::KeySnapshot;
 pub use listener::ListenerSnapshot;
 pub use namespace::NamespaceSnapshot;
+pub use nvme_spec::auth::{DhGroupId, HashId};
 pub use nvme_spec::log::AnaState;
 pub use queue::interface::IoCounts;
 pub use queue::side::ReactorCounts;

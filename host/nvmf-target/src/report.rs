@@ -12,9 +12,10 @@ use std::sync::Arc;
 use serde_json::Value;
 use tenon_abi::{JsonSink, Str};
 
+use crate::auth::AuthenticationSnapshot;
 use crate::config::Address;
 use crate::error::TargetError;
-use crate::queue::interface::IoCounts;
+use crate::queue::interface::{IoCounts, QueueKey};
 use crate::queue::side::ReactorSide;
 use crate::queue::{Phase, QueuePair};
 use crate::target::Target;
@@ -39,6 +40,8 @@ pub struct QueueSnapshot {
     pub is_live: bool,
     /// Whether the channel is secured.
     pub is_secure: bool,
+    /// How it has authenticated; absent: it never had to.
+    pub authentication: Option<AuthenticationSnapshot>,
     /// Commands in flight.
     pub outstanding: u32,
     /// Commands that came.
@@ -133,6 +136,7 @@ impl Target {
         hostnqn: String,
         facts: QueueFacts,
     ) -> QueueSnapshot {
+        let authentication = self.authentication_snapshot(QueueKey { reactor, number: facts.number });
         let reactor = self.inner.directory.get(reactor).map(|reactor| reactor.name().to_owned());
         let listeners = self.inner.listeners.borrow();
         QueueSnapshot {
@@ -144,6 +148,7 @@ impl Target {
             listen_address: listeners.get(&facts.listener).map(|listener| listener.address.clone()),
             is_live: facts.is_live,
             is_secure: facts.is_secure,
+            authentication,
             outstanding: facts.outstanding,
             commands: facts.commands,
         }

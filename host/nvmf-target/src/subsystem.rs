@@ -6,7 +6,7 @@
 //! their own.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use nvme_spec::text::AsciiField;
 use tenon_abi::transport::CloseReason;
 use tenon_reactor::TimerId;
 
-use crate::config::{MAX_NAMESPACES, SubsystemSpec};
+use crate::config::{HostKeys, MAX_NAMESPACES, SubsystemSpec};
 use crate::controller::Controller;
 use crate::error::TargetError;
 use crate::listener::ListenerUse;
@@ -75,7 +75,8 @@ pub(crate) struct Subsystem {
     pub is_discovery: bool,
     pub state: Cell<SubsystemState>,
     pub allows_any_host: Cell<bool>,
-    pub hosts: RefCell<BTreeSet<String>>,
+    /// Hosts that may connect, with their keys.
+    pub hosts: RefCell<BTreeMap<String, HostKeys>>,
     pub namespaces: RefCell<BTreeMap<u32, Namespace>>,
     pub listeners: RefCell<BTreeMap<u64, ListenerUse>>,
     pub controllers: RefCell<BTreeMap<u16, Rc<Controller>>>,
@@ -100,6 +101,8 @@ pub struct SubsystemSnapshot {
     pub allow_any_host: bool,
     /// Hosts that may.
     pub hosts: Vec<String>,
+    /// Their keys, in the same order.
+    pub host_keys: Vec<HostKeys>,
     /// Its namespaces.
     pub namespaces: Vec<crate::namespace::NamespaceSnapshot>,
     /// Its listeners.
@@ -130,7 +133,7 @@ impl Subsystem {
 
     /// Whether a host may connect.
     pub(crate) fn allows(&self, hostnqn: &str) -> bool {
-        self.allows_any_host.get() || self.hosts.borrow().contains(hostnqn)
+        self.allows_any_host.get() || self.hosts.borrow().contains_key(hostnqn)
     }
 
     /// What a host sees that came by `listener`.
@@ -263,6 +266,7 @@ impl Target {
             move |side| side.subsystem_removed(id),
             move |_| {
                 target.inner.subsystems.borrow_mut().remove(&id);
+                target.publish_psks(&subsystem, true);
                 log::info!("subsystem deleted nqn={}", subsystem.nqn);
                 target.discovery_changed();
                 done(Ok(()));
@@ -406,7 +410,8 @@ impl Target {
                 is_discovery: subsystem.is_discovery,
                 state: subsystem.state.get(),
                 allow_any_host: subsystem.allows_any_host.get(),
-                hosts: subsystem.hosts.borrow().iter().cloned().collect(),
+                hosts: subsystem.hosts.borrow().keys().cloned().collect(),
+                host_keys: subsystem.hosts.borrow().values().cloned().collect(),
                 namespaces: subsystem.namespaces.borrow().values().map(Namespace::snapshot).collect(),
                 listeners: self.listeners_of(subsystem),
                 controllers: subsystem.controllers.borrow().values().map(|c| c.snapshot()).collect(),

@@ -16,8 +16,11 @@ use std::sync::Arc;
 use tenon_bdev::{Core, Descriptor};
 use tenon_reactor::Directory;
 
+use crate::auth::psk::PskDirectory;
+use crate::auth::{AuthenticationOptions, QueueAuthentication};
 use crate::config::{DiscoveryFilter, Referral, TargetOptions};
 use crate::error::TargetError;
+use crate::keyring::Keyring;
 use crate::listener::TargetListener;
 use crate::post::post;
 use crate::queue::QueuePair;
@@ -52,6 +55,11 @@ pub(crate) struct Inner {
     questions: RefCell<HashMap<u64, Question>>,
     numbers: Cell<u64>,
     pub is_shutting_down: Cell<bool>,
+    pub keyring: RefCell<Keyring>,
+    pub authentication: RefCell<AuthenticationOptions>,
+    /// Of queues that have to authenticate, or tried.
+    pub authentications: RefCell<HashMap<QueueKey, Rc<QueueAuthentication>>>,
+    pub psks: Arc<PskDirectory>,
     /// Modules that use transports in the initiator role.
     pub transport_users: RefCell<TransportUsers>,
 }
@@ -99,6 +107,8 @@ pub struct TargetCounts {
     pub transports: usize,
     /// Questions to reactors under way.
     pub questions: usize,
+    /// Queues that have to authenticate, or tried.
+    pub authentications: usize,
 }
 
 thread_local! {
@@ -131,6 +141,10 @@ impl Target {
                 questions: RefCell::default(),
                 numbers: Cell::new(0),
                 is_shutting_down: Cell::new(false),
+                keyring: RefCell::default(),
+                authentication: RefCell::default(),
+                authentications: RefCell::default(),
+                psks: Arc::default(),
                 transport_users: RefCell::default(),
                 directory,
                 options,
@@ -169,6 +183,7 @@ impl Target {
             listeners: self.inner.listeners.borrow().len(),
             transports: self.inner.transports.borrow().len(),
             questions: self.inner.questions.borrow().len(),
+            authentications: self.inner.authentications.borrow().len(),
         }
     }
 

@@ -6,11 +6,14 @@
 // UNSAFETY: keeps the transport's table and context as raw pointers.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use tenon_abi::transport::target::TargetOpsV1;
 use tenon_abi::transport::{TransportFlags, TransportV1};
 use tenon_reactor::{Directory, ReactorId, ReactorRef};
+
+use crate::auth::psk::PskDirectory;
 
 /// One instance of a transport.
 pub(crate) struct TransportShared {
@@ -18,6 +21,7 @@ pub(crate) struct TransportShared {
     pub name: String,
     pub trtype: u8,
     flags: TransportFlags,
+    pub psks: Arc<PskDirectory>,
     ops: *const TargetOpsV1,
     context: AtomicPtr<c_void>,
     directory: Directory,
@@ -42,6 +46,7 @@ impl TransportShared {
         table: *const TransportV1,
         directory: Directory,
         max_connections: usize,
+        psks: Arc<PskDirectory>,
     ) -> Option<Self> {
         // SAFETY: as the caller promises; texts in a static table are static.
         let (name, trtype, flags, ops) = unsafe {
@@ -60,6 +65,7 @@ impl TransportShared {
             name,
             trtype,
             flags,
+            psks,
             ops,
             context,
             directory,

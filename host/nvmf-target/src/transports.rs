@@ -84,6 +84,7 @@ impl Target {
                 table,
                 self.inner.directory.clone(),
                 self.inner.options.max_connections,
+                self.inner.psks.clone(),
             )
         };
         let Some(shared) = shared.map(Arc::new) else {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use nvme_spec::fabrics::{
-    CNTLID_DYNAMIC, CONNECT_RECFMT, Connect, ConnectAttributes, ConnectData, InvalidParameter,
+    AuthenticationRequirements, CNTLID_DYNAMIC, CONNECT_RECFMT, Connect, ConnectAttributes, ConnectData,
+    ConnectResult, InvalidParameter,
 };
 use nvme_spec::property::{ControllerConfiguration, ControllerStatus};
 use nvme_spec::status::StatusCode;
@@ -156,13 +157,24 @@ impl Target {
             0 => Arc::new(Access::default()),
             _ => controller.subsystem.access(&controller.association.hostnqn, controller.listener),
         };
+        let needs_authentication =
+            self.needs_authentication(&controller.subsystem, &controller.association.hostnqn);
+        if needs_authentication {
+            self.expect_authentication(key);
+        }
         let opening = Opening {
             association: controller.association.clone(),
             qid,
             entries: connect.queue_entries(),
             has_flow_control: !connect.cattr.contains(ConnectAttributes::DISABLE_SQ_FLOW_CONTROL),
             access,
+            needs_authentication,
         };
-        Answer { result: u64::from(cntlid), opening: Some(opening), ..Answer::ok() }
+        let authreq = match needs_authentication {
+            true => AuthenticationRequirements::ATR,
+            false => AuthenticationRequirements::EMPTY,
+        };
+        let result = ConnectResult { cntlid: cntlid.into(), authreq }.to_dw0().get();
+        Answer { result: u64::from(result), opening: Some(opening), ..Answer::ok() }
     }
 }

@@ -135,6 +135,10 @@ impl Target {
             return Some(Answer::refuse(StatusCode::COMMAND_SEQUENCE_ERROR));
         };
         match fctype {
+            Some(FabricsType::AUTHENTICATION_SEND) => self.authentication_send(&controller, &capsule),
+            Some(FabricsType::AUTHENTICATION_RECEIVE) => {
+                Some(self.authentication_receive(&controller, &capsule))
+            }
             Some(fctype) => Some(self.serve_fabrics(&controller, qid, fctype, &capsule.sqe)),
             None if qid != 0 => self.reservation_command(&controller, &capsule),
             None => self.serve_admin(&controller, capsule),
@@ -235,6 +239,7 @@ impl Target {
 
     /// A connection is gone.
     pub(crate) fn queue_gone(&self, key: QueueKey) {
+        self.forget_authentication(key);
         let controller = self.controller_of(key);
         let record = self.inner.queues.borrow_mut().remove(&key);
         let (Some(controller), Some(record)) = (controller, record) else { return };

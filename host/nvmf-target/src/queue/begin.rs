@@ -6,6 +6,7 @@
 // UNSAFETY: reads and fills requests through the transport's pointers.
 
 use nvme_spec::admin::{GetFeatures, GetLogPage, SetFeatures};
+use nvme_spec::auth::Authentication;
 use nvme_spec::command::{Fuse, Sqe};
 use nvme_spec::completion::StatusField;
 use nvme_spec::fabrics::ConnectData;
@@ -28,6 +29,7 @@ use super::command::{Command, Stage, Work};
 use super::interface::COPY_RANGE_SIZE;
 use super::view::{MAX_COPY_RANGES, MAX_RANGES, NamespaceSide};
 use super::{OpenQueue, Phase, PhaseEvent, QueuePair};
+use crate::auth::MAX_MESSAGE_BYTES;
 use crate::status::refused;
 
 /// Payload of a command.
@@ -91,6 +93,12 @@ impl QueuePair {
                 }
                 (Phase::Live, Some(open)) => self.begin_control(Some(open), request, sqe),
                 (Phase::New, None) => self.begin_control(None, request, sqe),
+                (Phase::Authenticating, Some(open)) if is_authentication(sqe) => {
+                    self.begin_control(Some(open), request, sqe)
+                }
+                (Phase::Authenticating, _) => {
+                    self.respond(request, refused(StatusCode::AUTHENTICATION_REQUIRED))
+                }
                 (Phase::New | Phase::Connecting | Phase::Live, _) => {
                     self.respond(request, refused(StatusCode::COMMAND_SEQUENCE_ERROR))
                 }
@@ -139,6 +147,16 @@ impl QueuePair {
         if let Some(fctype) = sqe.fabrics_type() {
             return Ok(match fctype {
                 FabricsType::CONNECT => Payload::to_controller(size_of::<ConnectData>() as u32),
+                FabricsType::AUTHENTICATION_SEND | FabricsType::AUTHENTICATION_RECEIVE => {
+                    let length = sqe.view::<Authentication>().length.get();
+                    if length == 0 || length > MAX_MESSAGE_BYTES {
+                        return Err(StatusCode::INVALID_FIELD);
+                    }
+                    match fctype {
+                        FabricsType::AUTHENTICATION_SEND => Payload::to_controller(length),
+                        _ => Payload::to_host(length),
+                    }
+                }
                 _ => Payload::NONE,
             });
         }
@@ -502,6 +520,11 @@ impl QueuePair {
             Disposition::RECEIVE
         }
     }
+}
+
+fn is_authentication(sqe: &Sqe) -> bool {
+    let fctype = sqe.fabrics_type();
+    matches!(fctype, Some(FabricsType::AUTHENTICATION_SEND | FabricsType::AUTHENTICATION_RECEIVE))
 }
 
 fn is_reservation(opcode: IoOpcode) -> bool {

@@ -66,6 +66,8 @@ pub(crate) struct Answer {
     pub opening: Option<Opening>,
     /// The connection ends once the answer is sent.
     pub closes: bool,
+    /// The host has proven who it is: the queue takes every command.
+    pub is_proven: bool,
 }
 
 /// What a queue becomes by a successful Connect.
@@ -75,6 +77,8 @@ pub(crate) struct Opening {
     pub entries: u32,
     pub has_flow_control: bool,
     pub access: Arc<Access>,
+    /// Nothing but authentication is taken until the host has proven who it is.
+    pub needs_authentication: bool,
 }
 
 /// A host's use of a controller, shared by its queues.

@@ -47,15 +47,16 @@ use crate::transport::TransportShared;
 /// Where a queue is in its life.
 ///
 /// ```text
-/// New ──ConnectCame──► Connecting ──Accepted──► Live
-///  ▲                      │ Refused               │
-///  └──────────────────────┘       CloseAsked      ▼ CloseAsked
-///  any ──────────────────────────────────────► Closing ──TransportDone──► Closed
+/// New ──ConnectCame──► Connecting ──Accepted──────────────────────────► Live
+///  ▲                    │    └──AcceptedUnproven──► Authenticating ──Proven──┘ │
+///  └──────Refused───────┘                                                      ▼ CloseAsked
+///  any ───────────────────────────────CloseAsked────────────────────────► Closing ──TransportDone──► Closed
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     New,
     Connecting,
+    Authenticating,
     Live,
     Closing,
     Closed,
@@ -65,6 +66,8 @@ pub(crate) enum Phase {
 pub(crate) enum PhaseEvent {
     ConnectCame,
     Accepted,
+    AcceptedUnproven,
+    Proven,
     Refused,
     CloseAsked,
     TransportDone,
@@ -73,19 +76,26 @@ pub(crate) enum PhaseEvent {
 impl Phase {
     /// What follows; `None` if the event means nothing in this phase.
     pub(crate) fn next(self, event: PhaseEvent) -> Option<Self> {
-        use Phase::{Closed, Closing, Connecting, Live, New};
-        use PhaseEvent::{Accepted, CloseAsked, ConnectCame, Refused, TransportDone};
+        use Phase::{Authenticating, Closed, Closing, Connecting, Live, New};
+        use PhaseEvent::{
+            Accepted, AcceptedUnproven, CloseAsked, ConnectCame, Proven, Refused, TransportDone,
+        };
         match (self, event) {
             (New, ConnectCame) => Some(Connecting),
-            (Connecting, Accepted) => Some(Live),
+            (Connecting, Accepted) | (Authenticating, Proven) => Some(Live),
+            (Connecting, AcceptedUnproven) => Some(Authenticating),
             (Connecting, Refused) => Some(New),
-            (New | Connecting | Live, CloseAsked) => Some(Closing),
-            (New | Connecting | Live | Closing, TransportDone) => Some(Closed),
-            (Closing, CloseAsked | Accepted | Refused | ConnectCame)
-            | (Closed, CloseAsked | Accepted | Refused | ConnectCame | TransportDone)
-            | (New, Accepted | Refused)
-            | (Connecting | Live, ConnectCame)
-            | (Live, Accepted | Refused) => None,
+            (New | Connecting | Authenticating | Live, CloseAsked) => Some(Closing),
+            (New | Connecting | Authenticating | Live | Closing, TransportDone) => Some(Closed),
+            (Closing, CloseAsked | Accepted | AcceptedUnproven | Proven | Refused | ConnectCame)
+            | (
+                Closed,
+                CloseAsked | Accepted | AcceptedUnproven | Proven | Refused | ConnectCame | TransportDone,
+            )
+            | (New, Accepted | AcceptedUnproven | Proven | Refused)
+            | (Connecting, ConnectCame | Proven)
+            | (Authenticating, ConnectCame | Accepted | AcceptedUnproven | Refused)
+            | (Live, ConnectCame | Accepted | AcceptedUnproven | Proven | Refused) => None,
         }
     }
 }
@@ -190,7 +200,11 @@ impl QueuePair {
     /// Becomes what Connect asked for.
     fn open(&self, opening: Opening) -> Result<(), StatusField> {
         let subsystem = self.side.subsystem(opening.association.subsystem);
-        let Some(subsystem) = subsystem.filter(|_| self.advance(PhaseEvent::Accepted)) else {
+        let event = match opening.needs_authentication {
+            true => PhaseEvent::AcceptedUnproven,
+            false => PhaseEvent::Accepted,
+        };
+        let Some(subsystem) = subsystem.filter(|_| self.advance(event)) else {
             return Err(StatusField::new(StatusCode::CONNECT_CONTROLLER_BUSY));
         };
         self.forget_connect_timer();
@@ -436,6 +450,10 @@ impl QueuePair {
         if is_connect && !status.is_success() {
             self.advance(PhaseEvent::Refused);
         }
+        if answer.is_proven {
+            // A queue that authenticates once more is live already.
+            self.advance(PhaseEvent::Proven);
+        }
         // SAFETY: the command is in our list and came back to us; its buffer has `length` bytes.
         unsafe {
             let request = (*command).request;
@@ -590,7 +608,7 @@ mod tests {
 
     #[test]
     fn a_closed_queue_stays_closed() {
-        for event in [ConnectCame, Accepted, Refused, CloseAsked, TransportDone] {
+        for event in [ConnectCame, Accepted, AcceptedUnproven, Proven, Refused, CloseAsked, TransportDone] {
             assert_eq!(Closed.next(event), None);
         }
     }
@@ -601,6 +619,9 @@ mod tests {
         assert_eq!(Connecting.next(Refused), Some(New));
         assert_eq!(Connecting.next(ConnectCame), None);
         assert_eq!(Live.next(CloseAsked), Some(Closing));
+        assert_eq!(Connecting.next(AcceptedUnproven), Some(Authenticating));
+        assert_eq!(Authenticating.next(Proven), Some(Live));
+        assert_eq!(Live.next(Proven), None);
         assert_eq!(Closing.next(Accepted), None);
     }
 }

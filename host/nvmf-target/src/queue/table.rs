@@ -188,7 +188,22 @@ unsafe extern "C" fn device_event(host: *mut HostTransport, event: *const Device
     log::info!("transport device changed transport={} device={name} state={state} {reason}", transport.name);
 }
 
-/// No keys are kept here yet, so no identity has one.
-unsafe extern "C" fn psk_lookup(_: *mut HostTransport, _: u64, _: Str, _: *mut u8, _: usize) -> i32 {
-    errno::ENOENT
+unsafe extern "C" fn psk_lookup(
+    host: *mut HostTransport,
+    _: u64,
+    identity: Str,
+    key: *mut u8,
+    key_len: usize,
+) -> i32 {
+    // SAFETY: the handle is the transport's own; the text is readable during the call.
+    let (transport, identity) = unsafe { (instance(host), identity.as_str()) };
+    let Some(found) = identity.and_then(|identity| transport.psks.lookup(identity)) else {
+        return errno::ENOENT;
+    };
+    if found.len() > key_len || key.is_null() {
+        return errno::EINVAL;
+    }
+    // SAFETY: the caller's memory has room for `key_len` bytes, and is not the directory's.
+    unsafe { std::ptr::copy_nonoverlapping(found.as_ptr(), key, found.len()) };
+    found.len() as i32
 }

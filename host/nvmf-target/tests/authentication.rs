@@ -1,0 +1,237 @@
+//! Hosts that have to prove who they are, as the target treats them: what a
+//! queue takes before, which key counts, what a wrong one leads to.
+//!
+//! The cryptography has tests of its own; here the host's answer is computed
+//! with the same primitives, from the messages it gets.
+
+mod rig;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use nvme_spec::auth::{AuthId, AuthType, Challenge, MessageHead, ProtocolDescriptor, Success1};
+use nvme_spec::command::Sqe;
+use nvme_spec::opcode::FabricsType;
+use nvme_spec::status::StatusCode;
+use rig::transport::Connection;
+use rig::{HOST, NQN, World, property_set, read, rw};
+use sha2::Sha256;
+use tenon_nvmf_target::{AuthenticationOptions, DhGroupId, HashId, HostKeys, SubsystemSpec};
+use zerocopy::{FromZeros, IntoBytes};
+
+fn key_file(name: &str, secret: &[u8; 32]) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("tenon-auth-{name}-{}", std::process::id()));
+    let mut bytes = secret.to_vec();
+    bytes.extend_from_slice(&crc32fast::hash(secret).to_le_bytes());
+    let _ = std::fs::remove_file(&path);
+    std::fs::write(&path, format!("DHHC-1:00:{}:\n", STANDARD.encode(bytes))).expect("written");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("mode");
+    path
+}
+
+/// A target whose only host has a key, without an exchange of values: that one takes no worker's time.
+fn guarded(seed: u64) -> World {
+    let world = World::new(seed);
+    world.subsystem(SubsystemSpec::new(NQN));
+    world.listen(NQN, "a");
+    world.device(serde_json::json!({ "name": "m0", "blocks": 64 }));
+    world.namespace(NQN, "m0");
+    for (name, secret) in [("host", [1; 32]), ("sub", [2; 32]), ("new", [3; 32])] {
+        let path = key_file(&format!("{name}{seed}"), &secret);
+        world.wait(|world, reply| world.target.add_key_file(name, &path, reply)).expect("a key");
+    }
+    world
+        .on(|world| {
+            world.target.set_authentication(AuthenticationOptions {
+                hashes: vec![HashId::SHA_256],
+                groups: vec![DhGroupId::NULL],
+            })?;
+            let keys = HostKeys {
+                dhchap_key: Some("host".into()),
+                dhchap_ctrlr_key: Some("sub".into()),
+                ..HostKeys::default()
+            };
+            world.target.add_host_with_keys(NQN, HOST, keys)
+        })
+        .expect("added");
+    world
+}
+
+fn command(fctype: FabricsType, len: usize) -> Sqe {
+    let mut sqe = rw(nvme_spec::opcode::IoOpcode(0x7f), 0, 0, 1, len);
+    sqe.nsid.set(u32::from(fctype.0));
+    sqe.as_mut_bytes()[40..64].fill(0);
+    sqe.as_mut_bytes()[41..44].copy_from_slice(&[1, 1, 0xe9]);
+    sqe.as_mut_bytes()[44..48].copy_from_slice(&(len as u32).to_le_bytes());
+    sqe
+}
+
+fn send(world: &World, queue: &'static Connection, message: Vec<u8>) -> StatusCode {
+    world.status(queue, command(FabricsType::AUTHENTICATION_SEND, message.len()), message)
+}
+
+fn receive(world: &World, queue: &'static Connection) -> Result<Vec<u8>, StatusCode> {
+    let answer = world.command(queue, command(FabricsType::AUTHENTICATION_RECEIVE, 4096), vec![]);
+    match answer.cqe.status.is_success() {
+        true => Ok(answer.data),
+        false => Err(answer.cqe.status.code()),
+    }
+}
+
+fn negotiate() -> Vec<u8> {
+    let mut message = nvme_spec::auth::Negotiate::new_zeroed();
+    message.head = MessageHead::new(AuthType::COMMON, AuthId::NEGOTIATE, 5);
+    message.napd = 1;
+    let descriptor = ProtocolDescriptor::new(&[HashId::SHA_256], &[DhGroupId::NULL]).expect("short");
+    [message.as_bytes(), descriptor.as_bytes()].concat()
+}
+
+fn digest(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("any length");
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().to_vec()
+}
+
+/// Goes through a transaction as a host with `key`; tells what the target's last message was.
+fn authenticate(world: &World, queue: &'static Connection, key: [u8; 32], both_ways: bool) -> AuthId {
+    assert_eq!(send(world, queue, negotiate()), StatusCode::SUCCESS);
+    let message = receive(world, queue).expect("a challenge");
+    let (head, value, _) = Challenge::parse(&message).expect("a challenge");
+    let (sequence, t_id) = (head.seqnum.get().to_le_bytes(), 5u16.to_le_bytes());
+    let (host, sub) = (HOST.as_bytes(), NQN.as_bytes());
+    let response = digest(&key, &[value, &sequence, &t_id, &[0], b"HostHost", host, &[0], sub]);
+    let mut reply = nvme_spec::auth::Reply::new_zeroed();
+    reply.head = MessageHead::new(AuthType::DH_HMAC_CHAP, AuthId::REPLY, 5);
+    reply.hl = 32;
+    reply.cvalid = u8::from(both_ways);
+    reply.seqnum.set(1);
+    let message = [reply.as_bytes(), &response, &[0x44; 32]].concat();
+    assert_eq!(send(world, queue, message), StatusCode::SUCCESS);
+    let message = receive(world, queue).expect("an answer");
+    let id = AuthId(message[1]);
+    if id == AuthId::SUCCESS1 && both_ways {
+        let (_, found) = Success1::parse(&message).expect("success");
+        let number = 1u32.to_le_bytes();
+        let parts: [&[u8]; 8] = [&[0x44; 32], &number, &t_id, &[0], b"Controller", sub, &[0], host];
+        assert_eq!(found, digest(&[2; 32], &parts), "the subsystem proves itself");
+        let last = MessageHead::new(AuthType::DH_HMAC_CHAP, AuthId::SUCCESS2, 5);
+        assert_eq!(send(world, queue, [last.as_bytes(), &[0; 10]].concat()), StatusCode::SUCCESS);
+    }
+    id
+}
+
+/// Connects, and checks that the host is told to authenticate.
+fn connect(world: &World, qid: u16, cntlid: u16) -> (&'static Connection, u16) {
+    let queue = world.open("a");
+    let answer = world.connect_queue(queue, qid, cntlid, 0).cqe;
+    assert!(answer.status.is_success());
+    assert_eq!(answer.dw0.get() >> 16, 2, "authentication is required");
+    (queue, answer.dw0.get() as u16)
+}
+
+#[test]
+fn a_queue_takes_nothing_until_its_host_has_proven_itself() {
+    let world = guarded(1);
+    let (admin, cntlid) = connect(&world, 0, 0xffff);
+    let required = StatusCode::AUTHENTICATION_REQUIRED;
+    assert_eq!(world.status(admin, property_set(0x0046_0001), vec![]), required);
+    assert_eq!(receive(&world, admin), Err(StatusCode::COMMAND_SEQUENCE_ERROR));
+    assert_eq!(authenticate(&world, admin, [1; 32], true), AuthId::SUCCESS1);
+    assert_eq!(world.status(admin, property_set(0x0046_0001), vec![]), StatusCode::SUCCESS);
+    let (queue, _) = connect(&world, 1, cntlid);
+    assert_eq!(world.status(queue, read(1, 0, 1), vec![]), required);
+    assert_eq!(authenticate(&world, queue, [1; 32], false), AuthId::SUCCESS1);
+    assert_eq!(world.status(queue, read(1, 0, 1), vec![]), StatusCode::SUCCESS);
+    // Once more, while it is in use; and again, after the time that a first one may take.
+    world.advance(Duration::from_secs(40));
+    assert_eq!(authenticate(&world, queue, [1; 32], true), AuthId::SUCCESS1);
+    world.advance(Duration::from_secs(40));
+    assert_eq!(world.status(queue, read(1, 0, 1), vec![]), StatusCode::SUCCESS);
+    let queues = world.wait(|world, reply| world.target.queues(NQN, reply)).expect("queues");
+    let proven = Some((HashId::SHA_256, DhGroupId::NULL));
+    assert!(queues.iter().all(|queue| queue.authentication.is_some_and(|own| own.proven == proven)));
+    world.finish();
+}
+
+#[test]
+fn a_wrong_key_ends_the_connection_with_the_reason() {
+    let world = guarded(2);
+    let (admin, _) = connect(&world, 0, 0xffff);
+    assert_eq!(authenticate(&world, admin, [9; 32], true), AuthId::FAILURE1);
+    world.settle();
+    assert!(admin.is_freed.get());
+    world.finish();
+}
+
+#[test]
+fn a_failed_repetition_ends_a_live_queue() {
+    let world = guarded(3);
+    let (admin, _) = connect(&world, 0, 0xffff);
+    assert_eq!(authenticate(&world, admin, [1; 32], false), AuthId::SUCCESS1);
+    assert_eq!(world.status(admin, property_set(0x0046_0001), vec![]), StatusCode::SUCCESS);
+    assert_eq!(authenticate(&world, admin, [9; 32], false), AuthId::FAILURE1);
+    world.settle();
+    assert!(admin.is_freed.get());
+    world.finish();
+}
+
+#[test]
+fn a_host_that_takes_too_long_is_closed() {
+    let world = guarded(4);
+    let (silent, _) = connect(&world, 0, 0xffff);
+    let (slow, _) = connect(&world, 0, 0xffff);
+    assert_eq!(send(&world, slow, negotiate()), StatusCode::SUCCESS);
+    world.advance(Duration::from_secs(29));
+    assert!(silent.is_open() && slow.is_open());
+    world.advance(Duration::from_secs(2));
+    assert!(silent.is_freed.get() && slow.is_freed.get());
+    world.finish();
+}
+
+#[test]
+fn a_new_key_counts_from_the_next_transaction_on() {
+    let world = guarded(5);
+    let (admin, _) = connect(&world, 0, 0xffff);
+    assert_eq!(authenticate(&world, admin, [1; 32], false), AuthId::SUCCESS1);
+    let rotate = |host: Option<&str>, sub: Option<&str>| {
+        world.on(|world| {
+            world.target.set_host_keys(NQN, HOST, host.map(str::to_owned), sub.map(str::to_owned))
+        })
+    };
+    rotate(Some("new"), Some("sub")).expect("rotated");
+    assert_eq!(world.status(admin, property_set(0x0046_0001), vec![]), StatusCode::SUCCESS);
+    assert_eq!(authenticate(&world, admin, [3; 32], true), AuthId::SUCCESS1);
+    assert_eq!(authenticate(&world, admin, [1; 32], false), AuthId::FAILURE1);
+    let error = world.on(|world| world.target.remove_key("new")).expect_err("in use").to_string();
+    assert!(error.contains("in use"), "{error}");
+    world.on(|world| world.target.remove_key("host")).expect("unused");
+    assert!(rotate(Some("host"), None).is_err(), "it is gone");
+    assert!(rotate(None, Some("sub")).is_err(), "a subsystem's key alone means nothing");
+    rotate(None, None).expect("no keys");
+    let open = world.open("a");
+    let answer = world.connect_queue(open, 0, 0xffff, 0).cqe;
+    assert_eq!((answer.status.is_success(), answer.dw0.get() >> 16), (true, 0));
+    assert_eq!(send(&world, open, negotiate()), StatusCode::SUCCESS);
+    assert_eq!(receive(&world, open).expect("a failure")[1], AuthId::FAILURE1.0, "without a key");
+    world.finish();
+}
+
+#[test]
+fn wrong_fields_of_the_commands_are_refused() {
+    let world = guarded(6);
+    let (admin, _) = connect(&world, 0, 0xffff);
+    for (at, value) in [(41, 0), (42, 0), (43, 0xe8), (46, 0xff)] {
+        let mut sqe = command(FabricsType::AUTHENTICATION_RECEIVE, 4096);
+        sqe.as_mut_bytes()[at] = value;
+        assert_eq!(world.status(admin, sqe, vec![]), StatusCode::INVALID_FIELD, "byte {at}");
+    }
+    assert_eq!(send(&world, admin, negotiate()), StatusCode::SUCCESS);
+    let small = command(FabricsType::AUTHENTICATION_RECEIVE, 16);
+    assert_eq!(world.status(admin, small, vec![]), StatusCode::INVALID_FIELD, "no room for the message");
+    assert!(receive(&world, admin).is_ok(), "which is still there");
+    world.finish();
+}
