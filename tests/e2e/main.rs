@@ -6,6 +6,7 @@ mod command_line;
 mod configuration;
 mod creation;
 mod devices;
+mod export;
 mod loads;
 mod plugins;
 mod process;

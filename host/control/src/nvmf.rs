@@ -8,6 +8,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::rc::Rc;
 
 use log::{error, info, warn};
@@ -17,8 +18,8 @@ use tenon_nvmf_target::{SubsystemState, Target, TargetError};
 
 use crate::apply::{Progress, WaitingEntry};
 use crate::config::{
-    HostTable, Location, NamespaceEntry, NvmfChange, NvmfConfig, NvmfSection, Phase, Placed, SubsystemEntry,
-    nvmf_difference,
+    HostTable, Location, NamespaceEntry, NamespaceTable, NvmfChange, NvmfConfig, NvmfSection, Phase, Placed,
+    SubsystemEntry, nvmf_difference,
 };
 
 /// The export part of the configuration engine; cloning is cheap. Control reactor only.
@@ -137,6 +138,18 @@ impl Nvmf {
             .collect()
     }
 
+    /// The same of one subsystem, with the numbers they will have.
+    #[must_use]
+    pub fn waiting_in(&self, nqn: &str) -> Vec<NamespaceTable> {
+        let namespaces = self.0.namespaces.borrow();
+        let waiting = namespaces
+            .iter()
+            .filter(|((owner, _), one)| owner == nqn && one.state == NamespaceState::Waiting);
+        waiting
+            .map(|((_, nsid), one)| NamespaceTable { nsid: Some(*nsid), ..one.entry.table.clone() })
+            .collect()
+    }
+
     /// Makes the steps of one phase on the way to `wanted`, then calls `done`.
     pub(crate) fn change(
         &self,
@@ -166,7 +179,7 @@ impl Nvmf {
         let target = &self.0.target;
         match change {
             NvmfChange::SetOptions(options) => done(self.set_options(&options)),
-            NvmfChange::RemoveKey(name) => done(self.remove_key(&name)),
+            NvmfChange::RemoveKey(name) => self.remove_key(name, done),
             NvmfChange::AddKey(key) => self.add_key(key, done),
             NvmfChange::RemoveTransport(trtype) => {
                 self.delete_transport(&trtype.clone(), or_gone(format!("transport {trtype}"), done));
@@ -234,7 +247,8 @@ impl Nvmf {
         target.set_max_subsystems(limit);
         target.set_retry_delays(options.crdt.unwrap_or(default.retry_delays_100ms));
         target.set_discovery_filter(options.discovery_filter.unwrap_or_default().0);
-        Ok(())
+        let authentication = wanted(options.authentication()).and_then(|one| target.set_authentication(one));
+        authentication.map_err(|error| format!("[nvmf]: {error}"))
     }
 
     fn add_subsystem(&self, entry: SubsystemEntry, done: Done) {
@@ -404,20 +418,34 @@ impl Nvmf {
 
     fn add_host(&self, nqn: &str, host: &Placed<HostTable>, done: Done) {
         let ended = failed(&host.at, format!("subsystem {nqn}: host {}", host.table.nqn), done);
-        ended(self.0.target.add_host(nqn, &host.table.nqn));
+        ended(self.0.target.add_host_with_keys(nqn, &host.table.nqn, host.table.keys()));
     }
 
     fn set_keys(&self, nqn: &str, host: &Placed<HostTable>, done: Done) {
         let ended = failed(&host.at, format!("subsystem {nqn}: host {}", host.table.nqn), done);
-        ended(Err(invalid("host", "keys cannot be changed")));
+        let keys = host.table.keys();
+        let has_psk = |one: &tenon_nvmf_target::SubsystemSnapshot| {
+            let mut hosts = one.hosts.iter().zip(&one.host_keys);
+            hosts.any(|(name, own)| *name == host.table.nqn && own.psk == keys.psk)
+        };
+        let target = &self.0.target;
+        let subsystems = target.subsystems();
+        // The key of secure channels belongs to connections: with another one the host comes anew.
+        ended(match subsystems.iter().find(|one| one.spec.nqn == nqn).is_some_and(has_psk) {
+            true => target.set_host_keys(nqn, &host.table.nqn, keys.dhchap_key, keys.dhchap_ctrlr_key),
+            false => target
+                .remove_host(nqn, &host.table.nqn)
+                .and_then(|()| target.add_host_with_keys(nqn, &host.table.nqn, keys)),
+        });
     }
 
-    fn remove_key(&self, name: &str) -> Result<(), String> {
-        Err(format!("key {name}: not supported"))
+    fn remove_key(&self, name: String, done: Done) {
+        or_gone(format!("key {name}"), done)(self.0.target.remove_key(&name));
     }
 
     fn add_key(&self, key: Placed<crate::config::KeyTable>, done: Done) {
-        done(Err(format!("{}: key {}: not supported", key.at, key.table.name)));
+        let ended = failed(&key.at, format!("key {}", key.table.name), done);
+        self.0.target.add_key_file(&key.table.name, Path::new(&key.table.path), ended);
     }
 }
 

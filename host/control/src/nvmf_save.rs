@@ -3,13 +3,13 @@
 
 use serde_json::{Map, Value, json};
 use tenon_nvmf_target::{
-    AnaState, ListenerSnapshot, NamespaceSnapshot, SubsystemSnapshot, SubsystemState, TargetOptions,
-    ana_state_name,
+    AnaState, AuthenticationOptions, HostKeys, KeySnapshot, ListenerSnapshot, NamespaceSnapshot,
+    SubsystemSnapshot, SubsystemState, TargetOptions, ana_state_name,
 };
 
 use crate::config::{
-    AddressTable, AnaGroupTable, DISCOVERY_NQN, DiscoveryFilterName, HostTable, ListenerTable,
-    NamespaceTable, NvmfConfig, NvmfSection, ReferralTable, SubsystemTable,
+    AddressTable, AnaGroupTable, DISCOVERY_NQN, DiscoveryFilterName, HostTable, KeyTable, ListenerTable,
+    NamespaceTable, NvmfConfig, NvmfSection, ReferralTable, SubsystemTable, digest_name, group_name,
 };
 use crate::context::Control;
 
@@ -19,11 +19,15 @@ pub(crate) type Written = (String, Map<String, Value>);
 /// The tables that make the target again, in an order people read well.
 pub(crate) fn tables(control: &Control) -> Vec<Written> {
     let mut tables = vec![written("[nvmf]", &options(control))];
+    tables.extend(keys(control).iter().map(|key| written("[[key]]", key)));
     for trtype in control.target().transports() {
         tables.push(transport_table(&trtype, control.nvmf().transport_options(&trtype)));
     }
     for subsystem in wanted_subsystems(control) {
-        push_subsystem(&table_of(&subsystem), &mut tables);
+        let mut table = table_of(&subsystem);
+        table.namespace.extend(control.nvmf().waiting_in(&table.nqn));
+        table.namespace.sort_by_key(|namespace| namespace.nsid);
+        push_subsystem(&table, &mut tables);
     }
     let referrals = control.target().referrals();
     tables.extend(referrals.iter().map(|referral| {
@@ -89,12 +93,22 @@ fn options(control: &Control) -> NvmfSection {
     let (target, default) = (control.target(), TargetOptions::default());
     let (limit, delays) = (target.max_subsystems(), target.retry_delays());
     let filter = DiscoveryFilterName(target.discovery_filter());
+    let (authentication, usual) = (target.authentication(), AuthenticationOptions::default());
+    let digests = || authentication.hashes.iter().map(|hash| digest_name(*hash).to_owned()).collect();
+    let groups = || authentication.groups.iter().map(|group| group_name(*group).to_owned()).collect();
     NvmfSection {
+        dhchap_digests: (authentication.hashes != usual.hashes).then(digests),
+        dhchap_dhgroups: (authentication.groups != usual.groups).then(groups),
         max_subsystems: (limit != default.max_subsystems).then(|| u32::try_from(limit).unwrap_or(u32::MAX)),
         discovery_filter: (filter != DiscoveryFilterName::default()).then_some(filter),
         crdt: (delays != default.retry_delays_100ms).then_some(delays),
         reservation_directory: control.engine().current().nvmf.options.reservation_directory,
     }
+}
+
+fn keys(control: &Control) -> Vec<KeyTable> {
+    let table = |key: KeySnapshot| KeyTable { name: key.name, path: key.path.display().to_string() };
+    control.target().keys().into_iter().map(table).collect()
 }
 
 /// Subsystems to write: those that stay, and the discovery subsystem if it has listeners of its own.
@@ -120,7 +134,7 @@ fn table_of(subsystem: &SubsystemSnapshot) -> SubsystemTable {
         max_write_zeroes_size_kib: spec.max_write_zeroes_size_kib,
         namespace: subsystem.namespaces.iter().map(namespace_table).collect(),
         listener: subsystem.listeners.iter().map(listener_table).collect(),
-        host: subsystem.hosts.iter().map(|host| host_table(host)).collect(),
+        host: subsystem.hosts.iter().zip(&subsystem.host_keys).map(host_table).collect(),
     }
 }
 
@@ -164,8 +178,9 @@ fn listener_table(listener: &ListenerSnapshot) -> ListenerTable {
     }
 }
 
-fn host_table(host: &str) -> HostTable {
-    HostTable { nqn: host.to_owned(), psk: None, dhchap_key: None, dhchap_ctrlr_key: None }
+fn host_table((host, keys): (&String, &HostKeys)) -> HostTable {
+    let HostKeys { psk, dhchap_key, dhchap_ctrlr_key } = keys.clone();
+    HostTable { nqn: host.clone(), psk, dhchap_key, dhchap_ctrlr_key }
 }
 
 /// The calls that make the target again, in the order they must be made.
@@ -173,12 +188,21 @@ pub(crate) fn calls(control: &Control) -> Vec<Value> {
     let call = |method: &str, params: Value| json!({ "method": method, "params": params });
     let target = control.target();
     let [crdt1, crdt2, crdt3] = target.retry_delays();
-    let filter = DiscoveryFilterName(target.discovery_filter()).text();
+    let mut set_config = json!({ "discovery_filter": DiscoveryFilterName(target.discovery_filter()).text() });
+    let options = options(control);
+    for (key, names) in
+        [("dhchap_digests", options.dhchap_digests), ("dhchap_dhgroups", options.dhchap_dhgroups)]
+    {
+        if let Some(names) = names {
+            set_config[key] = json!(names);
+        }
+    }
     let mut calls = vec![
         call("nvmf_set_max_subsystems", json!({ "max_subsystems": target.max_subsystems() })),
         call("nvmf_set_crdt", json!({ "crdt1": crdt1, "crdt2": crdt2, "crdt3": crdt3 })),
-        call("nvmf_set_config", json!({ "discovery_filter": filter })),
+        call("nvmf_set_config", set_config),
     ];
+    calls.extend(keys(control).iter().map(|key| call("keyring_file_add_key", json!(key))));
     for trtype in target.transports() {
         let (_, params) = transport_table(&trtype, control.nvmf().transport_options(&trtype));
         calls.push(call("nvmf_create_transport", Value::Object(params)));

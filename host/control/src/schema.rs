@@ -19,6 +19,7 @@ pub fn of_file(modules: &[ModuleSchema]) -> Value {
     let mut properties = host_schema();
     properties.insert("module".to_owned(), array_of(one_of(modules, "module", "name")));
     properties.insert("bdev".to_owned(), array_of(one_of(modules, "bdev", "module")));
+    properties.insert("transport".to_owned(), array_of(one_of(modules, "transport", "trtype")));
     let definitions: Map<String, Value> = modules.iter().flat_map(definitions).collect();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -33,7 +34,17 @@ pub fn of_file(modules: &[ModuleSchema]) -> Value {
 /// The keys a module knows in its `[[bdev]]` tables, if it says.
 #[must_use]
 pub fn bdev_keys(schema: &Value) -> Option<Vec<String>> {
-    let properties = part(schema, "bdev")?.get("properties")?.as_object()?;
+    keys(schema, "bdev")
+}
+
+/// The keys a transport knows in its `[[transport]]` table, if it says.
+#[must_use]
+pub fn transport_keys(schema: &Value) -> Option<Vec<String>> {
+    keys(schema, "transport")
+}
+
+fn keys(schema: &Value, kind: &str) -> Option<Vec<String>> {
+    let properties = part(schema, kind)?.get("properties")?.as_object()?;
     Some(properties.keys().cloned().collect())
 }
 
@@ -87,7 +98,12 @@ fn one_of(modules: &[ModuleSchema], kind: &str, tag: &str) -> Value {
             rename_references(&mut table, &module.name);
             let own =
                 table.as_object_mut()?.entry("properties").or_insert_with(|| json!({})).as_object_mut()?;
-            own.insert(tag.to_owned(), json!({ "const": module.name }));
+            let name = match kind {
+                // The word operators use for it, in any case of its letters.
+                "transport" => module.name.strip_prefix("transport_")?.to_uppercase(),
+                _ => module.name.clone(),
+            };
+            own.insert(tag.to_owned(), json!({ "const": name }));
             own.extend(host_keys(kind));
             Some(table)
         })
@@ -102,7 +118,8 @@ fn host_keys(part: &str) -> Map<String, Value> {
             let qos = schemars::schema_for!(crate::config::QosTable).to_value();
             Map::from_iter([("qos".to_owned(), qos)])
         }
-        _ => Map::from_iter([("required".to_owned(), json!({ "type": "boolean" }))]),
+        "module" => Map::from_iter([("required".to_owned(), json!({ "type": "boolean" }))]),
+        _ => Map::new(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use serde_json::Value;
-use tenon_control::config::{BdevEntry, Config, ConfigError, nearest};
+use tenon_control::config::{BdevEntry, Config, ConfigError, TransportEntry, nearest};
 use tenon_control::schema::{ModuleSchema, of_file};
 use tenon_modules::{Catalog, LayoutCheck, ModuleRef, Trust, open_unstarted};
 
@@ -34,6 +34,10 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
     for entry in &config.bdevs {
         problems.extend(plugins.check_bdev(entry));
     }
+    for entry in &config.nvmf.transports {
+        problems.extend(plugins.check_transport(entry));
+    }
+    problems.extend(check_references(&config));
     if problems.is_empty() {
         println!("{}: {}", args.file.display(), summary(&config));
         return Ok(());
@@ -42,7 +46,55 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
 }
 
 fn summary(config: &Config) -> String {
-    format!("valid: {} bdevs, {} modules", config.bdevs.len(), config.modules.len())
+    let (bdevs, modules) = (config.bdevs.len(), config.modules.len());
+    match config.nvmf.subsystems.len() {
+        0 => format!("valid: {bdevs} bdevs, {modules} modules"),
+        count => format!("valid: {bdevs} bdevs, {modules} modules, {count} subsystems"),
+    }
+}
+
+/// Names inside a file that lead to nothing. A device of a namespace may come later, by RPC or hotplug.
+fn check_references(config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    let transports: Vec<&str> = config.nvmf.transports.iter().map(|one| one.trtype.as_str()).collect();
+    let keys: Vec<&str> = config.nvmf.keys.iter().map(|key| key.table.name.as_str()).collect();
+    for subsystem in &config.nvmf.subsystems {
+        for listener in &subsystem.listeners {
+            let trtype = listener.table.trtype.to_ascii_uppercase();
+            if !transports.contains(&trtype.as_str()) {
+                let at = &listener.at;
+                problems.push(format!(
+                    "{at}: [[subsystem.listener]] `trtype`: there is no [[transport]] {trtype}"
+                ));
+            }
+        }
+        for host in &subsystem.hosts {
+            let table = &host.table;
+            let used = [
+                ("psk", &table.psk),
+                ("dhchap_key", &table.dhchap_key),
+                ("dhchap_ctrlr_key", &table.dhchap_ctrlr_key),
+            ];
+            for (key, name) in used {
+                let Some(name) = name.as_deref().filter(|name| !keys.contains(name)) else { continue };
+                let remedy = nearest(name, keys.iter().copied())
+                    .map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+                problems.push(format!(
+                    "{}: [[subsystem.host]] `{key}`: there is no [[key]] {name}{remedy}",
+                    host.at
+                ));
+            }
+        }
+        let spec = subsystem.table.spec();
+        let beyond = subsystem.namespaces.iter().filter(|one| one.nsid > spec.max_namespaces);
+        problems.extend(beyond.map(|one| {
+            format!(
+                "{}: [[subsystem.namespace]] `nsid`: {} is more than max_namespaces, {}",
+                one.at, one.nsid, spec.max_namespaces
+            )
+        }));
+    }
+    problems
 }
 
 /// `tenon config schema`.
@@ -106,6 +158,31 @@ impl Plugins {
                 format!("no plugin provides module `{name}`; found: {}", known.join(", "))
             }
         }
+    }
+
+    fn check_transport(&mut self, entry: &TransportEntry) -> Option<String> {
+        let name = format!("transport_{}", entry.trtype.to_ascii_lowercase());
+        let plugin = match self.get(&name) {
+            Ok(plugin) => plugin,
+            Err(_) => {
+                let known: Vec<String> = self.transports();
+                let near = nearest(&entry.trtype, known.iter().map(String::as_str));
+                let remedy = match near {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("found: {}", known.join(", ")),
+                };
+                let at = entry.options.location_of("trtype");
+                return Some(format!("{at}: no plugin provides transport `{}`; {remedy}", entry.trtype));
+            }
+        };
+        let keys = plugin.schema.as_ref().and_then(tenon_control::schema::transport_keys)?;
+        entry.options.check_keys(keys.iter().map(String::as_str)).err().map(|error| error.to_string())
+    }
+
+    /// Transports there are plugins for.
+    fn transports(&self) -> Vec<String> {
+        let names = self.catalog.plugins().iter();
+        names.filter_map(|plugin| plugin.name.strip_prefix("transport_").map(str::to_uppercase)).collect()
     }
 
     fn check_bdev(&mut self, entry: &BdevEntry) -> Option<String> {

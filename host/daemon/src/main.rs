@@ -7,6 +7,7 @@ mod check;
 mod cli;
 mod client;
 mod exit;
+mod exports;
 mod host;
 mod logs;
 mod perf;

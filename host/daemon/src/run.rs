@@ -25,7 +25,7 @@ use tenon_reactor::{ReactorRef, current};
 
 use crate::cli::{DEFAULT_SOCKET, RunArgs};
 use crate::exit::{CONFIG, Exit, FAILURE, UNAVAILABLE, at_once, skip_exit_handlers};
-use crate::{host, logs};
+use crate::{exports, host, logs};
 
 /// How long the reactors may take to end after everything is drained.
 const REACTORS_END: Duration = Duration::from_secs(5);
@@ -49,6 +49,8 @@ struct Ready {
     socket: PathBuf,
     metrics: Option<String>,
     bdevs: Vec<String>,
+    /// Command lines by which hosts reach what is exported.
+    exports: Vec<String>,
     failures: usize,
 }
 
@@ -174,6 +176,9 @@ fn announce(ready: &Ready, begin: Instant) {
             "  devices         none yet; create one: tenon rpc bdev_malloc_create '{{\"name\": \"m0\", \"num_blocks\": 131072, \"block_size\": 512}}'"
         ),
         names => println!("  devices         {}", names.join(" ")),
+    }
+    for (index, line) in ready.exports.iter().enumerate() {
+        println!("  {:<15} {line}", if index == 0 { "on a host" } else { "" });
     }
     if ready.failures > 0 {
         println!("  {} configuration entries failed; see the log", ready.failures);
@@ -317,6 +322,7 @@ impl App {
             socket: socket.unwrap_or_default(),
             metrics: address.map(|address| address.to_string()),
             bdevs: self.control.core().bdev_names(),
+            exports: exports::lines(&self.control.target().subsystems()),
             failures,
         }
     }

@@ -35,6 +35,14 @@ struct Sample {
     iostat: Value,
     modules: Value,
     waiting: Value,
+    subsystems: Vec<Subsystem>,
+}
+
+/// A subsystem with who uses it and where it is reached.
+struct Subsystem {
+    itself: Value,
+    controllers: Value,
+    listeners: Value,
 }
 
 impl Sample {
@@ -47,6 +55,7 @@ impl Sample {
             iostat: call("bdev_get_iostat")?,
             modules: call("module_get_list")?,
             waiting: call("config_get_waiting")?,
+            subsystems: subsystems(client)?,
         })
     }
 
@@ -55,6 +64,9 @@ impl Sample {
         self.render_reactors(before, &mut text);
         self.render_modules(&mut text);
         self.render_bdevs(before, &mut text);
+        for subsystem in &self.subsystems {
+            self.render_subsystem(subsystem, before, &mut text);
+        }
         for entry in self.waiting.as_array().into_iter().flatten() {
             text += &format!(
                 "waiting: {} ({}) for {}, {}\n",
@@ -96,6 +108,57 @@ impl Sample {
         }
     }
 
+    fn render_subsystem(&self, subsystem: &Subsystem, before: Option<&Sample>, text: &mut String) {
+        let itself = &subsystem.itself;
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let queues: f64 = list(&subsystem.controllers).iter().map(|one| number(&one["num_io_qpairs"])).sum();
+        *text += &format!(
+            "\nSUBSYSTEM {}  {}  {} controllers  {queues} I/O queues{}\n",
+            word(&itself["nqn"]),
+            word(&itself["state"]),
+            list(&subsystem.controllers).len(),
+            if itself["allow_any_host"] == true { "  any host" } else { "" },
+        );
+        for namespace in list(&itself["namespaces"]) {
+            let rate = self.rate_of(before, word(&namespace["bdev_name"]));
+            *text += &format!(
+                "  namespace {:<5} {:<20} {rate}\n",
+                namespace["nsid"],
+                word(&namespace["bdev_name"])
+            );
+        }
+        for listener in list(&subsystem.listeners) {
+            let state = listener["ana_state"].as_str().unwrap_or("");
+            let tls = if listener["secure_channel"] == true { "tls" } else { "" };
+            *text += format!("  listener  {:<26} {state} {tls}", place(&listener["address"])).trim_end();
+            text.push('\n');
+        }
+        for host in list(&subsystem.controllers) {
+            *text += &format!(
+                "  host      {}  from {}  controller {}  {} I/O queues\n",
+                word(&host["hostnqn"]),
+                word(&host["peer"]),
+                host["cntlid"],
+                host["num_io_qpairs"],
+            );
+        }
+    }
+
+    /// Commands and bytes per second of a device since the last sample, or nothing without one.
+    fn rate_of(&self, before: Option<&Sample>, bdev: &str) -> String {
+        let Some(before) = before else { return String::new() };
+        let hz = number(&self.iostat["tick_rate"]).max(1.0);
+        let seconds = (number(&self.iostat["ticks"]) - number(&before.iostat["ticks"])) / hz;
+        let (now, old) = (find(&self.iostat, bdev), find(&before.iostat, bdev));
+        let rate = |key: &str| (number(&now[key]) - number(&old[key])) / seconds.max(1e-9);
+        format!(
+            "{:>10.0} reads/s {:>10.0} writes/s {:>10.1} MiB/s",
+            rate("num_read_ops"),
+            rate("num_write_ops"),
+            (rate("bytes_read") + rate("bytes_written")) / 1_048_576.0,
+        )
+    }
+
     fn render_bdevs(&self, before: Option<&Sample>, text: &mut String) {
         let hz = number(&self.iostat["tick_rate"]);
         let since = before.map_or(0.0, |sample| number(&sample.iostat["ticks"]));
@@ -122,6 +185,32 @@ impl Sample {
                 rate("bytes_written"),
             );
         }
+    }
+}
+
+/// All but the discovery subsystem. One that goes between two calls is left out.
+fn subsystems(client: &mut Client) -> anyhow::Result<Vec<Subsystem>> {
+    let all = client.call("nvmf_get_subsystems", json!({}))?;
+    let mut found = Vec::new();
+    for itself in all.as_array().into_iter().flatten().filter(|one| one["subtype"] == "NVMe") {
+        let params = json!({ "nqn": itself["nqn"] });
+        let controllers = client.call("nvmf_subsystem_get_controllers", params.clone());
+        let listeners = client.call("nvmf_subsystem_get_listeners", params);
+        if let (Ok(controllers), Ok(listeners)) = (controllers, listeners) {
+            found.push(Subsystem { itself: itself.clone(), controllers, listeners });
+        }
+    }
+    Ok(found)
+}
+
+/// An address as people write it.
+fn place(address: &Value) -> String {
+    let (traddr, trsvcid) = (word(&address["traddr"]), word(&address["trsvcid"]));
+    let trtype = word(&address["trtype"]).to_lowercase();
+    match trsvcid {
+        "" | "-" => format!("{trtype} {traddr}"),
+        service if traddr.contains(':') => format!("{trtype} [{traddr}]:{service}"),
+        service => format!("{trtype} {traddr}:{service}"),
     }
 }
 

@@ -19,7 +19,7 @@ pub use document::{ConfigError, Location, Table};
 pub use nvmf::{
     AddressTable, AnaGroupTable, DISCOVERY_NQN, DiscoveryFilterName, HostTable, KeyTable, ListenerTable,
     NamespaceEntry, NamespaceTable, NvmfConfig, NvmfSection, Placed, ReferralTable, SubsystemEntry,
-    SubsystemTable, TransportEntry, Wrong, ana_state,
+    SubsystemTable, TransportEntry, Wrong, ana_state, authentication, digest_name, group_name,
 };
 pub use nvmf_difference::{NvmfChange, Phase, nvmf_difference};
 pub use sections::{

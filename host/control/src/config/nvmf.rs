@@ -10,7 +10,10 @@ use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
-use tenon_nvmf_target::{Address, AnaState, NamespaceSpec, Referral, SubsystemSpec, ana_state_of};
+use tenon_nvmf_target::{
+    Address, AnaState, AuthenticationOptions, DhGroupId, HashId, HostKeys, NamespaceSpec, Referral,
+    SubsystemSpec, ana_state_of,
+};
 
 use super::document::{ConfigError, Location, Table};
 use super::sections::parse_section;
@@ -56,10 +59,80 @@ pub struct NvmfSection {
     pub discovery_filter: Option<DiscoveryFilterName>,
     /// Command Retry Delay Times 1 to 3, in units of 100 ms. Default: none.
     pub crdt: Option<[u16; 3]>,
+    /// Hash functions for authentication, the best first: `"sha256"`, `"sha384"`, `"sha512"`. Default: all.
+    pub dhchap_digests: Option<Vec<String>>,
+    /// Diffie-Hellman groups for authentication, the best first: `"null"`, `"ffdhe2048"`, `"ffdhe3072"`,
+    /// `"ffdhe4096"`, `"ffdhe6144"`, `"ffdhe8192"`. Default: all.
+    pub dhchap_dhgroups: Option<Vec<String>>,
     /// Directory that keeps reservations hosts want to persist, of namespaces without a `ptpl_file`; takes effect
     /// at the next start. Default: `reservations` in `$STATE_DIRECTORY` as set by systemd, else they do not persist.
     pub reservation_directory: Option<PathBuf>,
 }
+
+impl NvmfSection {
+    /// How hosts authenticate.
+    ///
+    /// # Errors
+    /// The key and what is wrong with its value.
+    pub fn authentication(&self) -> Result<AuthenticationOptions, Wrong> {
+        authentication(self.dhchap_digests.as_deref(), self.dhchap_dhgroups.as_deref())
+    }
+}
+
+/// Lists of hash functions and groups by their names; absent: all.
+///
+/// # Errors
+/// The key and what is wrong with its value.
+pub fn authentication(
+    digests: Option<&[String]>,
+    groups: Option<&[String]>,
+) -> Result<AuthenticationOptions, Wrong> {
+    let mut options = AuthenticationOptions::default();
+    if let Some(names) = digests {
+        options.hashes = words("dhchap_digests", names, DIGESTS)?;
+    }
+    if let Some(names) = groups {
+        options.groups = words("dhchap_dhgroups", names, GROUPS)?;
+    }
+    Ok(options)
+}
+
+fn words<T: Copy>(key: &'static str, names: &[String], known: &[(&str, T)]) -> Result<Vec<T>, Wrong> {
+    if names.is_empty() {
+        return Err((key, "is empty: nobody could authenticate".to_owned()));
+    }
+    let of = |name: &String| {
+        let found = known.iter().find(|(word, _)| word.eq_ignore_ascii_case(name)).map(|(_, value)| *value);
+        found.ok_or_else(|| {
+            let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+            (key, format!("`{name}` is none of {}", words.join(", ")))
+        })
+    };
+    names.iter().map(of).collect()
+}
+
+/// The name of a hash function.
+#[must_use]
+pub fn digest_name(hash: HashId) -> &'static str {
+    DIGESTS.iter().find(|(_, one)| *one == hash).map_or("unknown", |(name, _)| name)
+}
+
+/// The name of a Diffie-Hellman group.
+#[must_use]
+pub fn group_name(group: DhGroupId) -> &'static str {
+    GROUPS.iter().find(|(_, one)| *one == group).map_or("unknown", |(name, _)| name)
+}
+
+const DIGESTS: &[(&str, HashId)] =
+    &[("sha256", HashId::SHA_256), ("sha384", HashId::SHA_384), ("sha512", HashId::SHA_512)];
+const GROUPS: &[(&str, DhGroupId)] = &[
+    ("null", DhGroupId::NULL),
+    ("ffdhe2048", DhGroupId::FFDHE_2048),
+    ("ffdhe3072", DhGroupId::FFDHE_3072),
+    ("ffdhe4096", DhGroupId::FFDHE_4096),
+    ("ffdhe6144", DhGroupId::FFDHE_6144),
+    ("ffdhe8192", DhGroupId::FFDHE_8192),
+];
 
 /// A filter as operators write it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -436,6 +509,18 @@ pub struct HostTable {
     pub dhchap_ctrlr_key: Option<String>,
 }
 
+impl HostTable {
+    /// Names of its keys.
+    #[must_use]
+    pub fn keys(&self) -> HostKeys {
+        HostKeys {
+            psk: self.psk.clone(),
+            dhchap_key: self.dhchap_key.clone(),
+            dhchap_ctrlr_key: self.dhchap_ctrlr_key.clone(),
+        }
+    }
+}
+
 /// `[[referral]]`: a discovery service somewhere else; the same as `nvmf_discovery_add_referral`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -530,7 +615,10 @@ impl NvmfConfig {
     /// Takes over one table of the file; false if it is none of the target's.
     pub(super) fn take(&mut self, section: &str, is_single: bool, table: Table) -> Result<bool, ConfigError> {
         match (section, is_single) {
-            ("nvmf", true) => self.options = parse_section(&table)?,
+            ("nvmf", true) => {
+                self.options = parse_section(&table)?;
+                self.options.authentication().map_err(|wrong| bad(&table, wrong))?;
+            }
             ("key", false) => self.keys.push(placed(&table)?),
             ("transport", false) => self.transports.push(transport_entry(table)?),
             ("subsystem", false) => self.subsystems.push(subsystem_entry(table)?),

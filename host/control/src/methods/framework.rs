@@ -180,6 +180,7 @@ fn get_object_counts(control: &Control, params: Value, reply: Reply) {
             "listeners": target.listeners,
             "transports": target.transports,
             "questions": target.questions,
+            "authentications": target.authentications,
         });
         reply.send(Ok(counts));
     });

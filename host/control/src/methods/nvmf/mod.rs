@@ -1,4 +1,4 @@
-//! `nvmf_*`: the NVMe-oF target. One file per kind of object; here what they
+//! `nvmf_*` and `keyring_*`: the NVMe-oF target. One file per kind of object; here what they
 //! share: the name of the one target, errors, and answers.
 //!
 //! An answer says that it is done: reactors have seen the change, connections
@@ -6,6 +6,7 @@
 
 mod access;
 mod discovery;
+mod keyring;
 mod listener;
 mod namespace;
 mod report;
@@ -32,6 +33,7 @@ pub fn methods() -> impl Iterator<Item = (&'static str, Method)> {
     [
         access::METHODS,
         discovery::METHODS,
+        keyring::METHODS,
         listener::METHODS,
         namespace::METHODS,
         report::METHODS,
@@ -158,6 +160,9 @@ impl From<TargetError> for RpcError {
                 (object.clone(), format!("{step} did not end within {seconds} s"), String::new())
             }
             E::Refused { object, source } => (object.clone(), "refused".to_owned(), source.to_string()),
+            E::NoKey(name) => (name.clone(), "no such key".to_owned(), String::new()),
+            E::KeyExists(name) => (name.clone(), "the key exists already".to_owned(), String::new()),
+            E::KeyInUse(name) => (name.clone(), "a host uses the key".to_owned(), String::new()),
             E::ShuttingDown => ("target".to_owned(), "is shutting down".to_owned(), String::new()),
         };
         RpcError {

@@ -8,6 +8,7 @@ use tenon_reactor::ticks_hz;
 
 use super::listener::address_json;
 use super::{OfSubsystem, TargetName, of_subsystem};
+use crate::config::{digest_name, group_name};
 use crate::context::Control;
 use crate::methods::{Method, with};
 use crate::rpc::{Reply, RpcError};
@@ -57,6 +58,17 @@ fn describe_queue(queue: &QueueSnapshot) -> Value {
         "commands": queue.commands,
         "outstanding": queue.outstanding,
     });
+    if let Some(authentication) = &queue.authentication {
+        object["auth"] = match (&authentication.proven, authentication.is_running) {
+            (_, true) => json!({ "state": "authenticating" }),
+            (Some((hash, group)), false) => json!({
+                "state": "completed",
+                "digest": digest_name(*hash),
+                "dhgroup": group_name(*group),
+            }),
+            (None, false) => json!({ "state": "waiting" }),
+        };
+    }
     if let Some(address) = &queue.listen_address {
         object["listen_address"] = address_json(address);
         object["peer_address"] = json!({

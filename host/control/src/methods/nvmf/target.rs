@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tenon_abi::errno;
 
 use super::wrong;
-use crate::config::DiscoveryFilterName;
+use crate::config::{DiscoveryFilterName, authentication};
 use crate::context::Control;
 use crate::methods::{Method, with};
 use crate::rpc::{Reply, RpcError};
@@ -26,6 +26,8 @@ struct SetConfig {
     /// Connections go to the reactor with the fewest.
     poll_groups_mask: Option<String>,
     discovery_filter: Option<String>,
+    dhchap_digests: Option<Vec<String>>,
+    dhchap_dhgroups: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -47,11 +49,27 @@ fn set_config(control: &Control, params: Value, reply: Reply) {
             reply.send(refused("poll_groups_mask", "connections go to the data reactor with the fewest"));
             return;
         }
-        if let Some(text) = params.discovery_filter {
-            match DiscoveryFilterName::parse(&text) {
-                Ok(filter) => control.target().set_discovery_filter(filter.0),
-                Err(reason) => return reply.send(Err(wrong(METHOD, ("discovery_filter", reason)))),
-            }
+        let filter = params.discovery_filter.as_deref().map(DiscoveryFilterName::parse).transpose();
+        let filter = filter.map_err(|reason| ("discovery_filter", reason));
+        let options = authentication(params.dhchap_digests.as_deref(), params.dhchap_dhgroups.as_deref());
+        let (filter, mut options) = match filter.and_then(|filter| Ok((filter, options?))) {
+            Ok(values) => values,
+            Err(error) => return reply.send(Err(wrong(METHOD, error))),
+        };
+        let target = control.target();
+        // What the call does not name stays.
+        let before = target.authentication();
+        if params.dhchap_digests.is_none() {
+            options.hashes = before.hashes;
+        }
+        if params.dhchap_dhgroups.is_none() {
+            options.groups = before.groups;
+        }
+        if let Err(error) = target.set_authentication(options) {
+            return reply.send(Err(error.into()));
+        }
+        if let Some(filter) = filter {
+            target.set_discovery_filter(filter.0);
         }
         reply.send(Ok(json!(true)));
     });
