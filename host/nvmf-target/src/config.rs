@@ -33,6 +33,9 @@ pub struct TargetOptions {
     pub transport_deadline: Duration,
     /// Smallest keep-alive time-out a controller takes, in milliseconds; smaller ones are raised.
     pub min_keep_alive_ms: u32,
+    /// Most bytes of buffers that one connection may hold; its further commands wait, so that none starves the
+    /// others.
+    pub max_buffer_bytes_per_connection: usize,
     /// Command Retry Delay Times, in units of 100 ms.
     pub retry_delays_100ms: [u16; 3],
     /// Folder where reservations of namespaces without a file of their own are kept, if hosts want them to
@@ -54,6 +57,7 @@ impl Default for TargetOptions {
             pause_deadline: Duration::from_secs(10),
             transport_deadline: Duration::from_secs(10),
             min_keep_alive_ms: 100,
+            max_buffer_bytes_per_connection: 16 << 20,
             retry_delays_100ms: [0; 3],
             reservation_folder: None,
         }

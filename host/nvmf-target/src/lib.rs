@@ -26,7 +26,7 @@
 //! `target` owns all and joins the reactors; `subsystem`, `namespace`, `host_access`, `listener`, `discovery`
 //! and `transports` are its objects and their public operations, `config` and `error` their words.
 //! `controller` serves fabrics and admin commands, `queue` is the data path, `transport` what it knows of a
-//! transport, `auth` how hosts prove who they are, `keyring` by which keys, `reservation` who may use a namespace, `status` the one mapping of device statuses, `report` what
+//! transport, `auth` how hosts prove who they are, `keyring` by which keys, `reservation` who may use a namespace, `limits` how much, `status` the one mapping of device statuses, `report` what
 //! reactors know, `post` messages that must arrive.
 //!
 //! # Not implemented
@@ -37,7 +37,6 @@
 //! * Copy, Verify and Write Uncorrectable on devices that do not declare them; fused Compare and Write where
 //!   the device cannot do it in one step.
 //! * Protection information, and separate metadata: hosts see such a device without its metadata.
-//! * Limits of throughput per host. A device's own limits apply to its namespaces.
 
 mod auth;
 mod config;
@@ -46,6 +45,7 @@ mod discovery;
 mod error;
 mod host_access;
 mod keyring;
+mod limits;
 mod listener;
 mod namespace;
 mod post;

@@ -19,6 +19,7 @@ use tenon_reactor::TimerId;
 use crate::config::{HostKeys, MAX_NAMESPACES, SubsystemSpec};
 use crate::controller::Controller;
 use crate::error::TargetError;
+use crate::limits::HostLimiter;
 use crate::listener::ListenerUse;
 use crate::namespace::Namespace;
 use crate::queue::interface::{Access, SubsystemId};
@@ -77,6 +78,8 @@ pub(crate) struct Subsystem {
     pub allows_any_host: Cell<bool>,
     /// Hosts that may connect, with their keys.
     pub hosts: RefCell<BTreeMap<String, HostKeys>>,
+    /// Allowances of hosts that have limits.
+    pub limiters: RefCell<BTreeMap<String, Arc<HostLimiter>>>,
     pub namespaces: RefCell<BTreeMap<u32, Namespace>>,
     pub listeners: RefCell<BTreeMap<u64, ListenerUse>>,
     pub controllers: RefCell<BTreeMap<u16, Rc<Controller>>>,
@@ -120,6 +123,7 @@ impl Subsystem {
             state: Cell::new(SubsystemState::Starting),
             allows_any_host: Cell::new(spec.allow_any_host),
             hosts: RefCell::default(),
+            limiters: RefCell::default(),
             namespaces: RefCell::default(),
             listeners: RefCell::default(),
             controllers: RefCell::default(),

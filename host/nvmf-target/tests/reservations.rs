@@ -2,7 +2,7 @@
 
 mod rig;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nvme_spec::command::Sqe;
@@ -207,8 +207,8 @@ fn folder(name: &str) -> PathBuf {
 }
 
 /// A target whose namespaces keep their reservations in `folder`.
-fn keeping(seed: u64, folder: &PathBuf) -> World {
-    let options = TargetOptions { reservation_folder: Some(folder.clone()), ..TargetOptions::default() };
+fn keeping(seed: u64, folder: &Path) -> World {
+    let options = TargetOptions { reservation_folder: Some(folder.to_owned()), ..TargetOptions::default() };
     let world = World::with(seed, options);
     world.subsystem(SubsystemSpec { allow_any_host: true, ..SubsystemSpec::new(NQN) });
     world.listen(NQN, "a");
@@ -227,7 +227,7 @@ fn add(world: &World) -> Result<u32, String> {
 }
 
 /// Host 1 holds a reservation that persists, host 2 is registered, and the target ends without a farewell.
-fn die_holding(folder: &PathBuf) {
+fn die_holding(folder: &Path) {
     let world = keeping(6, folder);
     add(&world).expect("added");
     let hosts = [1, 2].map(|host| world.session_of_host("a", host));

@@ -12,6 +12,7 @@ use nvme_spec::opcode::{AdminOpcode, IoOpcode};
 use nvme_spec::status::StatusCode;
 use rig::{HOST, NQN, World, admin, connect, log_page, property_set, read, rw, write};
 use serde_json::json;
+use tenon_bdev::QosLimits;
 use tenon_nvmf_target::{AnaState, SubsystemSpec};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -269,6 +270,55 @@ fn a_paused_subsystem_holds_io_and_serves_the_rest() {
     assert!(held.borrow().is_none());
     world.advance(Duration::from_secs(6));
     assert!(held.borrow().as_ref().expect("resumed at the deadline").cqe.status.is_success());
+    world.finish();
+}
+
+#[test]
+fn a_limited_host_is_held_to_its_rate_and_no_other_is() {
+    let world = World::serving(14, &[("m0", 64)]);
+    let hosts = [1, 2].map(|host| world.session_of_host("a", host));
+    let limits = QosLimits { rw_ios_per_sec: 100, ..QosLimits::default() };
+    let set = |limits| {
+        world.on(|world| world.target.set_host_limits(NQN, &rig::host_nqn(1), limits)).expect("set");
+        world.settle();
+    };
+    set(limits);
+    let burst = |host: &rig::Session| -> Vec<_> {
+        (0..30).map(|at| world.start(host.queues[0], read(1, at, 1), vec![])).collect()
+    };
+    let ended =
+        |replies: &[rig::transport::Reply]| replies.iter().filter(|reply| reply.borrow().is_some()).count();
+    let (slow, free) = (burst(&hosts[0]), burst(&hosts[1]));
+    world.settle();
+    assert_eq!(ended(&free), 30);
+    assert!(ended(&slow) < 3, "{}", ended(&slow));
+    world.advance(Duration::from_millis(100));
+    assert!((8..13).contains(&ended(&slow)), "{}", ended(&slow));
+    // One that waits can be aborted, and the rest go when the limits do.
+    let mut last = read(1, 40, 1);
+    last.cid.set(99);
+    let aborted = world.start(hosts[0].queues[0], last, vec![]);
+    let abort = admin(AdminOpcode::ABORT, 0, 99 << 16 | 1, 0, 0);
+    assert_eq!(world.command(hosts[0].admin, abort, vec![]).cqe.dw0.get(), 0);
+    let code = aborted.borrow().as_ref().expect("aborted").cqe.status.code();
+    assert_eq!(code, StatusCode::ABORTED_BY_REQUEST);
+    set(QosLimits::default());
+    assert_eq!(ended(&slow), 30);
+    // A connection that goes takes its waiting commands along.
+    set(limits);
+    burst(&hosts[0]);
+    world.settle();
+    host_drops(&world, hosts[0].queues[0]);
+    world.finish();
+}
+
+#[test]
+fn limits_of_a_namespace_are_its_devices() {
+    let world = World::serving(15, &[("m0", 64)]);
+    let limits = QosLimits { rw_ios_per_sec: 1000, ..QosLimits::default() };
+    world.wait(|world, reply| world.target.set_namespace_limits(NQN, 1, limits, reply)).expect("set");
+    let wrong = world.wait(|world, reply| world.target.set_namespace_limits(NQN, 2, limits, reply));
+    assert!(wrong.expect_err("no such namespace").to_string().contains("no namespace 2"));
     world.finish();
 }
 

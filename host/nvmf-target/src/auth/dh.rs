@@ -92,7 +92,7 @@ mod tests {
     fn values_that_give_the_secret_away_are_refused() {
         let pair = KeyPair::new(DhGroupId::FFDHE_2048, [0x5a; SECRET_BYTES]).expect("a group");
         let prime = prime_of(DhGroupId::FFDHE_2048).expect("a group");
-        let below = prime.as_ref().wrapping_sub(&BoxedUint::one_with_precision(2048));
+        let below = prime.as_ref().wrapping_sub(BoxedUint::one_with_precision(2048));
         let mut one = vec![0; 256];
         assert!(pair.shared(&one).is_none());
         one[255] = 1;

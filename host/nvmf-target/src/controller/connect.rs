@@ -169,6 +169,13 @@ impl Target {
             has_flow_control: !connect.cattr.contains(ConnectAttributes::DISABLE_SQ_FLOW_CONTROL),
             access,
             needs_authentication,
+            limiter: match qid {
+                0 => None,
+                _ => {
+                    let limiters = controller.subsystem.limiters.borrow();
+                    limiters.get(&*controller.association.hostnqn).cloned()
+                }
+            },
         };
         let authreq = match needs_authentication {
             true => AuthenticationRequirements::ATR,

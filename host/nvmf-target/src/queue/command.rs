@@ -96,6 +96,8 @@ pub(crate) struct Command {
     pub partner: *mut Command,
     pub is_fused_first: bool,
     pub is_fused_second: bool,
+    /// The host's allowance was charged for it.
+    pub is_admitted: bool,
     pub ext: IoExtV1,
 }
 
@@ -138,6 +140,7 @@ impl Command {
             partner: std::ptr::null_mut(),
             is_fused_first: false,
             is_fused_second: false,
+            is_admitted: false,
             ext: IoExtV1 {
                 size: size_of::<IoExtV1>() as u32,
                 flags: 0,

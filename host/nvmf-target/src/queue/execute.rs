@@ -153,6 +153,9 @@ impl QueuePair {
             if namespace.is_reserved.get() && !namespace.allows(&open.association.hostid.0, use_of(command)) {
                 return self.finish(command, refused(StatusCode::RESERVATION_CONFLICT));
             }
+            if open.is_limited.get() && !self.may_pass(command) {
+                return;
+            }
             match (*command).work {
                 Work::Hint => self.finish(command, self.check_hints(command)),
                 Work::Flush => self.start_flush(command),
@@ -500,6 +503,7 @@ impl QueuePair {
                 Stage::Transport => (*command).aborted = Some(code),
                 Stage::Held => {
                     self.held.borrow_mut().retain(|held| *held != command);
+                    self.throttled.borrow_mut().retain(|held| *held != command);
                     self.finish(command, aborted);
                 }
                 Stage::BufferToReceive | Stage::BufferToExecute => {

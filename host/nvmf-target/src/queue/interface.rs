@@ -17,6 +17,7 @@ use nvme_spec::status::StatusCode;
 use tenon_abi::{BdevFlags, CopyRange, DescHandle, Limits};
 use tenon_reactor::{ReactorId, ReactorRef};
 
+use crate::limits::HostLimiter;
 use crate::post::post;
 use crate::reservation::state::ReservationView;
 use crate::status::refused;
@@ -79,6 +80,8 @@ pub(crate) struct Opening {
     pub access: Arc<Access>,
     /// Nothing but authentication is taken until the host has proven who it is.
     pub needs_authentication: bool,
+    /// What the host may do per second.
+    pub limiter: Option<Arc<HostLimiter>>,
 }
 
 /// A host's use of a controller, shared by its queues.

@@ -4,7 +4,7 @@
 //! and admin commands go to the control reactor and come back ([`interface`]);
 //! I/O commands run here, on the reactor's view of the subsystem ([`view`]),
 //! without a message, a lock or an allocation. `begin` decides what a command
-//! needs, `execute` runs it, `table` is the transports' door, `side` holds what
+//! needs, `execute` runs it, `throttle` keeps a host's rate, `table` is the transports' door, `side` holds what
 //! a reactor has for all its queues.
 //!
 //! A request that is in the target's hands when its connection closes goes back
@@ -18,6 +18,7 @@ pub(crate) mod execute;
 pub(crate) mod interface;
 pub(crate) mod side;
 pub(crate) mod table;
+mod throttle;
 pub(crate) mod view;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -41,6 +42,7 @@ use self::command::{Command, Stage, Work};
 use self::interface::{Access, Answer, Association, ConnectionFacts, ErrorRecord, Opening, QueueKey};
 use self::side::ReactorSide;
 use self::view::SubsystemSide;
+use crate::limits::HostLimiter;
 use crate::status::refused;
 use crate::transport::TransportShared;
 
@@ -108,6 +110,8 @@ pub(crate) struct OpenQueue {
     pub has_flow_control: bool,
     pub subsystem: Rc<SubsystemSide>,
     pub access: RefCell<Arc<Access>>,
+    pub is_limited: Cell<bool>,
+    pub limiter: RefCell<Option<Arc<HostLimiter>>>,
 }
 
 /// One connection's queue pair.
@@ -125,6 +129,9 @@ pub(crate) struct QueuePair {
     first: Cell<*mut Command>,
     last: Cell<*mut Command>,
     held: RefCell<VecDeque<*mut Command>>,
+    /// Commands that wait for an allowance.
+    throttled: RefCell<VecDeque<*mut Command>>,
+    throttle_timer: Cell<Option<TimerId>>,
     /// First half of a fused operation whose second half has not come.
     fused: Cell<*mut Command>,
     buffer_bytes: Cell<usize>,
@@ -155,6 +162,8 @@ impl QueuePair {
             first: Cell::new(std::ptr::null_mut()),
             last: Cell::new(std::ptr::null_mut()),
             held: RefCell::default(),
+            throttled: RefCell::default(),
+            throttle_timer: Cell::new(None),
             fused: Cell::new(std::ptr::null_mut()),
             buffer_bytes: Cell::new(0),
             tickets: Cell::new(0),
@@ -216,6 +225,8 @@ impl QueuePair {
             has_flow_control: opening.has_flow_control,
             subsystem,
             access: RefCell::new(opening.access),
+            is_limited: Cell::new(opening.limiter.is_some()),
+            limiter: RefCell::new(opening.limiter),
         };
         let (admin, io) = self.side.opened.get();
         self.side.opened.set(if opened.qid == 0 { (admin + 1, io) } else { (admin, io + 1) });
@@ -325,7 +336,7 @@ impl QueuePair {
     pub(crate) unsafe fn take_buffer(&self, command: *mut Command, len: u32) -> bool {
         let len = len.max(1);
         let held = self.buffer_bytes.get();
-        if held > 0 && held + len as usize > MAX_BUFFER_BYTES {
+        if held > 0 && held + len as usize > self.side.options.max_buffer_bytes_per_connection {
             return false;
         }
         let buffer = buffer_get(len as usize);
@@ -569,6 +580,8 @@ impl QueuePair {
             }
         }
         self.held.borrow_mut().clear();
+        self.throttled.borrow_mut().clear();
+        self.forget_throttle_timer();
         self.fused.set(std::ptr::null_mut());
         self.side.forget_waiting(&waiting);
         for command in &waiting {
@@ -596,8 +609,6 @@ impl QueuePair {
     }
 }
 
-/// Buffer bytes one connection may hold; more wait, so that none starves the others.
-const MAX_BUFFER_BYTES: usize = 16 << 20;
 /// Error records kept per queue.
 const MAX_ERRORS: usize = 16;
 
