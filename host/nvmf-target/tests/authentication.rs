@@ -1,37 +1,20 @@
 //! Hosts that have to prove who they are, as the target treats them: what a
 //! queue takes before, which key counts, what a wrong one leads to.
 //!
-//! The cryptography has tests of its own; here the host's answer is computed
-//! with the same primitives, from the messages it gets.
+//! The cryptography has tests of its own.
 
 mod rig;
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, KeyInit, Mac};
-use nvme_spec::auth::{AuthId, AuthType, Challenge, MessageHead, ProtocolDescriptor, Success1};
-use nvme_spec::command::Sqe;
+use nvme_spec::auth::AuthId;
 use nvme_spec::opcode::FabricsType;
 use nvme_spec::status::StatusCode;
+use rig::auth::{authenticate, command, key_file, negotiate, receive, send};
 use rig::transport::Connection;
-use rig::{HOST, NQN, World, property_set, read, rw};
-use sha2::Sha256;
+use rig::{HOST, NQN, World, property_set, read};
 use tenon_nvmf_target::{AuthenticationOptions, DhGroupId, HashId, HostKeys, SubsystemSpec};
-use zerocopy::{FromZeros, IntoBytes};
-
-fn key_file(name: &str, secret: &[u8; 32]) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("tenon-auth-{name}-{}", std::process::id()));
-    let mut bytes = secret.to_vec();
-    bytes.extend_from_slice(&crc32fast::hash(secret).to_le_bytes());
-    let _ = std::fs::remove_file(&path);
-    std::fs::write(&path, format!("DHHC-1:00:{}:\n", STANDARD.encode(bytes))).expect("written");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("mode");
-    path
-}
+use zerocopy::IntoBytes;
 
 /// A target whose only host has a key, without an exchange of values: that one takes no worker's time.
 fn guarded(seed: u64) -> World {
@@ -61,69 +44,6 @@ fn guarded(seed: u64) -> World {
     world
 }
 
-fn command(fctype: FabricsType, len: usize) -> Sqe {
-    let mut sqe = rw(nvme_spec::opcode::IoOpcode(0x7f), 0, 0, 1, len);
-    sqe.nsid.set(u32::from(fctype.0));
-    sqe.as_mut_bytes()[40..64].fill(0);
-    sqe.as_mut_bytes()[41..44].copy_from_slice(&[1, 1, 0xe9]);
-    sqe.as_mut_bytes()[44..48].copy_from_slice(&(len as u32).to_le_bytes());
-    sqe
-}
-
-fn send(world: &World, queue: &'static Connection, message: Vec<u8>) -> StatusCode {
-    world.status(queue, command(FabricsType::AUTHENTICATION_SEND, message.len()), message)
-}
-
-fn receive(world: &World, queue: &'static Connection) -> Result<Vec<u8>, StatusCode> {
-    let answer = world.command(queue, command(FabricsType::AUTHENTICATION_RECEIVE, 4096), vec![]);
-    match answer.cqe.status.is_success() {
-        true => Ok(answer.data),
-        false => Err(answer.cqe.status.code()),
-    }
-}
-
-fn negotiate() -> Vec<u8> {
-    let mut message = nvme_spec::auth::Negotiate::new_zeroed();
-    message.head = MessageHead::new(AuthType::COMMON, AuthId::NEGOTIATE, 5);
-    message.napd = 1;
-    let descriptor = ProtocolDescriptor::new(&[HashId::SHA_256], &[DhGroupId::NULL]).expect("short");
-    [message.as_bytes(), descriptor.as_bytes()].concat()
-}
-
-fn digest(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("any length");
-    parts.iter().for_each(|part| mac.update(part));
-    mac.finalize().into_bytes().to_vec()
-}
-
-/// Goes through a transaction as a host with `key`; tells what the target's last message was.
-fn authenticate(world: &World, queue: &'static Connection, key: [u8; 32], both_ways: bool) -> AuthId {
-    assert_eq!(send(world, queue, negotiate()), StatusCode::SUCCESS);
-    let message = receive(world, queue).expect("a challenge");
-    let (head, value, _) = Challenge::parse(&message).expect("a challenge");
-    let (sequence, t_id) = (head.seqnum.get().to_le_bytes(), 5u16.to_le_bytes());
-    let (host, sub) = (HOST.as_bytes(), NQN.as_bytes());
-    let response = digest(&key, &[value, &sequence, &t_id, &[0], b"HostHost", host, &[0], sub]);
-    let mut reply = nvme_spec::auth::Reply::new_zeroed();
-    reply.head = MessageHead::new(AuthType::DH_HMAC_CHAP, AuthId::REPLY, 5);
-    reply.hl = 32;
-    reply.cvalid = u8::from(both_ways);
-    reply.seqnum.set(1);
-    let message = [reply.as_bytes(), &response, &[0x44; 32]].concat();
-    assert_eq!(send(world, queue, message), StatusCode::SUCCESS);
-    let message = receive(world, queue).expect("an answer");
-    let id = AuthId(message[1]);
-    if id == AuthId::SUCCESS1 && both_ways {
-        let (_, found) = Success1::parse(&message).expect("success");
-        let number = 1u32.to_le_bytes();
-        let parts: [&[u8]; 8] = [&[0x44; 32], &number, &t_id, &[0], b"Controller", sub, &[0], host];
-        assert_eq!(found, digest(&[2; 32], &parts), "the subsystem proves itself");
-        let last = MessageHead::new(AuthType::DH_HMAC_CHAP, AuthId::SUCCESS2, 5);
-        assert_eq!(send(world, queue, [last.as_bytes(), &[0; 10]].concat()), StatusCode::SUCCESS);
-    }
-    id
-}
-
 /// Connects, and checks that the host is told to authenticate.
 fn connect(world: &World, qid: u16, cntlid: u16) -> (&'static Connection, u16) {
     let queue = world.open("a");
@@ -140,15 +60,15 @@ fn a_queue_takes_nothing_until_its_host_has_proven_itself() {
     let required = StatusCode::AUTHENTICATION_REQUIRED;
     assert_eq!(world.status(admin, property_set(0x0046_0001), vec![]), required);
     assert_eq!(receive(&world, admin), Err(StatusCode::COMMAND_SEQUENCE_ERROR));
-    assert_eq!(authenticate(&world, admin, [1; 32], true), AuthId::SUCCESS1);
+    assert_eq!(authenticate(&world, admin, HOST, [1; 32], true), AuthId::SUCCESS1);
     assert_eq!(world.status(admin, property_set(0x0046_0001), vec![]), StatusCode::SUCCESS);
     let (queue, _) = connect(&world, 1, cntlid);
     assert_eq!(world.status(queue, read(1, 0, 1), vec![]), required);
-    assert_eq!(authenticate(&world, queue, [1; 32], false), AuthId::SUCCESS1);
+    assert_eq!(authenticate(&world, queue, HOST, [1; 32], false), AuthId::SUCCESS1);
     assert_eq!(world.status(queue, read(1, 0, 1), vec![]), StatusCode::SUCCESS);
     // Once more, while it is in use; and again, after the time that a first one may take.
     world.advance(Duration::from_secs(40));
-    assert_eq!(authenticate(&world, queue, [1; 32], true), AuthId::SUCCESS1);
+    assert_eq!(authenticate(&world, queue, HOST, [1; 32], true), AuthId::SUCCESS1);
     world.advance(Duration::from_secs(40));
     assert_eq!(world.status(queue, read(1, 0, 1), vec![]), StatusCode::SUCCESS);
     let queues = world.wait(|world, reply| world.target.queues(NQN, reply)).expect("queues");
@@ -161,7 +81,7 @@ fn a_queue_takes_nothing_until_its_host_has_proven_itself() {
 fn a_wrong_key_ends_the_connection_with_the_reason() {
     let world = guarded(2);
     let (admin, _) = connect(&world, 0, 0xffff);
-    assert_eq!(authenticate(&world, admin, [9; 32], true), AuthId::FAILURE1);
+    assert_eq!(authenticate(&world, admin, HOST, [9; 32], true), AuthId::FAILURE1);
     world.settle();
     assert!(admin.is_freed.get());
     world.finish();
@@ -171,9 +91,9 @@ fn a_wrong_key_ends_the_connection_with_the_reason() {
 fn a_failed_repetition_ends_a_live_queue() {
     let world = guarded(3);
     let (admin, _) = connect(&world, 0, 0xffff);
-    assert_eq!(authenticate(&world, admin, [1; 32], false), AuthId::SUCCESS1);
+    assert_eq!(authenticate(&world, admin, HOST, [1; 32], false), AuthId::SUCCESS1);
     assert_eq!(world.status(admin, property_set(0x0046_0001), vec![]), StatusCode::SUCCESS);
-    assert_eq!(authenticate(&world, admin, [9; 32], false), AuthId::FAILURE1);
+    assert_eq!(authenticate(&world, admin, HOST, [9; 32], false), AuthId::FAILURE1);
     world.settle();
     assert!(admin.is_freed.get());
     world.finish();
@@ -196,7 +116,7 @@ fn a_host_that_takes_too_long_is_closed() {
 fn a_new_key_counts_from_the_next_transaction_on() {
     let world = guarded(5);
     let (admin, _) = connect(&world, 0, 0xffff);
-    assert_eq!(authenticate(&world, admin, [1; 32], false), AuthId::SUCCESS1);
+    assert_eq!(authenticate(&world, admin, HOST, [1; 32], false), AuthId::SUCCESS1);
     let rotate = |host: Option<&str>, sub: Option<&str>| {
         world.on(|world| {
             world.target.set_host_keys(NQN, HOST, host.map(str::to_owned), sub.map(str::to_owned))
@@ -204,8 +124,8 @@ fn a_new_key_counts_from_the_next_transaction_on() {
     };
     rotate(Some("new"), Some("sub")).expect("rotated");
     assert_eq!(world.status(admin, property_set(0x0046_0001), vec![]), StatusCode::SUCCESS);
-    assert_eq!(authenticate(&world, admin, [3; 32], true), AuthId::SUCCESS1);
-    assert_eq!(authenticate(&world, admin, [1; 32], false), AuthId::FAILURE1);
+    assert_eq!(authenticate(&world, admin, HOST, [3; 32], true), AuthId::SUCCESS1);
+    assert_eq!(authenticate(&world, admin, HOST, [1; 32], false), AuthId::FAILURE1);
     let error = world.on(|world| world.target.remove_key("new")).expect_err("in use").to_string();
     assert!(error.contains("in use"), "{error}");
     world.on(|world| world.target.remove_key("host")).expect("unused");

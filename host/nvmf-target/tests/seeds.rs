@@ -187,4 +187,4 @@ fn nothing_is_lost_or_left_whatever_changes_under_io() {
 }
 
 /// Seeds per run.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 1000;

@@ -88,6 +88,68 @@ fn each_wrong_connect_is_told_what_is_wrong() {
 }
 
 #[test]
+fn each_wrong_connect_of_an_io_queue_is_told_what_is_wrong() {
+    let world = World::serving(16, &[]);
+    let one = world.session("a", 1);
+    let two = world.session_of_host("a", 2);
+    let wrong = StatusCode::CONNECT_INVALID_PARAMETERS;
+    let check = |host: &str, qid, cntlid, code: StatusCode, parameter: Option<InvalidParameter>| {
+        let (sqe, data) = connect(NQN, host, qid, cntlid, 0);
+        let answer = world.command(world.open("a"), sqe, data).cqe;
+        assert_eq!(answer.status.code(), code, "qid {qid} cntlid {cntlid}");
+        if let Some(parameter) = parameter {
+            assert_eq!(InvalidParameter::from_dw0(answer.dw0), parameter);
+        }
+    };
+    check(HOST, 1, one.cntlid, wrong, Some(InvalidParameter::in_sqe(42)));
+    check(HOST, 128, one.cntlid, wrong, Some(InvalidParameter::in_sqe(42)));
+    check(HOST, 2, 0xffff, wrong, Some(InvalidParameter::in_data(16)));
+    check(HOST, 2, two.cntlid, wrong, Some(InvalidParameter::in_data(16)));
+    check(HOST, 0, 0xfffe, wrong, Some(InvalidParameter::in_data(16)));
+    check(HOST, 0, one.cntlid, wrong, Some(InvalidParameter::in_data(16)));
+    check(HOST, 2, one.cntlid, StatusCode::SUCCESS, None);
+    // The same name with another identifier is another host.
+    let (sqe, mut data) = connect(NQN, HOST, 3, one.cntlid, 0);
+    data[..16].fill(9);
+    let answer = world.command(world.open("a"), sqe, data).cqe;
+    assert_eq!(InvalidParameter::from_dw0(answer.dw0), InvalidParameter::in_data(16));
+    // A controller that is not enabled has no I/O queues.
+    let admin = world.open("a");
+    let fresh = world.connect_queue(admin, 0, 0xffff, 0).cqe.dw0.get() as u16;
+    check(HOST, 1, fresh, StatusCode::COMMAND_SEQUENCE_ERROR, None);
+    // A discovery controller has none at all.
+    let (sqe, data) = connect(nvme_spec::nqn::DISCOVERY_NQN, HOST, 1, 1, 0);
+    let answer = world.command(world.open("a"), sqe, data).cqe;
+    assert_eq!(InvalidParameter::from_dw0(answer.dw0), InvalidParameter::in_sqe(42));
+    world.finish();
+}
+
+#[test]
+fn a_subsystem_is_reached_by_its_listeners_and_while_it_has_room() {
+    const SMALL: &str = "nqn.2026-01.io.tenon:small";
+    let world = World::serving(17, &[]);
+    let spec = SubsystemSpec { allow_any_host: true, max_cntlid: 2, ..SubsystemSpec::new(SMALL) };
+    world.subsystem(spec);
+    world.listen(SMALL, "b");
+    let code = |traddr: &str| {
+        let (sqe, data) = connect(SMALL, HOST, 0, 0xffff, 0);
+        world.status(world.open(traddr), sqe, data)
+    };
+    assert_eq!(code("a"), StatusCode::CONNECT_INVALID_HOST, "not by a listener of another subsystem");
+    assert_eq!((code("b"), code("b")), (StatusCode::SUCCESS, StatusCode::SUCCESS));
+    assert_eq!(code("b"), StatusCode::CONNECT_CONTROLLER_BUSY);
+    let secure = rig::address("s");
+    let listened = world.wait(|world, reply| {
+        world.target.add_listener(NQN, &secure, true, AnaState::OPTIMIZED, reply);
+    });
+    listened.expect("listens");
+    let (sqe, data) = connect(NQN, HOST, 0, 0xffff, 0);
+    let plain = world.status(world.open("s"), sqe, data);
+    assert_eq!(plain, StatusCode::CONNECT_INVALID_HOST, "a plain channel to a secure listener");
+    world.finish();
+}
+
+#[test]
 fn a_connection_that_never_connects_is_closed() {
     let world = World::serving(3, &[]);
     let queue = world.open("a");

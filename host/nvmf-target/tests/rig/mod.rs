@@ -2,6 +2,7 @@
 //! test, and what a host says to it.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod auth;
 pub mod device;
 pub mod transport;
 
@@ -228,6 +229,11 @@ impl World {
             sqe.dptr = SglDescriptor::new(SglIdentifier::TRANSPORT_DATA_BLOCK, 0, data.len() as u32).into();
             let answer = self.command(queue, sqe, data);
             assert!(answer.cqe.status.is_success(), "{:?}", answer.cqe);
+            if answer.cqe.dw0.get() >> 16 != 0 {
+                let both_ways = device::chance().is_multiple_of(2);
+                let end = auth::authenticate(self, queue, &host_nqn(host), [host; 32], both_ways);
+                assert_eq!(end, nvme_spec::auth::AuthId::SUCCESS1);
+            }
             answer.cqe.dw0.get() as u16
         };
         let admin = self.open(traddr);
