@@ -1,0 +1,38 @@
+//! A device: a namespace, reached by one path or several.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tenon_sdk::{Bdev, Error, Exported, Host, OpToken, Reactor};
+
+use crate::NvmeModule;
+use crate::channel::NvmeChannel;
+use crate::side::Side;
+use crate::table::Table;
+
+/// A device of this module.
+pub struct NvmeBdev {
+    pub(crate) host: Host,
+    pub(crate) table: Arc<Table>,
+}
+
+impl Bdev for NvmeBdev {
+    type Channel = NvmeChannel;
+
+    fn channel(&self, _reactor: Reactor) -> Result<Rc<NvmeChannel>, Error> {
+        Ok(NvmeChannel::open(self.host, Arc::clone(&self.table), Side::current(self.host)))
+    }
+
+    fn destruct(self: Arc<Self>, token: OpToken) {
+        let device = self.table.device;
+        drop(self);
+        NvmeModule::with(|module| module.registry().device_destroyed(device));
+        token.done();
+    }
+
+    fn dump(&self) -> Value {
+        let device = self.table.device;
+        NvmeModule::with(|module| module.registry().dump(device)).unwrap_or_else(|| json!({}))
+    }
+}

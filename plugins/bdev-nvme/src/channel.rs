@@ -1,0 +1,492 @@
+//! The data path of a device on one reactor: picks a path for each I/O, and
+//! decides what becomes of one that comes back.
+//!
+//! An I/O that no path takes now waits here, as long as a path may come. There
+//! is no lock and no allocation per I/O; what paths there are is looked up when
+//! the control thread says that it changed.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use nvme_spec::completion::Cqe;
+use nvme_spec::log::AnaState;
+use tenon_sdk::{
+    Alarm, BdevOp, Channel, FabricCommand, Host, Io, IoBatch, IoQueue as Waiting, IoStatus, PayloadOf, Reactor,
+    Victim,
+};
+
+use crate::encode::{Travels, Wanted, encode};
+use crate::module;
+use crate::queue::IoQueue;
+use crate::select::{Cursor, PathFacts, is_current, select};
+use crate::side::Side;
+use crate::status::{NO_PATH, Verdict, judge};
+use crate::table::{Entry, Table};
+
+/// What is kept per I/O.
+#[derive(Default)]
+pub struct Flight {
+    /// The channel, while the I/O is on a queue.
+    pub(crate) channel: Option<Rc<NvmeChannel>>,
+    retries: u32,
+    /// When it is tried again.
+    due_ns: u64,
+}
+
+/// A device on one reactor.
+pub struct NvmeChannel {
+    me: Weak<NvmeChannel>,
+    host: Host,
+    table: Arc<Table>,
+    side: Rc<Side>,
+    paths: RefCell<Vec<Path>>,
+    /// As `paths`; what changes by itself is filled in before each use.
+    facts: RefCell<Vec<PathFacts>>,
+    rules: Cell<crate::select::Rules>,
+    cursor: Cell<Cursor>,
+    is_gone: Cell<bool>,
+    /// No path, or no room.
+    waiting: Waiting<NvmeChannel>,
+    /// To be tried again later.
+    delayed: Waiting<NvmeChannel>,
+    resets: Waiting<NvmeChannel>,
+    alarm: RefCell<Option<Alarm>>,
+    is_driving: Cell<bool>,
+}
+
+struct Path {
+    queue: Rc<IoQueue>,
+    nsid: u32,
+    /// Until when an inaccessible state is waited for.
+    ana_deadline_ns: Cell<u64>,
+}
+
+/// How a path is reported.
+#[derive(Clone, Debug)]
+pub(crate) struct PathReport {
+    pub(crate) controller: u64,
+    pub(crate) reactor: u32,
+    pub(crate) is_current: bool,
+    pub(crate) is_connected: bool,
+    pub(crate) is_accessible: bool,
+    pub(crate) commands: u64,
+    pub(crate) failed: u64,
+}
+
+impl NvmeChannel {
+    pub(crate) fn open(host: Host, table: Arc<Table>, side: Rc<Side>) -> Rc<Self> {
+        let channel = Rc::new_cyclic(|me| NvmeChannel {
+            me: me.clone(),
+            host,
+            table,
+            side: Rc::clone(&side),
+            paths: RefCell::default(),
+            facts: RefCell::default(),
+            rules: Cell::default(),
+            cursor: Cell::default(),
+            is_gone: Cell::new(false),
+            waiting: Waiting::new(),
+            delayed: Waiting::new(),
+            resets: Waiting::new(),
+            alarm: RefCell::default(),
+            is_driving: Cell::new(false),
+        });
+        let rings = Rc::downgrade(&channel);
+        let alarm = host.alarm(move || {
+            if let Some(channel) = rings.upgrade() {
+                channel.time_is_up();
+            }
+        });
+        *channel.alarm.borrow_mut() = Some(alarm);
+        side.add_channel(&channel);
+        channel.refresh();
+        channel
+    }
+
+    pub(crate) fn device(&self) -> u64 {
+        self.table.device
+    }
+
+    /// Looks up which paths there are.
+    pub(crate) fn refresh(&self) {
+        let now_ns = self.host.now_ns();
+        let (entries, rules, is_gone) = self.table.read();
+        self.rules.set(rules);
+        self.is_gone.set(is_gone);
+        let (mut paths, mut facts) = (Vec::new(), Vec::new());
+        for entry in &entries {
+            let ana_deadline_ns = Cell::new(self.ana_deadline(entry, now_ns));
+            paths.push(Path { queue: self.side.queue(&entry.door), nsid: entry.nsid, ana_deadline_ns });
+            facts.push(PathFacts {
+                is_connected: false,
+                is_present: entry.is_present,
+                is_updating: entry.is_updating,
+                ana: entry.ana,
+                is_preferred: entry.is_preferred,
+                in_flight: 0,
+            });
+        }
+        let old = self.paths.replace(paths);
+        drop(old);
+        *self.facts.borrow_mut() = facts;
+        let last = self.cursor.get().last;
+        self.cursor.set(Cursor { last: last.min(entries.len().saturating_sub(1)), run: 0 });
+        self.kick();
+    }
+
+    fn ana_deadline(&self, entry: &Entry, now_ns: u64) -> u64 {
+        match entry.ana {
+            AnaState::OPTIMIZED | AnaState::NON_OPTIMIZED => u64::MAX,
+            AnaState::PERSISTENT_LOSS => now_ns,
+            _ => entry.ana_since_ns.saturating_add(u64::from(entry.anatt_sec.max(1)) * 1_000_000_000),
+        }
+    }
+
+    /// The path for the next I/O.
+    #[inline]
+    fn choose(&self) -> Option<usize> {
+        let paths = self.paths.borrow();
+        let mut facts = self.facts.borrow_mut();
+        let rules = self.rules.get();
+        let counts = facts.len() > 1;
+        for (path, facts) in paths.iter().zip(facts.iter_mut()) {
+            facts.is_connected = path.queue.is_live();
+            if counts {
+                facts.in_flight = path.queue.in_flight();
+            }
+        }
+        let cursor = self.cursor.get();
+        let at = select(&facts, &rules, cursor)?;
+        let run = if cursor.last == at { cursor.run.saturating_add(1) } else { 1 };
+        self.cursor.set(Cursor { last: at, run });
+        Some(at)
+    }
+
+    /// Starts an I/O or lets it wait; the queue it went to, which is to be flushed.
+    fn start(&self, mut io: Io<Self>) -> Option<Rc<IoQueue>> {
+        if io.op() == BdevOp::Reset {
+            self.reset(io);
+            return None;
+        }
+        let Some(at) = self.choose() else {
+            self.park(io);
+            return None;
+        };
+        let (queue, nsid) = {
+            let paths = self.paths.borrow();
+            (Rc::clone(&paths[at].queue), paths[at].nsid)
+        };
+        let wanted = Wanted {
+            op: io.op(),
+            flags: io.flags(),
+            offset_blocks: io.offset_blocks(),
+            num_blocks: io.num_blocks(),
+        };
+        let (sqe, travels) = match encode(nsid, &wanted) {
+            Ok(encoded) => encoded,
+            Err(status) => {
+                io.complete(status);
+                return None;
+            }
+        };
+        let payload = match &travels {
+            Travels::No => PayloadOf::None,
+            Travels::In => PayloadOf::FromController,
+            Travels::Out => PayloadOf::ToController,
+            Travels::Range(range) => PayloadOf::Inline(range),
+        };
+        io.context_mut().channel = self.me.upgrade();
+        match queue.submit(&FabricCommand { sqe, payload }, io) {
+            Ok(()) => Some(queue),
+            Err((mut io, is_full)) => {
+                io.context_mut().channel = None;
+                if is_full {
+                    self.waiting.push_back(io);
+                } else {
+                    self.park(io);
+                }
+                None
+            }
+        }
+    }
+
+    /// Lets an I/O wait for a path, or fails it if none is to be expected.
+    fn park(&self, io: Io<Self>) {
+        match self.hope() {
+            Hope::Yes => self.waiting.push_back(io),
+            Hope::Until(at_ns) => {
+                self.waiting.push_back(io);
+                self.set_alarm(at_ns);
+            }
+            Hope::No(status) => io.complete(status),
+        }
+    }
+
+    /// Whether a path is to be expected.
+    fn hope(&self) -> Hope {
+        if self.is_gone.get() {
+            return Hope::No(IoStatus::NO_DEVICE);
+        }
+        let now_ns = self.host.now_ns();
+        let paths = self.paths.borrow();
+        let facts = self.facts.borrow();
+        let (mut until_ns, mut status) = (None, NO_PATH);
+        for (path, facts) in paths.iter().zip(facts.iter()) {
+            if !path.queue.has_hope() {
+                continue;
+            }
+            // Until it is known better: one that is not connected may come back in any state.
+            if !path.queue.is_live() || facts.is_updating || !facts.is_present || facts.ana.is_accessible() {
+                return Hope::Yes;
+            }
+            let deadline_ns = path.ana_deadline_ns.get();
+            if deadline_ns > now_ns {
+                until_ns = Some(until_ns.map_or(deadline_ns, |until: u64| until.max(deadline_ns)));
+            } else {
+                status = ana_status(facts.ana);
+            }
+        }
+        until_ns.map_or(Hope::No(status), Hope::Until)
+    }
+
+    /// Something changed: tries whoever waits.
+    pub(crate) fn kick(&self) {
+        if self.is_gone.get() {
+            self.waiting.complete_all(IoStatus::NO_DEVICE);
+            self.delayed.complete_all(IoStatus::NO_DEVICE);
+            self.resets.complete_all(IoStatus::NO_DEVICE);
+            return;
+        }
+        self.drive();
+    }
+
+    /// Tries everybody who waits, once.
+    fn drive(&self) {
+        if self.waiting.is_empty() || self.is_driving.replace(true) {
+            return;
+        }
+        let mut last: Option<Rc<IoQueue>> = None;
+        for _ in 0..self.waiting.len() {
+            if self.is_full() {
+                break;
+            }
+            let Some(io) = self.waiting.pop_front() else { break };
+            if let Some(queue) = self.start(io) {
+                if let Some(other) = last.as_ref().filter(|other| !Rc::ptr_eq(other, &queue)) {
+                    other.flush();
+                }
+                last = Some(queue);
+            }
+        }
+        if let Some(queue) = last {
+            queue.flush();
+        }
+        self.is_driving.set(false);
+    }
+
+    /// There are live queues, and none has room: what waits goes on waiting.
+    fn is_full(&self) -> bool {
+        let paths = self.paths.borrow();
+        paths.iter().any(|path| path.queue.is_live()) && !paths.iter().any(|path| path.queue.has_room())
+    }
+
+    /// An I/O came back from a queue.
+    pub(crate) fn finished(&self, mut io: Io<Self>, queue: &Rc<IoQueue>, result: Result<Cqe, i32>) {
+        io.context_mut().channel = None;
+        match result {
+            Ok(cqe) if cqe.status.is_success() => {
+                io.set_cdw0(cqe.dw0.get());
+                io.complete(IoStatus::SUCCESS);
+            }
+            Ok(cqe) => {
+                queue.counts.failed.set(queue.counts.failed.get() + 1);
+                let limit = self.table.retry_limit;
+                let retries_left = u32::try_from(limit).map_or(true, |limit| io.context().retries < limit);
+                self.judged(io, queue, judge(cqe.status, retries_left, queue.delays.get()));
+            }
+            // Its connection went away: that is no fault of the I/O.
+            Err(_) => self.again(io),
+        }
+        if !self.waiting.is_empty() && queue.has_room() {
+            self.drive();
+        }
+    }
+
+    fn judged(&self, mut io: Io<Self>, queue: &Rc<IoQueue>, verdict: Verdict) {
+        match verdict {
+            Verdict::Done(status) => io.complete(status),
+            Verdict::Again { delay_ms } => {
+                io.context_mut().retries += 1;
+                self.delay(io, delay_ms.max(LEAST_RETRY_MS));
+            }
+            Verdict::Ana(state) => {
+                self.suspect(queue, state);
+                self.again(io);
+            }
+            Verdict::Elsewhere => {
+                io.context_mut().retries += 1;
+                let others = self.paths.borrow().len() > 1;
+                if others {
+                    // Not the same one at once, if there is another.
+                    let cursor = self.cursor.get();
+                    self.cursor.set(Cursor { last: cursor.last + 1, run: u32::MAX });
+                }
+                self.delay(io, LEAST_RETRY_MS);
+            }
+        }
+    }
+
+    /// Tries an I/O on whatever path there is now.
+    fn again(&self, io: Io<Self>) {
+        if let Some(queue) = self.start(io) {
+            queue.flush();
+        }
+    }
+
+    fn delay(&self, mut io: Io<Self>, delay_ms: u64) {
+        let due_ns = self.host.now_ns() + delay_ms * 1_000_000;
+        io.context_mut().due_ns = due_ns;
+        self.delayed.push_back(io);
+        self.set_alarm(due_ns);
+    }
+
+    /// A path's controller says it is in another state than known: it is not used until that is cleared up.
+    fn suspect(&self, queue: &Rc<IoQueue>, state: AnaState) {
+        let paths = self.paths.borrow();
+        let mut facts = self.facts.borrow_mut();
+        let Some(at) = paths.iter().position(|path| Rc::ptr_eq(&path.queue, queue)) else { return };
+        if facts[at].ana == state && facts[at].is_updating {
+            return;
+        }
+        facts[at].ana = state;
+        if !std::mem::replace(&mut facts[at].is_updating, true) {
+            module::ana_suspected(self.host, queue.door.id);
+        }
+    }
+
+    fn set_alarm(&self, at_ns: u64) {
+        let delay_ns = at_ns.saturating_sub(self.host.now_ns()).max(1);
+        if let Some(alarm) = &*self.alarm.borrow()
+            && (!alarm.is_set() || delay_ns < ALARM_SLACK_NS)
+            && let Err(error) = alarm.set_ns(delay_ns)
+        {
+            log::error!("i/o waits without a timer error=\"{error}\"");
+        }
+    }
+
+    fn time_is_up(&self) {
+        let now_ns = self.host.now_ns();
+        let mut next_ns = u64::MAX;
+        for _ in 0..self.delayed.len() {
+            let Some(io) = self.delayed.pop_front() else { break };
+            if io.context().due_ns <= now_ns {
+                self.again(io);
+            } else {
+                next_ns = next_ns.min(io.context().due_ns);
+                self.delayed.push_back(io);
+            }
+        }
+        self.drive();
+        if next_ns != u64::MAX {
+            self.set_alarm(next_ns);
+        }
+    }
+
+    /// A reset of the device begins its controllers anew; the host has drained it before.
+    fn reset(&self, io: Io<Self>) {
+        self.resets.push_back(io);
+        let Some(reactor) = self.host.reactor() else { return };
+        module::reset_wanted(self.host, self.device(), reactor);
+    }
+
+    /// The reset is over.
+    pub(crate) fn reset_done(&self, status: IoStatus) {
+        self.resets.complete_all(status);
+    }
+
+    /// How its paths are, by the function that chooses among them.
+    pub(crate) fn report(&self, reactor: Reactor) -> Vec<PathReport> {
+        let paths = self.paths.borrow();
+        let mut facts = self.facts.borrow_mut();
+        for (path, facts) in paths.iter().zip(facts.iter_mut()) {
+            facts.is_connected = path.queue.is_live();
+            facts.in_flight = path.queue.in_flight();
+        }
+        let (rules, cursor) = (self.rules.get(), self.cursor.get());
+        let report = |(at, path): (usize, &Path)| PathReport {
+            controller: path.queue.door.id,
+            reactor: reactor.index().unwrap_or(u32::MAX),
+            is_current: is_current(&facts, &rules, cursor, at),
+            is_connected: facts[at].is_connected,
+            is_accessible: facts[at].is_accessible(),
+            commands: path.queue.counts.commands.get(),
+            failed: path.queue.counts.failed.get(),
+        };
+        paths.iter().enumerate().map(report).collect()
+    }
+}
+
+/// Whether a path is to be expected.
+enum Hope {
+    Yes,
+    /// Yes, but not after this.
+    Until(u64),
+    /// No; what I/O fails with.
+    No(IoStatus),
+}
+
+fn ana_status(state: AnaState) -> IoStatus {
+    match state {
+        AnaState::PERSISTENT_LOSS => IoStatus::nvme(3, 0x01),
+        AnaState::CHANGE => IoStatus::nvme(3, 0x03),
+        _ => IoStatus::nvme(3, 0x02),
+    }
+}
+
+impl Channel for NvmeChannel {
+    type PerIo = Flight;
+
+    fn submit(&self, io: Io<Self>) {
+        if let Some(queue) = self.start(io) {
+            queue.flush();
+        }
+    }
+
+    fn submit_batch(&self, batch: IoBatch<'_, Self>) {
+        let mut last: Option<Rc<IoQueue>> = None;
+        for io in batch {
+            if let Some(queue) = self.start(io) {
+                if let Some(other) = last.as_ref().filter(|other| !Rc::ptr_eq(other, &queue)) {
+                    other.flush();
+                }
+                last = Some(queue);
+            }
+        }
+        if let Some(queue) = last {
+            queue.flush();
+        }
+    }
+
+    fn abort(&self, victim: Victim) -> bool {
+        for queue in [&self.waiting, &self.delayed] {
+            if let Some(io) = queue.remove(victim) {
+                io.complete(IoStatus::ABORTED);
+                return true;
+            }
+        }
+        let paths = self.paths.borrow();
+        for path in paths.iter() {
+            if let Some((qid, cid)) = path.queue.find(victim) {
+                module::abort_wanted(self.host, path.queue.door.id, qid, cid);
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Pause before an I/O that failed is tried again, if the controller asks for none.
+const LEAST_RETRY_MS: u64 = 10;
+/// An alarm that is set already is moved only for what comes sooner than this.
+const ALARM_SLACK_NS: u64 = 1_000_000_000;

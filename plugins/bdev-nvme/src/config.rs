@@ -1,0 +1,321 @@
+//! Parameters: of one controller, as `bdev_nvme_attach_controller` and a
+//! `[[bdev]]` table give them, and of the module, as `bdev_nvme_set_options`
+//! and `[module.nvme]` do. Names and defaults are those existing clients know.
+
+use std::net::IpAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tenon_sdk::{Error, FabricAddress};
+
+/// How a second controller of the same name is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Multipath {
+    /// Refused.
+    Disable,
+    /// As a further path that is used when others are not usable.
+    Failover,
+    /// As a further path.
+    #[default]
+    Multipath,
+}
+
+/// One controller to attach.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NvmeParams {
+    /// Name of the controller; devices are named after it, e.g. `nvme0n1`.
+    pub name: String,
+    /// Transport: TCP, RDMA, LOOP or another that a plugin offers.
+    pub trtype: String,
+    /// Address: an IP address for TCP and RDMA.
+    pub traddr: String,
+    /// Address family: IPv4 or IPv6 [default: as the address says].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adrfam: Option<String>,
+    /// Service: a port for TCP and RDMA [default: 4420].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trsvcid: Option<String>,
+    /// Priority of packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<String>,
+    /// NQN of the subsystem.
+    #[serde(default)]
+    pub subnqn: String,
+    /// NQN of this host [default: made of its machine id].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostnqn: Option<String>,
+    /// Address of this host to connect from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostaddr: Option<String>,
+    /// Port of this host to connect from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostsvcid: Option<String>,
+    /// Check header digests.
+    #[serde(default)]
+    pub hdgst: bool,
+    /// Check data digests.
+    #[serde(default)]
+    pub ddgst: bool,
+    /// Time for a queue to be connected, in microseconds [default: tcp_connect_timeout_ms].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fabrics_connect_timeout_us: Option<u64>,
+    /// What a second controller of this name is.
+    #[serde(default)]
+    pub multipath: Multipath,
+    /// I/O queues to ask for [default: one per reactor].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_io_queues: Option<u16>,
+    /// Entries of an I/O queue, 2 to 4096 [default: 128].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_queue_size: Option<u16>,
+    /// Seconds after which a lost controller is removed; -1: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ctrlr_loss_timeout_sec: Option<i32>,
+    /// Seconds between two attempts to connect to a lost controller; 0: one attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconnect_delay_sec: Option<u32>,
+    /// Seconds after which I/O to a lost controller fails; 0: not before it is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fast_io_fail_timeout_sec: Option<u32>,
+    /// Seconds a device may be without its namespace before it is removed; 0: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ns_absent_timeout_sec: Option<u32>,
+    /// Most devices of this controller; further namespaces are passed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bdevs: Option<u32>,
+}
+
+/// Options of the module; changes apply to controllers attached later.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NvmeConfig {
+    /// Time after which a silent controller is given up, in milliseconds; 0: never [default: 10000].
+    pub keep_alive_timeout_ms: u32,
+    /// Time for a queue to be connected, in milliseconds [default: 10000].
+    pub tcp_connect_timeout_ms: u64,
+    /// Time after which unacknowledged data ends a connection, as a power of two times 4.096 us; 0: the system's.
+    pub transport_ack_timeout: u32,
+    /// Time for an admin command, in microseconds; 0: for ever [default: 30000000].
+    pub timeout_admin_us: u64,
+    /// How often an I/O that failed may be tried again; -1: without limit [default: 3].
+    pub bdev_retry_count: i32,
+    /// Default of the parameter of the same name.
+    pub ctrlr_loss_timeout_sec: i32,
+    /// Default of the parameter of the same name.
+    pub reconnect_delay_sec: u32,
+    /// Default of the parameter of the same name.
+    pub fast_io_fail_timeout_sec: u32,
+    /// Default of the parameter of the same name.
+    pub ns_absent_timeout_sec: u32,
+}
+
+impl Default for NvmeConfig {
+    fn default() -> Self {
+        NvmeConfig {
+            keep_alive_timeout_ms: 10_000,
+            tcp_connect_timeout_ms: 10_000,
+            transport_ack_timeout: 0,
+            timeout_admin_us: 30_000_000,
+            bdev_retry_count: 3,
+            ctrlr_loss_timeout_sec: 0,
+            reconnect_delay_sec: 0,
+            fast_io_fail_timeout_sec: 0,
+            ns_absent_timeout_sec: 0,
+        }
+    }
+}
+
+/// When a lost controller is tried again, and when given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timers {
+    /// -1: never removed.
+    pub ctrlr_loss_timeout_sec: i32,
+    /// 0: one attempt.
+    pub reconnect_delay_sec: u32,
+    /// 0: not before it is removed.
+    pub fast_io_fail_timeout_sec: u32,
+}
+
+impl Timers {
+    /// What is asked for, or the module's defaults.
+    pub fn of(params: &NvmeParams, config: &NvmeConfig) -> Self {
+        Timers {
+            ctrlr_loss_timeout_sec: params.ctrlr_loss_timeout_sec.unwrap_or(config.ctrlr_loss_timeout_sec),
+            reconnect_delay_sec: params.reconnect_delay_sec.unwrap_or(config.reconnect_delay_sec),
+            fast_io_fail_timeout_sec: params
+                .fast_io_fail_timeout_sec
+                .unwrap_or(config.fast_io_fail_timeout_sec),
+        }
+    }
+
+    /// Refuses times that contradict each other.
+    pub fn check(&self) -> Result<(), Error> {
+        let (loss, delay, fast) =
+            (self.ctrlr_loss_timeout_sec, self.reconnect_delay_sec, self.fast_io_fail_timeout_sec);
+        if loss < -1 {
+            return Err(Error::invalid(format!("ctrlr_loss_timeout_sec is {loss}: must be -1 or more")));
+        }
+        // None if there is no limit.
+        let limit = u32::try_from(loss).ok();
+        if delay == 0 {
+            if loss != 0 || fast != 0 {
+                return Err(Error::invalid(
+                    "reconnect_delay_sec is 0: ctrlr_loss_timeout_sec and fast_io_fail_timeout_sec must be 0",
+                ));
+            }
+            return Ok(());
+        }
+        if limit.is_some_and(|limit| limit < delay) {
+            return Err(Error::invalid(format!(
+                "ctrlr_loss_timeout_sec is {loss}: must be -1 or at least reconnect_delay_sec, {delay}"
+            )));
+        }
+        if fast != 0 && fast < delay {
+            return Err(Error::invalid(format!(
+                "fast_io_fail_timeout_sec is {fast}: must be 0 or at least reconnect_delay_sec, {delay}"
+            )));
+        }
+        if fast != 0 && limit.is_some_and(|limit| fast >= limit) {
+            return Err(Error::invalid(format!(
+                "fast_io_fail_timeout_sec is {fast}: must be less than ctrlr_loss_timeout_sec, {loss}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl NvmeParams {
+    /// Refuses what makes no sense, whatever the module's options.
+    pub fn check(&self) -> Result<(), Error> {
+        let wrong = |reason: String| Err(Error::invalid(reason).object(&*self.name));
+        if self.name.is_empty() || self.name.len() > MAX_NAME || self.name.contains(['/', '\0']) {
+            return wrong(format!("name `{}`: must be 1 to {MAX_NAME} bytes without `/`", self.name));
+        }
+        if let Some(size) = self.io_queue_size
+            && !(2..=4096).contains(&size)
+        {
+            return wrong(format!("io_queue_size is {size}: must be 2 to 4096"));
+        }
+        if self.num_io_queues == Some(0) {
+            return wrong("num_io_queues is 0: must be at least 1".to_owned());
+        }
+        if !self.subnqn.is_empty()
+            && let Err(error) = nvme_spec::nqn::validate(&self.subnqn)
+        {
+            return wrong(format!("subnqn `{}`: {error}", self.subnqn));
+        }
+        if self.has_ip_address() && self.traddr.parse::<IpAddr>().is_err() {
+            return wrong(format!("traddr `{}`: must be an IP address", self.traddr));
+        }
+        Ok(())
+    }
+
+    /// Whether the transport's addresses are IP addresses.
+    fn has_ip_address(&self) -> bool {
+        ["tcp", "rdma"].iter().any(|ip| self.trtype.eq_ignore_ascii_case(ip))
+    }
+
+    /// The controller's address; `trtype` is the transport's number.
+    pub fn address(&self, trtype: u8) -> FabricAddress {
+        let trsvcid = match &self.trsvcid {
+            Some(trsvcid) => trsvcid.clone(),
+            None if self.has_ip_address() => nvme_spec::discovery::IO_PORT.to_string(),
+            None => String::new(),
+        };
+        let adrfam = family(&self.traddr, self.has_ip_address());
+        FabricAddress { trtype, adrfam, traddr: self.traddr.clone(), trsvcid, subnqn: self.subnqn.clone() }
+    }
+
+    /// This end's address, empty texts if it does not matter.
+    pub fn local(&self, trtype: u8) -> FabricAddress {
+        let traddr = self.hostaddr.clone().unwrap_or_default();
+        let adrfam = family(&traddr, self.has_ip_address());
+        let trsvcid = self.hostsvcid.clone().unwrap_or_default();
+        FabricAddress { trtype, adrfam, traddr, trsvcid, subnqn: String::new() }
+    }
+
+    /// Options of the transport, beside in-capsule data.
+    pub fn transport_options(&self, config: &NvmeConfig) -> serde_json::Value {
+        let priority: u32 = self.priority.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0);
+        // 4.096 us times a power of two, which the kernel takes in milliseconds.
+        let ack_timeout_ms = match config.transport_ack_timeout {
+            0 => 0,
+            exponent => ((4096_u64 << exponent.min(31)) / 1_000_000).max(1),
+        };
+        serde_json::json!({
+            "hdgst": self.hdgst,
+            "ddgst": self.ddgst,
+            "priority": priority,
+            "ack_timeout_ms": ack_timeout_ms,
+        })
+    }
+}
+
+fn family(traddr: &str, is_ip: bool) -> u8 {
+    match traddr.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) if is_ip => 1,
+        Ok(IpAddr::V6(_)) if is_ip => 2,
+        _ => 254,
+    }
+}
+
+/// The word for an address family.
+pub fn family_name(adrfam: u8) -> &'static str {
+    match adrfam {
+        1 => "IPv4",
+        2 => "IPv6",
+        _ => "Intra-host",
+    }
+}
+
+/// Bytes of a name that leave room for a namespace's number.
+const MAX_NAME: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(loss: i32, delay: u32, fast: u32, expected: Option<&str>) {
+        let timers = Timers {
+            ctrlr_loss_timeout_sec: loss,
+            reconnect_delay_sec: delay,
+            fast_io_fail_timeout_sec: fast,
+        };
+        let error = timers.check().err().map(|error| error.reason);
+        match expected {
+            None => assert_eq!(error, None),
+            Some(text) => assert!(error.as_deref().unwrap_or("").starts_with(text), "{error:?}"),
+        }
+    }
+
+    #[test]
+    fn times_that_contradict_each_other_are_refused() {
+        check(0, 0, 0, None);
+        check(-1, 1, 0, None);
+        check(10, 2, 5, None);
+        check(-1, 2, 5, None);
+        check(-2, 1, 0, Some("ctrlr_loss_timeout_sec is -2"));
+        check(10, 0, 0, Some("reconnect_delay_sec is 0"));
+        check(0, 0, 3, Some("reconnect_delay_sec is 0"));
+        check(1, 2, 0, Some("ctrlr_loss_timeout_sec is 1"));
+        check(10, 2, 1, Some("fast_io_fail_timeout_sec is 1"));
+        check(10, 2, 10, Some("fast_io_fail_timeout_sec is 10"));
+    }
+
+    #[test]
+    fn addresses_get_their_family_and_the_usual_port() {
+        let params = |json: &str| serde_json::from_str::<NvmeParams>(json).unwrap();
+        let tcp = params(r#"{"name":"n","trtype":"tcp","traddr":"127.0.0.1","subnqn":"nqn.2026-01.io.tenon:a"}"#);
+        assert!(tcp.check().is_ok());
+        let address = tcp.address(3);
+        assert_eq!((address.adrfam, &*address.trsvcid), (1, "4420"));
+        let six = params(r#"{"name":"n","trtype":"TCP","traddr":"::1","trsvcid":"9"}"#).address(3);
+        assert_eq!((six.adrfam, &*six.trsvcid), (2, "9"));
+        assert_eq!(params(r#"{"name":"n","trtype":"LOOP","traddr":"a"}"#).address(254).trsvcid, "");
+        let error = params(r#"{"name":"n","trtype":"TCP","traddr":"host"}"#).check().unwrap_err();
+        assert_eq!(error.reason, "traddr `host`: must be an IP address");
+    }
+}

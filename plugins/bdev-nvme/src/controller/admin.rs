@@ -1,0 +1,139 @@
+//! The admin queue of a controller, on the control reactor: commands with a
+//! deadline, their answers by closure.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nvme_spec::completion::Cqe;
+use tenon_sdk::abi::transport::CloseReason;
+use tenon_sdk::{
+    ConnectOptions, DmaBuf, Error, FabricCommand, FabricEvent, FabricGroup, FabricQueue, Host, OwnPayload,
+    PayloadOf, Timer,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::command::{AdminCommand, Data};
+
+/// What came of a command: its completion and data, or the error of the connection.
+pub(crate) type Answer = Result<(Cqe, Option<DmaBuf>), i32>;
+
+/// What is done with it.
+pub(crate) type Reply = Box<dyn FnOnce(Answer)>;
+
+/// What an admin queue tells its controller.
+pub(crate) enum AdminEvent {
+    Connected,
+    /// Lost, or a command took too long.
+    Lost(String),
+    /// Everything has come back.
+    Closed,
+}
+
+struct Kind {
+    reply: Reply,
+    /// Ends with the command.
+    _deadline: Option<Timer>,
+}
+
+/// An admin queue.
+pub(crate) struct AdminQueue {
+    host: Host,
+    fabric: FabricQueue<OwnPayload<Kind>>,
+    is_closing: Rc<Cell<bool>>,
+    on_event: Rc<dyn Fn(AdminEvent)>,
+}
+
+impl AdminQueue {
+    pub(crate) fn connect(
+        host: Host,
+        group: &FabricGroup,
+        options: &ConnectOptions,
+        on_event: impl Fn(AdminEvent) + 'static,
+    ) -> Result<Self, Error> {
+        let on_event: Rc<dyn Fn(AdminEvent)> = Rc::new(on_event);
+        let is_closing = Rc::new(Cell::new(false));
+        let (tell, closing) = (Rc::clone(&on_event), Rc::clone(&is_closing));
+        let fabric = FabricQueue::connect(group, options, move |event: FabricEvent<OwnPayload<Kind>>| match event {
+            FabricEvent::Connected { .. } => tell(AdminEvent::Connected),
+            FabricEvent::Done { item, result } => {
+                let (memory, kind) = item.into_parts();
+                let result = result.map(|cqe| {
+                    let cqe = Cqe::read_from_bytes(&cqe[..]);
+                    (cqe.expect("a completion queue entry has 16 bytes"), memory)
+                });
+                (kind.reply)(result);
+            }
+            FabricEvent::Closing { detail, status, .. } => {
+                if !closing.replace(true) {
+                    tell(AdminEvent::Lost(describe(&detail, status)));
+                }
+            }
+            FabricEvent::Closed { detail, status, .. } => {
+                if !closing.replace(true) {
+                    tell(AdminEvent::Lost(describe(&detail, status)));
+                }
+                tell(AdminEvent::Closed);
+            }
+        })?;
+        Ok(AdminQueue { host, fabric, is_closing, on_event })
+    }
+
+    /// Sends a command; without a timeout it may take for ever, as an asynchronous event request does. `reply` is
+    /// called exactly once, never from inside this call unless the command is refused at once.
+    pub(crate) fn send(&self, command: &AdminCommand, timeout: Option<Duration>, reply: Reply) {
+        let memory = match self.memory(&command.data) {
+            Ok(memory) => memory,
+            Err(error) => return reply(Err(error.code)),
+        };
+        let deadline = timeout.and_then(|timeout| {
+            let (closing, tell) = (Rc::downgrade(&self.is_closing), Rc::downgrade(&self.on_event));
+            let opcode = command.sqe.opc;
+            let late = move || {
+                if let (Some(closing), Some(tell)) = (closing.upgrade(), tell.upgrade())
+                    && !closing.replace(true)
+                {
+                    tell(AdminEvent::Lost(format!("command {opcode:#04x} was not answered in time")));
+                }
+            };
+            self.host.timer(timeout, late).ok()
+        });
+        let mut sqe = [0; 64];
+        sqe.copy_from_slice(command.sqe.as_bytes());
+        let payload = match command.data {
+            Data::None => PayloadOf::None,
+            Data::Out(_) => PayloadOf::ToController,
+            Data::In(_) => PayloadOf::FromController,
+        };
+        let item = OwnPayload::new(memory, Kind { reply, _deadline: deadline });
+        let result = self.fabric.submit(&FabricCommand { sqe, payload }, item);
+        self.fabric.flush();
+        if let Err(refused) = result {
+            let (_, kind) = refused.item.into_parts();
+            (kind.reply)(Err(tenon_sdk::errno::EAGAIN));
+        }
+    }
+
+    fn memory(&self, data: &Data) -> Result<Option<DmaBuf>, Error> {
+        match data {
+            Data::None => Ok(None),
+            Data::In(len) => self.host.alloc(*len, 4096, -1).map(Some),
+            Data::Out(bytes) => {
+                let mut memory = self.host.alloc(bytes.len(), 64, -1)?;
+                memory.as_mut_slice().copy_from_slice(bytes);
+                Ok(Some(memory))
+            }
+        }
+    }
+
+    /// Ends the queue; `Closed` follows, `Lost` does not any more.
+    pub(crate) fn close(&self, drain_by_ns: u64) {
+        self.is_closing.set(true);
+        self.fabric.disconnect(CloseReason::LOCAL, drain_by_ns);
+    }
+}
+
+fn describe(detail: &str, status: i32) -> String {
+    let reason = std::io::Error::from_raw_os_error(-status).to_string();
+    if detail.is_empty() || reason.contains(detail) { reason } else { format!("{detail}: {reason}") }
+}

@@ -1,0 +1,149 @@
+//! Fabrics and admin commands, as 64 bytes and the size of their data. Pure;
+//! what the answers mean is in `setup` and `scan`.
+
+use nvme_spec::admin::{Abort, GetLogPage, Identify, LogSpecific, SetFeatures};
+use nvme_spec::command::{CommandFlags, Sqe};
+use nvme_spec::fabrics::{Connect, ConnectData, PropertyAttributes, PropertyGet, PropertySet};
+use nvme_spec::features::{AsyncEventConfig, FeatureId, NumberOfQueues};
+use nvme_spec::identify::{Cns, IDENTIFY_SIZE};
+use nvme_spec::log::LogPageId;
+use nvme_spec::nqn::{HostId, NqnError, NqnField};
+use nvme_spec::opcode::{AdminOpcode, FABRICS, FabricsType};
+use nvme_spec::property::PropertyOffset;
+use zerocopy::{FromZeros, IntoBytes};
+
+/// An admin command, and its data.
+#[derive(Clone, Debug)]
+pub(crate) struct AdminCommand {
+    pub(crate) sqe: Sqe,
+    pub(crate) data: Data,
+}
+
+/// Data of an admin command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Data {
+    None,
+    Out(Vec<u8>),
+    /// As many bytes from the controller.
+    In(usize),
+}
+
+/// Who this host is, as Connect tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostIdentity {
+    pub(crate) nqn: String,
+    pub(crate) id: [u8; 16],
+}
+
+impl AdminCommand {
+    fn new(sqe: Sqe, data: Data) -> Self {
+        AdminCommand { sqe, data }
+    }
+
+    /// Connect of a queue.
+    pub(crate) fn connect(
+        host: &HostIdentity,
+        subnqn: &str,
+        qid: u16,
+        cntlid: u16,
+        entries: u16,
+        keep_alive_ms: u32,
+    ) -> Result<Self, NqnError> {
+        let mut connect = Connect::new_zeroed();
+        connect.head.opc = FABRICS;
+        connect.head.flags = CommandFlags::PSDT_SGL;
+        connect.head.fctype = FabricsType::CONNECT;
+        connect.qid.set(qid);
+        connect.sqsize_z.set(entries.saturating_sub(1));
+        connect.kato_ms.set(keep_alive_ms);
+        let mut data = ConnectData::new_zeroed();
+        data.hostid = HostId(host.id);
+        data.cntlid.set(cntlid);
+        data.subnqn = NqnField::new(subnqn)?;
+        data.hostnqn = NqnField::new(&host.nqn)?;
+        Ok(AdminCommand::new(Sqe::from_view(&connect), Data::Out(data.as_bytes().to_vec())))
+    }
+
+    pub(crate) fn property_get(offset: PropertyOffset, is_wide: bool) -> Self {
+        let mut get = PropertyGet::new_zeroed();
+        get.head.opc = FABRICS;
+        get.head.flags = CommandFlags::PSDT_SGL;
+        get.head.fctype = FabricsType::PROPERTY_GET;
+        get.attrib = if is_wide { PropertyAttributes::SIZE_8 } else { PropertyAttributes::SIZE_4 };
+        get.ofst = offset;
+        AdminCommand::new(Sqe::from_view(&get), Data::None)
+    }
+
+    pub(crate) fn property_set(offset: PropertyOffset, value: u32) -> Self {
+        let mut set = PropertySet::new_zeroed();
+        set.head.opc = FABRICS;
+        set.head.flags = CommandFlags::PSDT_SGL;
+        set.head.fctype = FabricsType::PROPERTY_SET;
+        set.attrib = PropertyAttributes::SIZE_4;
+        set.ofst = offset;
+        set.value.set(value.into());
+        AdminCommand::new(Sqe::from_view(&set), Data::None)
+    }
+
+    pub(crate) fn identify(cns: Cns, nsid: u32) -> Self {
+        let mut identify = Identify::new_zeroed();
+        identify.head.opc = AdminOpcode::IDENTIFY.0;
+        identify.head.nsid.set(nsid);
+        identify.cns = cns;
+        AdminCommand::new(Sqe::from_view(&identify), Data::In(IDENTIFY_SIZE))
+    }
+
+    /// `len` bytes of a log page from `offset` on; reading it clears its event unless `retains`.
+    pub(crate) fn log_page(page: LogPageId, offset: u64, len: usize, retains: bool) -> Self {
+        let mut get = GetLogPage::new_zeroed();
+        get.head.opc = AdminOpcode::GET_LOG_PAGE.0;
+        get.head.nsid.set(nvme_spec::command::NSID_ALL);
+        get.lid = page;
+        if retains {
+            get.lsp_rae = LogSpecific::RAE;
+        }
+        get.set_numd_z((len / 4).saturating_sub(1) as u32);
+        get.lpo.set(offset);
+        AdminCommand::new(Sqe::from_view(&get), Data::In(len))
+    }
+
+    pub(crate) fn set_events(events: AsyncEventConfig) -> Self {
+        Self::set_feature(FeatureId::ASYNC_EVENT_CONFIGURATION, events.get())
+    }
+
+    pub(crate) fn set_queue_count(count: u16) -> Self {
+        let count = zerocopy::little_endian::U16::new(count.saturating_sub(1));
+        let wanted = NumberOfQueues { nsq_z: count, ncq_z: count };
+        Self::set_feature(FeatureId::NUMBER_OF_QUEUES, wanted.to_dword().get())
+    }
+
+    fn set_feature(feature: FeatureId, value: u32) -> Self {
+        let mut set = SetFeatures::new_zeroed();
+        set.head.opc = AdminOpcode::SET_FEATURES.0;
+        set.fid = feature;
+        set.cdw11.set(value);
+        AdminCommand::new(Sqe::from_view(&set), Data::None)
+    }
+
+    pub(crate) fn keep_alive() -> Self {
+        Self::plain(AdminOpcode::KEEP_ALIVE)
+    }
+
+    pub(crate) fn async_event_request() -> Self {
+        Self::plain(AdminOpcode::ASYNCHRONOUS_EVENT_REQUEST)
+    }
+
+    pub(crate) fn abort(qid: u16, cid: u16) -> Self {
+        let mut abort = Abort::new_zeroed();
+        abort.head.opc = AdminOpcode::ABORT.0;
+        abort.sqid.set(qid);
+        abort.victim_cid.set(cid);
+        AdminCommand::new(Sqe::from_view(&abort), Data::None)
+    }
+
+    fn plain(opcode: AdminOpcode) -> Self {
+        let mut sqe = Sqe::new_zeroed();
+        sqe.opc = opcode.0;
+        AdminCommand::new(sqe, Data::None)
+    }
+}

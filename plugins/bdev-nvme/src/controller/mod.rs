@@ -1,0 +1,660 @@
+//! One controller: its admin queue, its timers, and what is known of it.
+//!
+//! Lives on the control reactor. [`state`] says what follows from what happens,
+//! `setup` and `scan` which commands are sent; this file does it. Namespaces
+//! become devices in `registry`, I/O queues open behind the controller's door.
+
+pub(crate) mod admin;
+pub(crate) mod command;
+pub(crate) mod scan;
+pub(crate) mod setup;
+pub(crate) mod state;
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nvme_spec::event::{AsyncEvent, EventType, Notice};
+use nvme_spec::log::LogPageId;
+use tenon_sdk::{ConnectOptions, Error, FabricTransport, Host, Timer};
+
+use self::admin::{AdminEvent, AdminQueue, Answer};
+use self::command::AdminCommand;
+use self::scan::{Found, Scan};
+use self::setup::{ControllerFacts, Progress, Setup, SetupError};
+use self::state::{Action, Event, Failure, Next, State};
+use crate::config::{NvmeParams, Timers};
+use crate::door::{Door, OpenFacts};
+use crate::registry::{Origin, Registry};
+use crate::side::Side;
+
+/// Called when what was asked for has come to an end.
+pub(crate) type Waiter = Box<dyn FnOnce(Result<(), Error>)>;
+
+/// What a controller is made with.
+pub(crate) struct Plan {
+    pub(crate) params: NvmeParams,
+    pub(crate) timers: Timers,
+    pub(crate) keep_alive_ms: u32,
+    pub(crate) admin_timeout: Option<Duration>,
+    pub(crate) ns_absent_timeout: Option<Duration>,
+    pub(crate) transport_options: serde_json::Value,
+}
+
+/// A controller.
+pub(crate) struct Controller {
+    me: Weak<Controller>,
+    pub(crate) id: u64,
+    host: Host,
+    registry: Weak<Registry>,
+    pub(crate) plan: Plan,
+    pub(crate) door: Arc<Door>,
+    /// In use as long as the controller is.
+    pub(crate) transport: FabricTransport,
+    pub(crate) state: Cell<State>,
+    pub(crate) facts: RefCell<ControllerFacts>,
+    admin: RefCell<Option<Rc<AdminQueue>>>,
+    /// Grows with every attempt: what belongs to an earlier one is not heard any more.
+    attempt: Cell<u64>,
+    was_attached: Cell<bool>,
+    ready_since_ns: Cell<Option<u64>>,
+    lost_since_ns: Cell<Option<u64>>,
+    pub(crate) last_error: RefCell<String>,
+    waiters: RefCell<Vec<Waiter>>,
+    clocks: RefCell<Clocks>,
+    scans: Cell<Scans>,
+    ana_retry_sec: Cell<u64>,
+}
+
+/// Timers; each is cancelled by being dropped.
+#[derive(Default)]
+struct Clocks {
+    delay: Option<Timer>,
+    fast_io_fail: Option<Timer>,
+    keep_alive: Option<Timer>,
+    scan: Option<Timer>,
+}
+
+/// What is to be asked again.
+#[derive(Clone, Copy, Default)]
+struct Scans {
+    is_running: bool,
+    wants_all: bool,
+    wants_ana: bool,
+}
+
+impl Controller {
+    pub(crate) fn new(
+        host: Host,
+        registry: &Rc<Registry>,
+        plan: Plan,
+        door: Arc<Door>,
+        transport: FabricTransport,
+    ) -> Rc<Self> {
+        Rc::new_cyclic(|me| Controller {
+            me: me.clone(),
+            id: door.id,
+            host,
+            registry: Rc::downgrade(registry),
+            plan,
+            door,
+            transport,
+            state: Cell::new(State::Connecting),
+            facts: RefCell::default(),
+            admin: RefCell::default(),
+            attempt: Cell::new(0),
+            was_attached: Cell::new(false),
+            ready_since_ns: Cell::new(None),
+            lost_since_ns: Cell::new(None),
+            last_error: RefCell::default(),
+            waiters: RefCell::default(),
+            clocks: RefCell::default(),
+            scans: Cell::default(),
+            ana_retry_sec: Cell::new(1),
+        })
+    }
+
+    /// Begins; `done` hears whether it came to serve.
+    pub(crate) fn start(&self, done: Waiter) {
+        self.waiters.borrow_mut().push(done);
+        self.act(Action::Connect);
+    }
+
+    /// Does what an operator wants; `done` hears of the end of it.
+    pub(crate) fn ask(&self, event: Event, done: Waiter) {
+        self.waiters.borrow_mut().push(done);
+        self.on(event);
+        // What is so already needs no waiting.
+        match (event, self.state.get()) {
+            (Event::Enable, State::Ready) | (Event::Disable, State::Disabled) => self.tell(Ok(())),
+            (Event::Reset, State::Disabled) => {
+                self.tell(Err(Error::new(EALREADY, "the controller is disabled")));
+            }
+            (_, State::Deleted) => self.tell(Ok(())),
+            _ => {}
+        }
+    }
+
+    /// Something happened.
+    pub(crate) fn on(&self, event: Event) {
+        let old = self.state.get();
+        let (next, action) = old.on(event);
+        self.state.set(next);
+        if old != next {
+            log::info!(
+                "controller changed name={} traddr={} from={} to={}",
+                self.plan.params.name,
+                self.plan.params.traddr,
+                old.as_str(),
+                next.as_str()
+            );
+        }
+        self.act(action);
+    }
+
+    fn act(&self, action: Action) {
+        match action {
+            Action::Nothing => {}
+            Action::Connect => self.connect(),
+            Action::Identify => self.set_up(),
+            Action::Serve => self.serve(),
+            Action::Close => self.close(),
+            Action::Wait => self.wait(),
+            Action::Rest => self.rest(),
+            Action::Remove => self.remove(),
+        }
+    }
+
+    fn connect(&self) {
+        let attempt = self.attempt.get() + 1;
+        self.attempt.set(attempt);
+        let door = &self.door;
+        let options = ConnectOptions {
+            peer: door.address.clone(),
+            local: door.local.clone(),
+            hostnqn: door.identity.nqn.clone(),
+            qid: 0,
+            cntlid: nvme_spec::fabrics::CNTLID_DYNAMIC,
+            queue_size: ADMIN_ENTRIES.into(),
+            options: self.plan.transport_options.clone(),
+            deadline_ns: self.host.now_ns() + door.connect_timeout_ns,
+        };
+        let me = self.me.clone();
+        let connected = Side::current(self.host)
+            .group(&door.transport, door.address.trtype)
+            .and_then(|group| {
+                AdminQueue::connect(self.host, &group, &options, move |event| {
+                    if let Some(controller) = me.upgrade() {
+                        controller.admin_event(attempt, event);
+                    }
+                })
+            });
+        match connected {
+            Ok(admin) => *self.admin.borrow_mut() = Some(Rc::new(admin)),
+            Err(error) => self.lost(error.to_string()),
+        }
+    }
+
+    fn admin_event(&self, attempt: u64, event: AdminEvent) {
+        if attempt != self.attempt.get() {
+            return;
+        }
+        match event {
+            AdminEvent::Connected => self.on(Event::Connected),
+            AdminEvent::Lost(reason) => self.lost(reason),
+            AdminEvent::Closed => {
+                let admin = self.admin.borrow_mut().take();
+                drop(admin);
+                self.check_drained();
+            }
+        }
+    }
+
+    /// A connection or something else that matters failed.
+    pub(crate) fn lost(&self, reason: String) {
+        let now_ns = self.host.now_ns();
+        let is_serving = matches!(self.state.get(), State::Connecting | State::Identifying | State::Ready);
+        if !is_serving {
+            return;
+        }
+        log::warn!(
+            "controller lost name={} traddr={} reason=\"{reason}\"",
+            self.plan.params.name,
+            self.plan.params.traddr
+        );
+        *self.last_error.borrow_mut() = reason;
+        let failure = Failure {
+            was_attached: self.was_attached.get(),
+            ready_ns: self.ready_since_ns.get().map(|since| now_ns.saturating_sub(since)),
+            lost_ns: self.lost_since_ns.get().map_or(0, |since| now_ns.saturating_sub(since)),
+            reconnect_delay_sec: self.plan.timers.reconnect_delay_sec,
+            ctrlr_loss_timeout_sec: self.plan.timers.ctrlr_loss_timeout_sec,
+        };
+        self.on(Event::Lost(failure.next()));
+    }
+
+    /// An I/O queue was lost; those of an earlier generation are lost anyway.
+    pub(crate) fn queue_lost(&self, generation: u64, reason: String) {
+        if self.door.open_generation() == Some(generation) {
+            self.lost(reason);
+        }
+    }
+
+    /// Sends a command; the answer is heard only while this attempt lasts.
+    pub(crate) fn send(&self, command: &AdminCommand, answered: impl FnOnce(&Controller, Answer) + 'static) {
+        let timeout = self.plan.admin_timeout;
+        self.send_within(command, timeout, answered);
+    }
+
+    fn send_within(
+        &self,
+        command: &AdminCommand,
+        timeout: Option<Duration>,
+        answered: impl FnOnce(&Controller, Answer) + 'static,
+    ) {
+        let admin = self.admin.borrow().clone();
+        let Some(admin) = admin else { return };
+        let (me, attempt) = (self.me.clone(), self.attempt.get());
+        let reply = Box::new(move |answer: Answer| {
+            if let Some(controller) = me.upgrade()
+                && controller.attempt.get() == attempt
+            {
+                answered(&controller, answer);
+            }
+        });
+        admin.send(command, timeout, reply);
+    }
+
+    fn set_up(&self) {
+        let queues = self.plan.params.num_io_queues.unwrap_or_else(|| self.host.reactors().count() as u16);
+        let setup = Setup::new(
+            self.door.identity.clone(),
+            self.door.address.subnqn.clone(),
+            ADMIN_ENTRIES,
+            self.plan.keep_alive_ms,
+            queues,
+        );
+        self.set_up_step(setup);
+    }
+
+    fn set_up_step(&self, mut setup: Setup) {
+        let command = match setup.command() {
+            Ok(command) => command,
+            Err(error) => return self.lost(error.to_string()),
+        };
+        self.send(&command, move |controller, answer| {
+            let (cqe, data) = match answer {
+                Ok(answer) => answer,
+                Err(code) => return controller.lost(format!("a command was not answered (error {code})")),
+            };
+            let data = data.as_ref().map_or(&[][..], |data| data.as_slice());
+            match setup.answered(&cqe, data) {
+                Ok(Progress::Go) => controller.set_up_step(setup),
+                Ok(Progress::Wait { ms }) => controller.set_up_later(setup, ms),
+                Ok(Progress::Done) => {
+                    *controller.facts.borrow_mut() = setup.facts;
+                    controller.scan(Origin::Setup);
+                }
+                Err(error) => controller.lost(error.to_string()),
+            }
+        });
+    }
+
+    fn set_up_later(&self, setup: Setup, ms: u64) {
+        let (me, attempt) = (self.me.clone(), self.attempt.get());
+        let timer = self.host.timer(Duration::from_millis(ms), move || {
+            if let Some(controller) = me.upgrade()
+                && controller.attempt.get() == attempt
+                && controller.state.get() == State::Identifying
+            {
+                controller.set_up_step(setup);
+            }
+        });
+        match timer {
+            Ok(timer) => self.clocks.borrow_mut().delay = Some(timer),
+            Err(error) => self.lost(error.to_string()),
+        }
+    }
+
+    /// Asks for all namespaces.
+    fn scan(&self, origin: Origin) {
+        if self.facts.borrow().is_discovery {
+            return self.scanned(origin, Ok(Found::default()));
+        }
+        let scan = Scan::all(&self.facts.borrow());
+        self.start_scan(scan, origin);
+    }
+
+    fn start_scan(&self, scan: Scan, origin: Origin) {
+        self.scans.set(Scans { is_running: true, ..self.scans.get() });
+        self.scan_step(scan, origin);
+    }
+
+    fn scan_step(&self, mut scan: Scan, origin: Origin) {
+        let Some(command) = scan.command() else { return self.scanned(origin, Ok(scan.finish())) };
+        self.send(&command, move |controller, answer| {
+            let (cqe, data) = match answer {
+                Ok(answer) => answer,
+                Err(code) => return controller.lost(format!("a command was not answered (error {code})")),
+            };
+            let data = data.as_ref().map_or(&[][..], |data| data.as_slice());
+            match scan.answered(&cqe, data) {
+                Ok(()) => controller.scan_step(scan, origin),
+                Err(error) => controller.scanned(origin, Err(error)),
+            }
+        });
+    }
+
+    fn scanned(&self, origin: Origin, result: Result<Found, SetupError>) {
+        self.scans.set(Scans { is_running: false, ..self.scans.get() });
+        let found = match result {
+            Ok(found) => found,
+            Err(error) if origin == Origin::Setup => return self.lost(error.to_string()),
+            Err(error) => {
+                log::warn!("namespaces were not read name={} error=\"{error}\"", self.plan.params.name);
+                return self.scan_later(Scans { wants_all: true, ..self.scans.get() });
+            }
+        };
+        if found.is_ana_unreadable {
+            self.scan_later(Scans { wants_ana: true, ..self.scans.get() });
+        } else {
+            self.ana_retry_sec.set(1);
+        }
+        if let Some(registry) = self.registry.upgrade() {
+            registry.found(self, found, origin);
+        }
+        if origin == Origin::Setup {
+            self.on(Event::Identified);
+        } else if !self.scans.get().is_running {
+            self.scan_wanted();
+        }
+    }
+
+    /// Asks again after a growing pause.
+    fn scan_later(&self, scans: Scans) {
+        self.scans.set(scans);
+        let pause_sec = self.ana_retry_sec.get();
+        self.ana_retry_sec.set((pause_sec * 2).min(MAX_SCAN_PAUSE_SEC));
+        let me = self.me.clone();
+        let timer = self.host.timer(Duration::from_secs(pause_sec), move || {
+            if let Some(controller) = me.upgrade() {
+                controller.clocks.borrow_mut().scan.take();
+                controller.scan_wanted();
+            }
+        });
+        self.clocks.borrow_mut().scan = timer.ok();
+    }
+
+    /// Starts what is wanted, unless something is under way or to be waited for.
+    fn scan_wanted(&self) {
+        let scans = self.scans.get();
+        let waits = self.clocks.borrow().scan.is_some();
+        if self.state.get() != State::Ready || scans.is_running || waits {
+            return;
+        }
+        if scans.wants_all {
+            self.scans.set(Scans::default());
+            self.scan(Origin::Event);
+        } else if scans.wants_ana {
+            self.scans.set(Scans { wants_ana: false, ..scans });
+            let scan = Scan::ana(&self.facts.borrow());
+            self.start_scan(scan, Origin::AnaOnly);
+        }
+    }
+
+    /// The ANA states may have changed.
+    pub(crate) fn ana_suspected(&self) {
+        if self.facts.borrow().has_ana {
+            self.scans.set(Scans { wants_ana: true, ..self.scans.get() });
+            self.scan_wanted();
+        }
+    }
+
+    fn serve(&self) {
+        let facts = self.facts.borrow().clone();
+        self.was_attached.set(true);
+        self.ready_since_ns.set(Some(self.host.now_ns()));
+        self.lost_since_ns.set(None);
+        let mut clocks = self.clocks.borrow_mut();
+        (clocks.delay, clocks.fast_io_fail) = (None, None);
+        drop(clocks);
+        self.last_error.borrow_mut().clear();
+        if facts.io_queues > 0 {
+            let mut options = self.plan.transport_options.clone();
+            options["in_capsule_data_size"] = facts.in_capsule_bytes.into();
+            let wanted = self.plan.params.io_queue_size.unwrap_or(IO_ENTRIES);
+            let open = OpenFacts {
+                cntlid: facts.cntlid,
+                entries: u32::from(wanted).min(facts.max_queue_entries).max(2) as u16,
+                retry_delays_100ms: facts.retry_delays_100ms,
+                options,
+            };
+            self.door.open(open, facts.io_queues);
+            self.tell_reactors();
+        }
+        for _ in 0..facts.max_async_events.min(ASYNC_EVENTS) {
+            self.request_event();
+        }
+        self.keep_alive();
+        self.tell(Ok(()));
+        self.scan_wanted();
+    }
+
+    /// Every reactor looks at the door.
+    fn tell_reactors(&self) {
+        let (host, id) = (self.host, self.id);
+        let told = host.each_reactor(
+            move |_| {
+                if let Some(side) = Side::existing(host) {
+                    side.door_moved(id);
+                }
+            },
+            || {},
+        );
+        if let Err(error) = told {
+            log::error!("reactors were not told of a controller error=\"{error}\"");
+        }
+    }
+
+    fn request_event(&self) {
+        self.send_within(&AdminCommand::async_event_request(), None, |controller, answer| {
+            let Ok((cqe, _)) = answer else { return };
+            if !cqe.status.is_success() {
+                // Fewer at once than it said: the others go on.
+                return;
+            }
+            controller.event(AsyncEvent::from_dw0(cqe.dw0));
+            controller.request_event();
+        });
+    }
+
+    fn event(&self, event: AsyncEvent) {
+        log::debug!("asynchronous event name={} event={event:?}", self.plan.params.name);
+        if event.event_type != EventType::NOTICE {
+            return;
+        }
+        match Notice(event.information) {
+            Notice::NAMESPACE_ATTRIBUTE_CHANGED => {
+                // Reading the page lets the next event come; what is true is asked for anew.
+                let page = AdminCommand::log_page(LogPageId::CHANGED_NAMESPACES, 0, 4096, false);
+                self.send(&page, |controller, answer| {
+                    if answer.is_ok() {
+                        controller.scans.set(Scans { wants_all: true, ..controller.scans.get() });
+                        controller.scan_wanted();
+                    }
+                });
+            }
+            Notice::ANA_CHANGE => {
+                if let Some(registry) = self.registry.upgrade() {
+                    registry.ana_updating(self);
+                }
+                self.ana_suspected();
+            }
+            _ => {}
+        }
+    }
+
+    /// Sends a keep alive, and again after half its time.
+    fn keep_alive(&self) {
+        if self.plan.keep_alive_ms == 0 || !self.facts.borrow().has_keep_alive {
+            return;
+        }
+        let me = self.me.clone();
+        let timer = self.host.timer(Duration::from_millis(u64::from(self.plan.keep_alive_ms / 2).max(1)), move || {
+            let Some(controller) = me.upgrade() else { return };
+            let timeout = Duration::from_millis(controller.plan.keep_alive_ms.into());
+            controller.send_within(&AdminCommand::keep_alive(), Some(timeout), |controller, answer| {
+                if let Ok((cqe, _)) = answer
+                    && !cqe.status.is_success()
+                {
+                    controller.lost(format!("keep alive was refused: {:?}", cqe.status));
+                }
+            });
+            if controller.state.get() == State::Ready {
+                controller.keep_alive();
+            }
+        });
+        match timer {
+            Ok(timer) => self.clocks.borrow_mut().keep_alive = Some(timer),
+            Err(error) => log::error!("controller has no keep alive error=\"{error}\""),
+        }
+    }
+
+    fn close(&self) {
+        let now_ns = self.host.now_ns();
+        self.ready_since_ns.set(None);
+        self.scans.set(Scans::default());
+        let mut clocks = self.clocks.borrow_mut();
+        (clocks.delay, clocks.keep_alive, clocks.scan) = (None, None, None);
+        drop(clocks);
+        let is_final = matches!(self.state.get(), State::Closing(Next::Delete | Next::Fail | Next::Disable));
+        if self.lost_since_ns.get().is_none() {
+            self.lost_since_ns.set(Some(now_ns));
+            if !is_final {
+                self.arm_fast_io_fail();
+            }
+        }
+        // I/O that has failed already goes on failing until the controller is back.
+        self.door.close(is_final || !self.door.has_hope());
+        self.tell_reactors();
+        let admin = self.admin.borrow().clone();
+        if let Some(admin) = admin {
+            admin.close(now_ns + DRAIN_NS);
+        }
+        self.check_drained();
+    }
+
+    fn arm_fast_io_fail(&self) {
+        let seconds = self.plan.timers.fast_io_fail_timeout_sec;
+        if seconds == 0 {
+            return;
+        }
+        let me = self.me.clone();
+        let timer = self.host.timer(Duration::from_secs(seconds.into()), move || {
+            if let Some(controller) = me.upgrade()
+                && controller.state.get() != State::Ready
+            {
+                log::warn!("i/o to a lost controller fails from now on name={}", controller.plan.params.name);
+                controller.door.close(true);
+                controller.tell_reactors();
+            }
+        });
+        self.clocks.borrow_mut().fast_io_fail = timer.ok();
+    }
+
+    /// Goes on once every queue is released.
+    pub(crate) fn check_drained(&self) {
+        let is_closing = matches!(self.state.get(), State::Closing(_));
+        if is_closing && self.admin.borrow().is_none() && self.door.queues() == 0 {
+            self.on(Event::Drained);
+        }
+    }
+
+    fn wait(&self) {
+        let now_ns = self.host.now_ns();
+        let timers = self.plan.timers;
+        let delay_ns = u64::from(timers.reconnect_delay_sec.max(1)) * 1_000_000_000;
+        let lost_ns = now_ns.saturating_sub(self.lost_since_ns.get().unwrap_or(now_ns));
+        let left_ns = u64::try_from(timers.ctrlr_loss_timeout_sec)
+            .map_or(u64::MAX, |limit| (limit * 1_000_000_000).saturating_sub(lost_ns));
+        let is_last = left_ns <= delay_ns;
+        let me = self.me.clone();
+        let timer = self.host.timer(Duration::from_nanos(delay_ns.min(left_ns)), move || {
+            let Some(controller) = me.upgrade() else { return };
+            controller.clocks.borrow_mut().delay.take();
+            controller.on(if is_last { Event::Lost(Next::Delete) } else { Event::DelayOver });
+        });
+        match timer {
+            Ok(timer) => self.clocks.borrow_mut().delay = Some(timer),
+            Err(error) => log::error!("controller is not tried again error=\"{error}\""),
+        }
+    }
+
+    fn rest(&self) {
+        self.door.close(true);
+        self.tell_reactors();
+        match self.state.get() {
+            State::Disabled => self.tell(Ok(())),
+            _ => self.tell(Err(self.failure())),
+        }
+    }
+
+    fn remove(&self) {
+        self.door.close(true);
+        *self.clocks.borrow_mut() = Clocks::default();
+        let (host, id) = (self.host, self.id);
+        let forgotten = host.each_reactor(
+            move |_| {
+                if let Some(side) = Side::existing(host) {
+                    side.forget(id);
+                    side.kick();
+                }
+            },
+            || {},
+        );
+        if let Err(error) = forgotten {
+            log::error!("reactors keep a queue that is not used any more error=\"{error}\"");
+        }
+        if let Some(registry) = self.registry.upgrade() {
+            registry.controller_gone(self);
+        }
+        let was_attached = self.was_attached.get();
+        self.tell(if was_attached { Ok(()) } else { Err(self.failure()) });
+    }
+
+    /// Why it does not serve.
+    fn failure(&self) -> Error {
+        let address = &self.door.address;
+        let cause = self.last_error.borrow().clone();
+        let code = if cause.contains("refused") { ECONNREFUSED } else { tenon_sdk::errno::EIO };
+        Error::new(code, format!("cannot attach to {} port {}", address.traddr, address.trsvcid))
+            .object(&*self.plan.params.name)
+            .caused_by(if cause.is_empty() { "detached" } else { &cause })
+    }
+
+    fn tell(&self, result: Result<(), Error>) {
+        let waiters = std::mem::take(&mut *self.waiters.borrow_mut());
+        for waiter in waiters {
+            waiter(result.clone());
+        }
+    }
+
+    /// Asks the controller to end a command.
+    pub(crate) fn abort(&self, qid: u16, cid: u16) {
+        self.send(&AdminCommand::abort(qid, cid), |_, _| {});
+    }
+}
+
+/// Entries of the admin queue.
+const ADMIN_ENTRIES: u16 = 32;
+/// Entries of an I/O queue, unless asked otherwise.
+const IO_ENTRIES: u16 = 128;
+/// Asynchronous event requests held at the controller.
+const ASYNC_EVENTS: u16 = 4;
+/// How long what is on the admin queue may take to come back.
+const DRAIN_NS: u64 = 5_000_000_000;
+/// Longest pause before an unreadable page is asked for again.
+const MAX_SCAN_PAUSE_SEC: u64 = 10;
+const EALREADY: i32 = -114;
+const ECONNREFUSED: i32 = -111;

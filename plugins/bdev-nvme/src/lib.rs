@@ -1,0 +1,129 @@
+//! `nvme`: block devices behind NVMe controllers, over any transport the host
+//! has: an initiator with several paths that survives its target.
+//!
+//! * control thread: `config` has the parameters, `registry` the controllers and
+//!   devices, `controller` one controller (its life in `state`, what is asked of
+//!   it in `setup` and `scan`, its admin queue in `admin`), `namespace` what makes
+//!   a device, `rpc` and `report` what operators say and see, `bdev` a device;
+//! * between: `door` says whether a controller's queues may be opened, `table`
+//!   which paths a device has, `module` carries messages to the control thread;
+//! * reactors: `side` has all of a reactor, `queue` a controller's I/O queue,
+//!   `channel` the data path of a device, `select` chooses a path and reports it,
+//!   `encode` makes commands, `status` judges their ends.
+#![forbid(unsafe_code)]
+
+mod bdev;
+mod channel;
+mod config;
+mod controller;
+mod door;
+mod encode;
+mod module;
+mod namespace;
+mod queue;
+mod registry;
+mod report;
+mod rpc;
+mod select;
+mod side;
+mod status;
+mod table;
+mod text;
+
+use std::rc::Rc;
+
+use tenon_sdk::{ControlCell, Error, Host, Module, OpToken, export_plugin};
+
+use config::{NvmeConfig, NvmeParams};
+use controller::command::HostIdentity;
+use registry::Registry;
+use side::Side;
+
+/// The module.
+pub struct NvmeModule {
+    host: Host,
+    config: NvmeConfig,
+    identity: HostIdentity,
+    registry: ControlCell<Option<Rc<Registry>>>,
+}
+
+impl NvmeModule {
+    /// Everything the module manages. Control thread.
+    pub(crate) fn registry(&self) -> Rc<Registry> {
+        let make = || Registry::new(self.host, self.config.clone(), self.identity.clone());
+        self.registry.with(|registry| Rc::clone(registry.get_or_insert_with(make)))
+    }
+}
+
+impl Module for NvmeModule {
+    type Config = NvmeConfig;
+    type Params = NvmeParams;
+
+    fn init(host: Host, config: NvmeConfig) -> Result<Self, Error> {
+        let identity = HostIdentity::of_machine();
+        Ok(NvmeModule { host, config, identity, registry: ControlCell::new() })
+    }
+
+    fn validate(params: &NvmeParams) -> Result<(), Error> {
+        params.check()?;
+        config::Timers::of(params, &NvmeConfig::default()).check()
+    }
+
+    fn init_complete(&self) {
+        if let Err(error) = rpc::register(self.host) {
+            log::error!("methods of the module are missing error=\"{error}\"");
+        }
+    }
+
+    fn configure(&self, config: NvmeConfig, token: OpToken) {
+        *self.registry().config.borrow_mut() = config;
+        token.done();
+    }
+
+    fn create(&self, params: NvmeParams, token: OpToken) {
+        self.registry().attach(params, token);
+    }
+
+    fn fini(self: Rc<Self>, token: OpToken) {
+        let registry = self.registry();
+        let host = self.host;
+        let controllers = registry.controllers(None);
+        registry.detach(&controllers, move || {
+            let ended = Rc::new(std::cell::Cell::new(Some((self, token))));
+            let last = Rc::clone(&ended);
+            let asked = host.each_reactor(
+                move |_| Side::end(host),
+                move || {
+                    Side::end(host);
+                    if let Some((module, token)) = last.take() {
+                        drop(module);
+                        token.done();
+                    }
+                },
+            );
+            if let (Err(error), Some((_, token))) = (asked, ended.take()) {
+                token.fail(error);
+            }
+        });
+    }
+}
+
+export_plugin! {
+    module: NvmeModule,
+    name: "nvme",
+    version: env!("CARGO_PKG_VERSION"),
+    provides: ["bdev"],
+    rpc: [
+        "bdev_nvme_attach_controller",
+        "bdev_nvme_detach_controller",
+        "bdev_nvme_get_controllers",
+        "bdev_nvme_reset_controller",
+        "bdev_nvme_enable_controller",
+        "bdev_nvme_disable_controller",
+        "bdev_nvme_get_io_paths",
+        "bdev_nvme_set_preferred_path",
+        "bdev_nvme_set_multipath_policy",
+        "bdev_nvme_set_options",
+        "bdev_nvme_get_transport_statistics",
+    ],
+}

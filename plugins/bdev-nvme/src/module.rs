@@ -1,0 +1,82 @@
+//! Messages to the control thread, and the way from there to the module.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tenon_sdk::{Exported, Host, Reactor};
+
+use crate::NvmeModule;
+use crate::registry::Registry;
+
+/// An I/O queue was lost.
+pub(crate) fn queue_lost(host: Host, controller: u64, generation: u64, reason: String) {
+    tell(host, move |registry| {
+        if let Some(controller) = registry.controller(controller) {
+            controller.queue_lost(generation, reason);
+        }
+    });
+}
+
+/// An I/O queue is released.
+pub(crate) fn queue_released(host: Host, controller: u64) {
+    tell(host, move |registry| {
+        if let Some(controller) = registry.controller(controller) {
+            controller.check_drained();
+        }
+    });
+}
+
+/// A controller says that a namespace is in another ANA state than known.
+pub(crate) fn ana_suspected(host: Host, controller: u64) {
+    tell(host, move |registry| {
+        if let Some(controller) = registry.controller(controller) {
+            registry.ana_updating(&controller);
+            controller.ana_suspected();
+        }
+    });
+}
+
+/// A device is to be reset; its channel on `reactor` waits for the end.
+pub(crate) fn reset_wanted(host: Host, device: u64, reactor: Reactor) {
+    tell(host, move |registry| registry.reset_device(device, reactor));
+}
+
+/// A command is to be aborted.
+pub(crate) fn abort_wanted(host: Host, controller: u64, qid: u16, cid: u16) {
+    tell(host, move |registry| {
+        if let Some(controller) = registry.controller(controller) {
+            controller.abort(qid, cid);
+        }
+    });
+}
+
+/// Calls `message` on the control thread; tries again while its queue is full.
+fn tell(host: Host, message: impl FnOnce(&Registry) + Send + 'static) {
+    send(host, Arc::new(Mutex::new(Some(message))), 0);
+}
+
+fn send<F: FnOnce(&Registry) + Send + 'static>(host: Host, message: Arc<Mutex<Option<F>>>, attempt: u32) {
+    let sent = Arc::clone(&message);
+    let result = host.send(host.control(), move || {
+        let message = sent.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(message) = message {
+            NvmeModule::with(|module| message(&module.registry()));
+        }
+    });
+    if result.is_ok() {
+        return;
+    }
+    if attempt == MAX_ATTEMPTS {
+        log::error!("the control thread takes no messages: one is lost");
+        return;
+    }
+    match host.timer(RETRY, move || send(host, message, attempt + 1)) {
+        Ok(timer) => timer.detach(),
+        Err(error) => log::error!("a message to the control thread is lost error=\"{error}\""),
+    }
+}
+
+/// Pause before a message is sent again.
+const RETRY: Duration = Duration::from_millis(1);
+/// Attempts after which it is given up.
+const MAX_ATTEMPTS: u32 = 10_000;

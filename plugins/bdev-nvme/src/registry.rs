@@ -1,0 +1,568 @@
+//! What the module manages: controllers, devices, and which paths lead from one
+//! to the other. On the control thread.
+//!
+//! A namespace found at a controller is a path of the device that has its
+//! identity, or makes a new device. A path goes when its controller goes, when
+//! the controller says that the namespace is gone, or when another namespace
+//! took its number; a device goes with its last path.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nvme_spec::log::AnaState;
+use tenon_sdk::{BdevId, Error, FabricTransport, Host, OpToken, Reactor, Reason, errno};
+
+use crate::bdev::NvmeBdev;
+use crate::config::{Multipath, NvmeConfig, NvmeParams, Timers};
+use crate::controller::command::HostIdentity;
+use crate::controller::scan::{AnaEntry, Found};
+use crate::controller::setup::ControllerFacts;
+use crate::controller::state::Event;
+use crate::controller::{Controller, Plan};
+use crate::door::Door;
+use crate::namespace::NamespaceFacts;
+use crate::side::Side;
+use crate::status::NO_PATH;
+use crate::table::{Entry, Table};
+
+/// Why namespaces were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The controller was connected: one that is missing may come back.
+    Setup,
+    /// The controller said that something changed: one that is missing is gone.
+    Event,
+    /// Only ANA states were asked for.
+    AnaOnly,
+}
+
+/// A device.
+pub(crate) struct Device {
+    pub(crate) id: u64,
+    /// Name of its controllers.
+    pub(crate) group: String,
+    pub(crate) name: String,
+    pub(crate) table: Arc<Table>,
+    handle: Cell<Option<BdevId>>,
+    pub(crate) facts: RefCell<NamespaceFacts>,
+    is_absent: Cell<bool>,
+    is_going: Cell<bool>,
+}
+
+/// Controllers and devices.
+pub(crate) struct Registry {
+    pub(crate) host: Host,
+    pub(crate) config: RefCell<NvmeConfig>,
+    identity: HostIdentity,
+    controllers: RefCell<BTreeMap<u64, Rc<Controller>>>,
+    devices: RefCell<BTreeMap<u64, Rc<Device>>>,
+    last_id: Cell<u64>,
+    /// Operations that attach a controller; their devices belong to them.
+    attaching: RefCell<BTreeMap<u64, OpToken>>,
+    waits: RefCell<Vec<Wait>>,
+}
+
+/// Somebody who waits for things to be gone.
+struct Wait {
+    controllers: Vec<u64>,
+    devices: Vec<u64>,
+    done: Box<dyn FnOnce()>,
+}
+
+impl Registry {
+    pub(crate) fn new(host: Host, config: NvmeConfig, identity: HostIdentity) -> Rc<Self> {
+        Rc::new(Registry {
+            host,
+            config: RefCell::new(config),
+            identity,
+            controllers: RefCell::default(),
+            devices: RefCell::default(),
+            last_id: Cell::new(0),
+            attaching: RefCell::default(),
+            waits: RefCell::default(),
+        })
+    }
+
+    fn next_id(&self) -> u64 {
+        self.last_id.set(self.last_id.get() + 1);
+        self.last_id.get()
+    }
+
+    pub(crate) fn controller(&self, id: u64) -> Option<Rc<Controller>> {
+        self.controllers.borrow().get(&id).cloned()
+    }
+
+    /// The controllers of a name, of all names without one.
+    pub(crate) fn controllers(&self, name: Option<&str>) -> Vec<Rc<Controller>> {
+        let controllers = self.controllers.borrow();
+        let wanted = |controller: &&Rc<Controller>| name.is_none_or(|name| controller.plan.params.name == name);
+        controllers.values().filter(wanted).cloned().collect()
+    }
+
+    pub(crate) fn devices(&self) -> Vec<Rc<Device>> {
+        self.devices.borrow().values().cloned().collect()
+    }
+
+    pub(crate) fn device_named(&self, name: &str) -> Option<Rc<Device>> {
+        self.devices.borrow().values().find(|device| device.name == name && !device.is_going.get()).cloned()
+    }
+
+    /// Attaches a controller; answers with the names of its devices.
+    pub(crate) fn attach(self: &Rc<Self>, params: NvmeParams, token: OpToken) {
+        let timers = Timers::of(&params, &self.config.borrow());
+        if let Err(error) = self.check(&params, &timers) {
+            return token.fail(error);
+        }
+        let (registry, trtype) = (Rc::clone(self), params.trtype.clone());
+        let token = Rc::new(Cell::new(Some(token)));
+        let waiting = Rc::clone(&token);
+        let asked = self.host.transport(&trtype, move |transport| {
+            let Some(token) = waiting.take() else { return };
+            match transport {
+                Ok(transport) => registry.attach_over(transport, params, timers, token),
+                Err(error) => token.fail(error),
+            }
+        });
+        if let (Err(error), Some(token)) = (asked, token.take()) {
+            token.fail(error);
+        }
+    }
+
+    fn check(&self, params: &NvmeParams, timers: &Timers) -> Result<(), Error> {
+        params.check()?;
+        timers.check().map_err(|error| error.object(&*params.name))?;
+        if params.subnqn.is_empty() {
+            return Err(Error::invalid("subnqn is empty: must be the NQN of a subsystem").object(&*params.name));
+        }
+        for other in self.controllers(Some(&params.name)) {
+            let (new, old) = (params.address(0), other.plan.params.address(0));
+            let refused = |code, reason: &str| Err(Error::new(code, reason).object(&*params.name));
+            if new == old && params.hostaddr == other.plan.params.hostaddr {
+                return refused(EALREADY, "a controller of this name has this address already");
+            }
+            if params.multipath == Multipath::Disable || other.plan.params.multipath == Multipath::Disable {
+                return refused(errno::EEXIST, "a controller of this name exists, and multipath is disabled");
+            }
+            if new.subnqn != old.subnqn {
+                return refused(errno::EINVAL, "a controller of this name belongs to another subsystem");
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_over(
+        self: &Rc<Self>,
+        transport: FabricTransport,
+        params: NvmeParams,
+        timers: Timers,
+        token: OpToken,
+    ) {
+        // Another one may have come while the transport was loaded.
+        if let Err(error) = self.check(&params, &timers) {
+            return token.fail(error);
+        }
+        let config = self.config.borrow().clone();
+        let trtype = transport.trtype();
+        let connect_us = params.fabrics_connect_timeout_us.unwrap_or(config.tcp_connect_timeout_ms * 1000);
+        let door = Door::new(
+            self.next_id(),
+            self.host,
+            transport.share(),
+            params.address(trtype),
+            params.local(trtype),
+            params.hostnqn.as_deref().map_or_else(|| self.identity.clone(), HostIdentity::named),
+            connect_us.max(1).saturating_mul(1000),
+        );
+        let absent_sec = params.ns_absent_timeout_sec.unwrap_or(config.ns_absent_timeout_sec);
+        let plan = Plan {
+            timers,
+            keep_alive_ms: config.keep_alive_timeout_ms,
+            admin_timeout: (config.timeout_admin_us > 0).then(|| Duration::from_micros(config.timeout_admin_us)),
+            ns_absent_timeout: (absent_sec > 0).then(|| Duration::from_secs(absent_sec.into())),
+            transport_options: params.transport_options(&config),
+            params,
+        };
+        let controller = Controller::new(self.host, self, plan, door, transport);
+        let id = controller.id;
+        self.controllers.borrow_mut().insert(id, Rc::clone(&controller));
+        self.attaching.borrow_mut().insert(id, token);
+        let registry = Rc::clone(self);
+        controller.start(Box::new(move |result| {
+            let Some(token) = registry.attaching.borrow_mut().remove(&id) else { return };
+            match result {
+                Ok(()) => token.reply(&registry.device_names(id)),
+                Err(error) => token.fail(error),
+            }
+        }));
+    }
+
+    fn device_names(&self, controller: u64) -> Vec<String> {
+        let devices = self.devices.borrow();
+        let is_of = |device: &&Rc<Device>| {
+            let (entries, _, _) = device.table.read();
+            entries.iter().any(|entry| entry.door.id == controller)
+        };
+        devices.values().filter(is_of).map(|device| device.name.clone()).collect()
+    }
+
+    /// Takes over what a controller said of its namespaces.
+    pub(crate) fn found(&self, controller: &Controller, found: Found, origin: Origin) {
+        let facts = controller.facts.borrow().clone();
+        let before: Vec<u64> = self.devices_of(controller.id).iter().map(|device| device.id).collect();
+        if origin != Origin::AnaOnly {
+            for namespace in &found.namespaces {
+                self.namespace_found(controller, &facts, namespace);
+            }
+            self.namespaces_missing(controller, &found.namespaces, origin);
+        }
+        self.ana_found(controller, &facts, found.ana.as_deref());
+        let mut touched = before;
+        touched.extend(self.devices_of(controller.id).iter().map(|device| device.id));
+        touched.sort_unstable();
+        touched.dedup();
+        for device in touched {
+            let device = self.devices.borrow().get(&device).cloned();
+            if let Some(device) = device {
+                self.settle(&device, controller.plan.ns_absent_timeout);
+            }
+        }
+    }
+
+    fn devices_of(&self, controller: u64) -> Vec<Rc<Device>> {
+        let has_path = |device: &Rc<Device>| {
+            device.table.read().0.iter().any(|entry| entry.door.id == controller)
+        };
+        self.devices().into_iter().filter(has_path).collect()
+    }
+
+    fn namespace_found(&self, controller: &Controller, facts: &ControllerFacts, namespace: &NamespaceFacts) {
+        let nsid = namespace.nsid;
+        let is_own = |entry: &Entry| entry.door.id == controller.id && entry.nsid == nsid;
+        let own = self.devices().into_iter().find(|device| device.table.read().0.iter().any(is_own));
+        if let Some(device) = own {
+            let old = device.facts.borrow().clone();
+            let same = old.identity.is_same(&namespace.identity)
+                || (old.identity.is_unknown() && namespace.identity.is_unknown());
+            if same && old.block_size == namespace.block_size {
+                device.table.change(|entries| {
+                    entries.iter_mut().filter(|entry| is_own(entry)).for_each(|entry| entry.is_present = true);
+                });
+                return self.update_device(&device, namespace);
+            }
+            log::warn!("another namespace has the number of a known one name={} nsid={nsid}", device.name);
+            device.table.change(|entries| entries.retain(|entry| !is_own(entry)));
+            self.settle_as(&device, None, Reason::IDENTITY_CHANGED);
+        }
+        self.join_or_create(controller, facts, namespace);
+    }
+
+    fn update_device(&self, device: &Device, namespace: &NamespaceFacts) {
+        let old_blocks = device.facts.borrow().num_blocks;
+        *device.facts.borrow_mut() = namespace.clone();
+        if let Some(handle) = device.handle.get().filter(|_| old_blocks != namespace.num_blocks) {
+            log::info!("namespace resized name={} blocks={}", device.name, namespace.num_blocks);
+            if let Err(error) = self.host.resize(handle, namespace.num_blocks) {
+                log::error!("device was not resized name={} error=\"{error}\"", device.name);
+            }
+        }
+    }
+
+    fn join_or_create(&self, controller: &Controller, facts: &ControllerFacts, namespace: &NamespaceFacts) {
+        let group = &controller.plan.params.name;
+        let entry = Entry {
+            door: Arc::clone(&controller.door),
+            nsid: namespace.nsid,
+            is_present: true,
+            ana: AnaState::OPTIMIZED,
+            ana_since_ns: self.host.now_ns(),
+            anatt_sec: facts.anatt_sec,
+            is_updating: facts.has_ana,
+            is_preferred: false,
+        };
+        let is_same = |device: &Rc<Device>| {
+            let known = device.facts.borrow();
+            device.group == *group
+                && !device.is_going.get()
+                && known.identity.is_same(&namespace.identity)
+                && known.block_size == namespace.block_size
+        };
+        if let Some(device) = self.devices().into_iter().find(is_same) {
+            log::info!("path added name={} traddr={}", device.name, controller.door.address.traddr);
+            device.table.change(|entries| entries.push(entry));
+            return self.update_device(&device, namespace);
+        }
+        if let Some(most) = controller.plan.params.max_bdevs
+            && self.device_names(controller.id).len() >= most as usize
+        {
+            log::warn!("namespace passed over, as max_bdevs says name={group} nsid={}", namespace.nsid);
+            return;
+        }
+        self.create(controller, facts, namespace, entry);
+    }
+
+    /// Makes a device: named after its controller and number, and after its identity as well if that name is taken.
+    fn create(
+        &self,
+        controller: &Controller,
+        facts: &ControllerFacts,
+        namespace: &NamespaceFacts,
+        entry: Entry,
+    ) {
+        let group = &controller.plan.params.name;
+        let plain = format!("{group}n{}", namespace.nsid);
+        let uuid = uuid::Uuid::from_bytes(namespace.device_uuid(facts)).simple().to_string();
+        let is_taken = self.devices().iter().any(|device| device.name == plain);
+        let name = if is_taken { format!("{plain}-{}", &uuid[..8]) } else { plain };
+        let id = self.next_id();
+        let table = Table::new(id, self.config.borrow().bdev_retry_count);
+        table.change(|entries| entries.push(entry));
+        let device = Rc::new(Device {
+            id,
+            group: group.clone(),
+            name: name.clone(),
+            table: Arc::clone(&table),
+            handle: Cell::new(None),
+            facts: RefCell::new(namespace.clone()),
+            is_absent: Cell::new(false),
+            is_going: Cell::new(false),
+        });
+        self.devices.borrow_mut().insert(id, Rc::clone(&device));
+        let spec = namespace.spec(&name, facts);
+        let bdev = NvmeBdev { host: self.host, table };
+        // Out of the map meanwhile: the host may call back.
+        let token = self.attaching.borrow_mut().remove(&controller.id);
+        let result = match &token {
+            Some(token) => token.register(spec, bdev),
+            None => self.host.register(spec, bdev),
+        };
+        if let Some(token) = token {
+            self.attaching.borrow_mut().insert(controller.id, token);
+        }
+        match result {
+            Ok(handle) => device.handle.set(Some(handle)),
+            Err(error) => {
+                log::error!("namespace did not become a device name={name} error=\"{error}\"");
+                self.devices.borrow_mut().remove(&id);
+            }
+        }
+    }
+
+    fn namespaces_missing(&self, controller: &Controller, found: &[NamespaceFacts], origin: Origin) {
+        for device in self.devices_of(controller.id) {
+            device.table.change(|entries| {
+                let is_missing = |entry: &Entry| {
+                    entry.door.id == controller.id && !found.iter().any(|found| found.nsid == entry.nsid)
+                };
+                if origin == Origin::Event {
+                    entries.retain(|entry| !is_missing(entry));
+                } else {
+                    entries.iter_mut().filter(|entry| is_missing(entry)).for_each(|e| e.is_present = false);
+                }
+            });
+        }
+    }
+
+    fn ana_found(&self, controller: &Controller, facts: &ControllerFacts, states: Option<&[AnaEntry]>) {
+        let now_ns = self.host.now_ns();
+        for device in self.devices_of(controller.id) {
+            device.table.change(|entries| {
+                for entry in entries.iter_mut().filter(|entry| entry.door.id == controller.id) {
+                    let told = states.map(|states| states.iter().find(|state| state.nsid == entry.nsid));
+                    let state = match (facts.has_ana, told) {
+                        (false, _) => AnaState::OPTIMIZED,
+                        (true, Some(Some(told))) => told.state,
+                        // Not told: as it was, and still to be found out if the page was not readable.
+                        (true, Some(None)) => entry.ana,
+                        (true, None) => continue,
+                    };
+                    entry.is_updating = false;
+                    if entry.ana != state {
+                        log::info!("ana state changed name={} nsid={} state={state}", device.name, entry.nsid);
+                        (entry.ana, entry.ana_since_ns) = (state, now_ns);
+                    }
+                }
+            });
+        }
+    }
+
+    /// The states of a controller's namespaces are being asked for: its paths are not used meanwhile.
+    pub(crate) fn ana_updating(&self, controller: &Controller) {
+        for device in self.devices_of(controller.id) {
+            device.table.change(|entries| {
+                for entry in entries.iter_mut().filter(|entry| entry.door.id == controller.id) {
+                    entry.is_updating = true;
+                }
+            });
+            self.tell_channels(&device);
+        }
+    }
+
+    fn settle(&self, device: &Rc<Device>, absent_timeout: Option<Duration>) {
+        self.settle_as(device, absent_timeout, Reason::HOT_REMOVED);
+    }
+
+    /// Draws the consequences of changed paths: presence, removal, news for the channels.
+    fn settle_as(&self, device: &Rc<Device>, absent_timeout: Option<Duration>, reason: Reason) {
+        let (entries, _, _) = device.table.read();
+        let Some(handle) = device.handle.get() else { return };
+        if entries.is_empty() {
+            return self.remove_device(device, reason);
+        }
+        self.tell_channels(device);
+        let is_absent = !entries.iter().any(|entry| entry.is_present);
+        if device.is_absent.replace(is_absent) == is_absent || device.is_going.get() {
+            return;
+        }
+        log::info!("device is {} name={}", if is_absent { "absent" } else { "present" }, device.name);
+        let result = match is_absent {
+            true => self.host.set_absent(handle, absent_timeout),
+            false => self.host.set_present(handle),
+        };
+        if let Err(error) = result {
+            log::error!("host refused the presence of a device name={} error=\"{error}\"", device.name);
+        }
+    }
+
+    pub(crate) fn tell_channels(&self, device: &Device) {
+        let (host, id) = (self.host, device.id);
+        let told = host.each_reactor(
+            move |_| {
+                if let Some(side) = Side::existing(host) {
+                    side.table_changed(id);
+                }
+            },
+            || {},
+        );
+        if let Some(side) = Side::existing(host) {
+            side.table_changed(id);
+        }
+        if let Err(error) = told {
+            log::error!("channels were not told of their paths error=\"{error}\"");
+        }
+    }
+
+    fn remove_device(&self, device: &Rc<Device>, reason: Reason) {
+        if device.is_going.replace(true) {
+            return;
+        }
+        device.table.set_gone();
+        self.tell_channels(device);
+        let Some(handle) = device.handle.get() else { return };
+        if let Err(error) = self.host.unregister(handle, reason) {
+            log::warn!("device was not unregistered name={} error=\"{error}\"", device.name);
+        }
+    }
+
+    pub(crate) fn device_destroyed(&self, id: u64) {
+        let device = self.devices.borrow_mut().remove(&id);
+        drop(device);
+        self.check_waits();
+    }
+
+    /// A controller is through with everything.
+    pub(crate) fn controller_gone(&self, controller: &Controller) {
+        for device in self.devices_of(controller.id) {
+            device.table.change(|entries| entries.retain(|entry| entry.door.id != controller.id));
+            self.settle(&device, controller.plan.ns_absent_timeout);
+        }
+        let removed = self.controllers.borrow_mut().remove(&controller.id);
+        drop(removed);
+        self.check_waits();
+    }
+
+    /// Detaches controllers; `done` is called when they and their devices are gone.
+    pub(crate) fn detach(&self, controllers: &[Rc<Controller>], done: impl FnOnce() + 'static) {
+        let ids: Vec<u64> = controllers.iter().map(|controller| controller.id).collect();
+        let goes = |device: &Rc<Device>| {
+            device.table.read().0.iter().all(|entry| ids.contains(&entry.door.id))
+        };
+        let devices = self.devices().into_iter().filter(goes).map(|device| device.id).collect();
+        self.waits.borrow_mut().push(Wait { controllers: ids, devices, done: Box::new(done) });
+        for controller in controllers {
+            controller.on(Event::Delete);
+        }
+        self.check_waits();
+    }
+
+    fn check_waits(&self) {
+        let is_over = |wait: &Wait| {
+            let controllers = self.controllers.borrow();
+            let devices = self.devices.borrow();
+            !wait.controllers.iter().any(|id| controllers.contains_key(id))
+                && !wait.devices.iter().any(|id| devices.contains_key(id))
+        };
+        loop {
+            let over = {
+                let mut waits = self.waits.borrow_mut();
+                waits.iter().position(is_over).map(|at| waits.swap_remove(at))
+            };
+            match over {
+                Some(wait) => (wait.done)(),
+                None => return,
+            }
+        }
+    }
+
+    /// Resets the controllers of a device; its channel on `reactor` hears of the end.
+    pub(crate) fn reset_device(&self, id: u64, reactor: Reactor) {
+        let device = self.devices.borrow().get(&id).cloned();
+        let controllers: Vec<Rc<Controller>> = device.map_or_else(Vec::new, |device| {
+            let (entries, _, _) = device.table.read();
+            entries.iter().filter_map(|entry| self.controller(entry.door.id)).collect()
+        });
+        let host = self.host;
+        let left = Rc::new(Cell::new(controllers.len()));
+        let is_good = Rc::new(Cell::new(false));
+        let end = move |is_good: bool| {
+            let status = if is_good { tenon_sdk::IoStatus::SUCCESS } else { NO_PATH };
+            let sent = host.send(reactor, move || {
+                if let Some(side) = Side::existing(host) {
+                    side.channels(Some(id)).iter().for_each(|channel| channel.reset_done(status));
+                }
+            });
+            if let Err(error) = sent {
+                log::error!("the end of a reset was not told error=\"{error}\"");
+            }
+        };
+        if controllers.is_empty() {
+            return end(false);
+        }
+        for controller in controllers {
+            let (left, is_good) = (Rc::clone(&left), Rc::clone(&is_good));
+            controller.ask(
+                Event::Reset,
+                Box::new(move |result| {
+                    left.set(left.get() - 1);
+                    is_good.set(is_good.get() || result.is_ok());
+                    if left.get() == 0 {
+                        end(is_good.get());
+                    }
+                }),
+            );
+        }
+    }
+}
+
+impl HostIdentity {
+    /// A host of this NQN: the UUID in it is its identifier, or one is made of it.
+    pub(crate) fn named(nqn: &str) -> Self {
+        let uuid = nqn
+            .rsplit_once(':')
+            .and_then(|(_, text)| uuid::Uuid::parse_str(text).ok())
+            .unwrap_or_else(|| uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, nqn.as_bytes()));
+        HostIdentity { nqn: nqn.to_owned(), id: *uuid.as_bytes() }
+    }
+
+    /// This machine.
+    pub(crate) fn of_machine() -> Self {
+        let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        let id = if id.trim().is_empty() { "no machine id" } else { id.trim() };
+        let uuid = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("tenon {id}").as_bytes());
+        HostIdentity::named(&format!("{}{uuid}", nvme_spec::nqn::UUID_NQN_PREFIX))
+    }
+}
+
+const EALREADY: i32 = -114;

@@ -1,0 +1,215 @@
+//! What operators see: controllers, paths and devices as JSON, in the shapes
+//! existing clients know.
+
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Value, json};
+use tenon_sdk::{Error, FabricAddress, OpToken};
+
+use crate::channel::PathReport;
+use crate::config::family_name;
+use crate::controller::Controller;
+use crate::registry::Registry;
+use crate::side::Side;
+
+/// An address as `trid`.
+fn trid(transport: &str, address: &FabricAddress) -> Value {
+    let mut trid = json!({
+        "trtype": transport,
+        "adrfam": family_name(address.adrfam),
+        "traddr": address.traddr,
+        "subnqn": address.subnqn,
+    });
+    if !address.trsvcid.is_empty() {
+        trid["trsvcid"] = address.trsvcid.clone().into();
+    }
+    trid
+}
+
+impl Controller {
+    /// One entry of `ctrlrs`.
+    fn describe(&self) -> Value {
+        let mut entry = json!({
+            "state": self.state.get().as_str(),
+            "trid": trid(self.transport.name(), &self.door.address),
+            "cntlid": self.facts.borrow().cntlid,
+            "host": {
+                "nqn": self.door.identity.nqn,
+                "addr": self.door.local.traddr,
+                "svcid": self.door.local.trsvcid,
+            },
+        });
+        let last_error = self.last_error.borrow();
+        if !last_error.is_empty() {
+            entry["reason"] = last_error.clone().into();
+        }
+        entry
+    }
+}
+
+impl Registry {
+    /// `bdev_nvme_get_controllers`.
+    pub(crate) fn describe_controllers(&self, name: Option<&str>) -> Result<Value, Error> {
+        let controllers = self.controllers(name);
+        if let (Some(name), true) = (name, controllers.is_empty()) {
+            return Err(Error::not_found(name));
+        }
+        let mut groups: Vec<(String, Vec<Value>)> = Vec::new();
+        for controller in controllers {
+            let name = &controller.plan.params.name;
+            match groups.iter_mut().find(|group| group.0 == *name) {
+                Some(group) => group.1.push(controller.describe()),
+                None => groups.push((name.clone(), vec![controller.describe()])),
+            }
+        }
+        Ok(groups.into_iter().map(|(name, ctrlrs)| json!({ "name": name, "ctrlrs": ctrlrs })).collect())
+    }
+
+    /// `driver_specific` of a device.
+    pub(crate) fn dump(&self, device: u64) -> Value {
+        let Some(device) = self.devices().into_iter().find(|other| other.id == device) else { return json!({}) };
+        let (entries, rules, _) = device.table.read();
+        let paths: Vec<Value> = entries
+            .iter()
+            .filter_map(|entry| {
+                let controller = self.controller(entry.door.id)?;
+                let facts = controller.facts.borrow();
+                let (major, minor, _) = facts.version;
+                let mut ns_data = json!({ "id": entry.nsid, "can_share": device.facts.borrow().is_shared });
+                if facts.has_ana {
+                    ns_data["ana_state"] = ana_name(entry.ana).into();
+                }
+                Some(json!({
+                    "trid": trid(controller.transport.name(), &entry.door.address),
+                    "ctrlr_data": {
+                        "cntlid": facts.cntlid,
+                        "vendor_id": format!("{:#06x}", facts.vendor_id),
+                        "model_number": facts.model_number,
+                        "serial_number": facts.serial_number,
+                        "firmware_revision": facts.firmware_revision,
+                        "subnqn": facts.subnqn,
+                        "oacs": {
+                            "security": facts.oacs & 1,
+                            "format": facts.oacs >> 1 & 1,
+                            "firmware": facts.oacs >> 2 & 1,
+                            "ns_manage": facts.oacs >> 3 & 1,
+                        },
+                        "multi_ctrlr": facts.multiple_controllers,
+                        "ana_reporting": facts.has_ana,
+                    },
+                    "vs": { "nvme_version": format!("{major}.{minor}") },
+                    "ns_data": ns_data,
+                }))
+            })
+            .collect();
+        let mut all = json!({ "nvme": paths, "mp_policy": rules.policy });
+        if rules.policy == crate::select::Policy::ActiveActive {
+            all["selector"] = json!(rules.selector);
+        }
+        all
+    }
+
+    /// `bdev_nvme_get_io_paths`: asks every reactor.
+    pub(crate) fn report_paths(self: &Rc<Self>, name: Option<String>, token: OpToken) {
+        if let Some(name) = &name
+            && self.device_named(name).is_none()
+        {
+            return token.fail(Error::not_found(&**name));
+        }
+        let host = self.host;
+        let found: Arc<Mutex<Vec<(u64, PathReport)>>> = Arc::default();
+        let (gathered, registry) = (Arc::clone(&found), Rc::clone(self));
+        let token = Rc::new(std::cell::Cell::new(Some(token)));
+        let answers = Rc::clone(&token);
+        let asked = host.each_reactor(
+            move |reactor| {
+                let Some(side) = Side::existing(host) else { return };
+                for channel in side.channels(None) {
+                    let reports = channel.report(reactor).into_iter().map(|report| (channel.device(), report));
+                    found.lock().unwrap_or_else(PoisonError::into_inner).extend(reports);
+                }
+            },
+            move || {
+                let found = std::mem::take(&mut *gathered.lock().unwrap_or_else(PoisonError::into_inner));
+                if let Some(token) = answers.take() {
+                    token.reply(&registry.describe_paths(name.as_deref(), &found));
+                }
+            },
+        );
+        if let (Err(error), Some(token)) = (asked, token.take()) {
+            token.fail(error);
+        }
+    }
+
+    fn describe_paths(&self, name: Option<&str>, found: &[(u64, PathReport)]) -> Value {
+        let mut reactors: Vec<u32> = found.iter().map(|(_, report)| report.reactor).collect();
+        reactors.sort_unstable();
+        reactors.dedup();
+        let devices = self.devices();
+        let group = |reactor: &u32| {
+            let of_reactor = found.iter().filter(|(_, report)| report.reactor == *reactor);
+            let paths = of_reactor.filter_map(|(id, report)| {
+                let device = devices.iter().find(|device| device.id == *id)?;
+                let controller = self.controller(report.controller)?;
+                let is_wanted = name.is_none_or(|name| device.name == name);
+                let mut transport = trid(controller.transport.name(), &controller.door.address);
+                if let Some(transport) = transport.as_object_mut() {
+                    transport.remove("subnqn");
+                }
+                is_wanted.then(|| {
+                    json!({
+                        "bdev_name": device.name,
+                        "cntlid": controller.facts.borrow().cntlid,
+                        "current": report.is_current,
+                        "connected": report.is_connected,
+                        "accessible": report.is_accessible,
+                        "commands": report.commands,
+                        "failed_commands": report.failed,
+                        "transport": transport,
+                    })
+                })
+            });
+            json!({ "thread": format!("reactor_{reactor}"), "io_paths": paths.collect::<Vec<_>>() })
+        };
+        json!({ "poll_groups": reactors.iter().map(group).collect::<Vec<_>>() })
+    }
+
+    /// `bdev_nvme_get_transport_statistics`: asks every reactor.
+    pub(crate) fn report_statistics(&self, token: OpToken) {
+        let host = self.host;
+        let found: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let gathered = Arc::clone(&found);
+        let token = Rc::new(std::cell::Cell::new(Some(token)));
+        let answers = Rc::clone(&token);
+        let asked = host.each_reactor(
+            move |reactor| {
+                let Some(side) = Side::existing(host) else { return };
+                let thread = format!("reactor_{}", reactor.index().unwrap_or(u32::MAX));
+                let group = json!({ "thread": thread, "transports": side.statistics() });
+                found.lock().unwrap_or_else(PoisonError::into_inner).push(group);
+            },
+            move || {
+                let found = std::mem::take(&mut *gathered.lock().unwrap_or_else(PoisonError::into_inner));
+                if let Some(token) = answers.take() {
+                    token.reply(&json!({ "poll_groups": found }));
+                }
+            },
+        );
+        if let (Err(error), Some(token)) = (asked, token.take()) {
+            token.fail(error);
+        }
+    }
+}
+
+fn ana_name(state: nvme_spec::log::AnaState) -> &'static str {
+    use nvme_spec::log::AnaState;
+    match state {
+        AnaState::OPTIMIZED => "optimized",
+        AnaState::NON_OPTIMIZED => "non_optimized",
+        AnaState::INACCESSIBLE => "inaccessible",
+        AnaState::PERSISTENT_LOSS => "persistent_loss",
+        AnaState::CHANGE => "change",
+        _ => "unknown",
+    }
+}

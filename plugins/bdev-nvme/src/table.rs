@@ -1,0 +1,75 @@
+//! The paths of a device, as the control thread writes them and channels read
+//! them when they are told to.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nvme_spec::log::AnaState;
+
+use crate::door::Door;
+use crate::select::Rules;
+
+/// One path: a namespace at a controller.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) door: Arc<Door>,
+    pub(crate) nsid: u32,
+    /// The controller has the namespace.
+    pub(crate) is_present: bool,
+    pub(crate) ana: AnaState,
+    /// Since when it is in this state.
+    pub(crate) ana_since_ns: u64,
+    pub(crate) anatt_sec: u8,
+    /// Its state is being asked for.
+    pub(crate) is_updating: bool,
+    pub(crate) is_preferred: bool,
+}
+
+/// The paths of a device.
+pub(crate) struct Table {
+    /// The device; never reused.
+    pub(crate) device: u64,
+    /// How often an I/O is tried again; -1: without limit.
+    pub(crate) retry_limit: i32,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: Vec<Entry>,
+    rules: Rules,
+    is_gone: bool,
+}
+
+impl Table {
+    pub(crate) fn new(device: u64, retry_limit: i32) -> Arc<Self> {
+        Arc::new(Table { device, retry_limit, inner: Mutex::default() })
+    }
+
+    /// What there is now.
+    pub(crate) fn read(&self) -> (Vec<Entry>, Rules, bool) {
+        let inner = self.lock();
+        (inner.entries.clone(), inner.rules, inner.is_gone)
+    }
+
+    /// Changes the paths; the caller tells the channels.
+    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Vec<Entry>) -> R) -> R {
+        change(&mut self.lock().entries)
+    }
+
+    pub(crate) fn rules(&self) -> Rules {
+        self.lock().rules
+    }
+
+    pub(crate) fn set_rules(&self, rules: Rules) {
+        self.lock().rules = rules;
+    }
+
+    /// The device goes: nothing waits any more.
+    pub(crate) fn set_gone(&self) {
+        self.lock().is_gone = true;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
