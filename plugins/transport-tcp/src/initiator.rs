@@ -121,18 +121,25 @@ impl Connection {
         }
         if matches!(self.phase.get(), Phase::Handshake | Phase::Live | Phase::Closing) {
             is_busy |= self.receive(group, now_ns);
+            self.announce_end();
             is_busy |= self.complete(group);
             is_busy |= self.send(group, now_ns);
         }
-        if self.phase.get() == Phase::Ending {
-            is_busy = true;
-            self.phase.set(Phase::Closing);
-            self.tell(ConnectionEventKind::CLOSING, 0);
-        }
+        is_busy |= self.announce_end();
         if self.phase.get() == Phase::Closing {
             self.finish(group, now_ns);
         }
         is_busy
+    }
+
+    /// Tells the module that the end has begun, before any of its requests comes back for that.
+    fn announce_end(&self) -> bool {
+        if self.phase.get() != Phase::Ending {
+            return false;
+        }
+        self.phase.set(Phase::Closing);
+        self.tell(ConnectionEventKind::CLOSING, 0);
+        true
     }
 
     /// The socket can say how connecting ended.
