@@ -101,7 +101,9 @@ impl Module for NvmeModule {
                     }
                 },
             );
-            if let (Err(error), Some((_, token))) = (asked, ended.take()) {
+            if let Err(error) = asked
+                && let Some((_, token)) = ended.take()
+            {
                 token.fail(error);
             }
         });

@@ -126,7 +126,9 @@ impl Registry {
                 Err(error) => token.fail(error),
             }
         });
-        if let (Err(error), Some(token)) = (asked, token.take()) {
+        if let Err(error) = asked
+            && let Some(token) = token.take()
+        {
             token.fail(error);
         }
     }

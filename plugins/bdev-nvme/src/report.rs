@@ -137,7 +137,9 @@ impl Registry {
                 }
             },
         );
-        if let (Err(error), Some(token)) = (asked, token.take()) {
+        if let Err(error) = asked
+            && let Some(token) = token.take()
+        {
             token.fail(error);
         }
     }
@@ -196,7 +198,9 @@ impl Registry {
                 }
             },
         );
-        if let (Err(error), Some(token)) = (asked, token.take()) {
+        if let Err(error) = asked
+            && let Some(token) = token.take()
+        {
             token.fail(error);
         }
     }

@@ -88,7 +88,8 @@ pub(crate) struct Connection {
     group: GroupRef,
     phase: Cell<Phase>,
     machine: RefCell<InitiatorConnection>,
-    socket: RefCell<Option<(Socket, FdWatch)>>,
+    /// The watch goes before the descriptor it watches.
+    socket: RefCell<Option<(FdWatch, Socket)>>,
     /// The module's requests by slot.
     requests: Box<[Cell<*mut InitiatorRequest>]>,
     /// The beginning of a PDU whose rest has not come.
@@ -145,7 +146,7 @@ impl Connection {
     /// The socket can say how connecting ended.
     fn opened(&self) {
         let result = match &*self.socket.borrow() {
-            Some((socket, watch)) => socket.connected().and_then(|()| {
+            Some((watch, socket)) => socket.connected().and_then(|()| {
                 watch.modify(READABLE).map_err(|error| std::io::Error::other(error.to_string()))
             }),
             None => Err(std::io::ErrorKind::NotConnected.into()),
@@ -245,7 +246,7 @@ impl Connection {
         let received = match &*self.socket.borrow() {
             // SAFETY: the buffer is ours for this call; the other pieces are memory of a request in flight, which
             // the module keeps and leaves to the transport.
-            Some((socket, _)) => unsafe { socket.receive(&pieces) },
+            Some((_, socket)) => unsafe { socket.receive(&pieces) },
             None => Ok(None),
         };
         let count = match received {
@@ -462,7 +463,7 @@ impl Connection {
             let sent = match &*self.socket.borrow() {
                 // SAFETY: the state machine keeps its bytes in place until they are written, the module its
                 // requests' memory until they are done.
-                Some((socket, _)) => unsafe { socket.send(&pieces) },
+                Some((_, socket)) => unsafe { socket.send(&pieces) },
                 None => Ok(None),
             };
             match sent {
@@ -511,7 +512,7 @@ impl Connection {
             return;
         }
         let events = if watches { READABLE | WRITABLE } else { READABLE };
-        if let Some((_, watch)) = &*self.socket.borrow()
+        if let Some((watch, _)) = &*self.socket.borrow()
             && let Err(error) = watch.modify(events)
         {
             log::warn!("nvme tcp initiator cannot watch a socket error=\"{error}\"");
@@ -734,7 +735,7 @@ fn open(
                 writable.set(true);
             }
         });
-        watch.map(|watch| (socket, watch)).map_err(|error| std::io::Error::other(error.to_string()))
+        watch.map(|watch| (watch, socket)).map_err(|error| std::io::Error::other(error.to_string()))
     });
     let connection = Rc::new(Connection {
         host,
