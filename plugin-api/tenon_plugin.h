@@ -40,6 +40,7 @@ struct TenonAbiSizes;
 struct TenonPluginDescV1;
 struct TenonModuleOpsV1;
 struct TenonHostApiV1;
+struct TenonOperationTableV1;
 struct TenonMemoryKeys;
 struct TenonNvmfTargetApiV1;
 struct TenonTransportTableApiV1;
@@ -1532,12 +1533,13 @@ typedef struct TenonHostApiV1 {
      */
     int32_t (*bdev_set_present)(TenonBdevHandle bdev);
     /*
-     The device of that name, alias or UUID; `BdevHandle(0)` if there is none.
+     The device of that name, alias or UUID, also while it is being examined; `BdevHandle(0)` if there is none.
      */
     TenonBdevHandle (*bdev_find)(struct TenonStr name);
     /*
      Opens a device. `on_event` runs on the control thread; after REMOVE the owner of the descriptor must
-     put its channels and close it. `-ENODEV` if it is gone or going, `-EPERM` if a claim forbids it.
+     put its channels and close it. `-ENODEV` if it is gone or going, or still being examined and not offered to
+     this module; `-EPERM` if a claim forbids it.
      */
     int32_t (*bdev_open)(struct TenonHostModule *me,
                          TenonBdevHandle bdev,
@@ -1731,6 +1733,26 @@ typedef struct TenonPluginDescV1 {
      */
     const struct TenonModuleOpsV1 *ops;
 } TenonPluginDescV1;
+
+/*
+ What a module may ask about an operation of its own.
+ */
+typedef struct TenonOperationTableV1 {
+    /*
+     Bytes of this table the writer knows.
+     */
+    uint32_t size;
+    /*
+     Reserved, 0.
+     */
+    uint32_t flags;
+    /*
+     1 if the host would repeat the operation of `token` once a device of that name is in service, should the
+     operation fail with `-ENODEV` and that name now: the device is being created or examined. Else 0. For a
+     module that can begin without the device. Control thread.
+     */
+    int32_t (*base_is_coming)(TenonOpToken token, struct TenonStr name);
+} TenonOperationTableV1;
 
 /*
  Keys of a memory region on one device.

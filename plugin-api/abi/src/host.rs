@@ -284,10 +284,11 @@ pub struct HostApiV1 {
     pub bdev_set_present: unsafe extern "C" fn(bdev: BdevHandle) -> i32,
 
     // ---- devices, consumer's side -----------------------------------------------------------------------
-    /// The device of that name, alias or UUID; `BdevHandle(0)` if there is none.
+    /// The device of that name, alias or UUID, also while it is being examined; `BdevHandle(0)` if there is none.
     pub bdev_find: unsafe extern "C" fn(name: Str) -> BdevHandle,
     /// Opens a device. `on_event` runs on the control thread; after REMOVE the owner of the descriptor must
-    /// put its channels and close it. `-ENODEV` if it is gone or going, `-EPERM` if a claim forbids it.
+    /// put its channels and close it. `-ENODEV` if it is gone or going, or still being examined and not offered to
+    /// this module; `-EPERM` if a claim forbids it.
     pub bdev_open: unsafe extern "C" fn(
         me: *mut HostModule,
         bdev: BdevHandle,
@@ -332,3 +333,21 @@ pub struct HostApiV1 {
 unsafe impl Sync for HostApiV1 {}
 // SAFETY: as above.
 unsafe impl Send for HostApiV1 {}
+
+/// Identifier under which the host's `query` offers [`OperationTableV1`].
+pub const QUERY_OPERATIONS: &str = "bdev-operations";
+
+/// What a module may ask about an operation of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "certificate", derive(abi_stable::StableAbi))]
+pub struct OperationTableV1 {
+    /// Bytes of this table the writer knows.
+    pub size: u32,
+    /// Reserved, 0.
+    pub flags: u32,
+    /// 1 if the host would repeat the operation of `token` once a device of that name is in service, should the
+    /// operation fail with `-ENODEV` and that name now: the device is being created or examined. Else 0. For a
+    /// module that can begin without the device. Control thread.
+    pub base_is_coming: unsafe extern "C" fn(token: OpToken, name: Str) -> i32,
+}

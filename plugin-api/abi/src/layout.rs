@@ -115,6 +115,9 @@ frozen! {
         bdev_info, channel_get, channel_put, op_done, examine_done, notify, rpc_register, hotplug_publish,
         hotplug_watch, hotplug_unwatch,
     }
+    crate::OperationTableV1 as "OperationTableV1" {
+        size, flags, base_is_coming,
+    }
     crate::transport::MemoryKeys as "MemoryKeys" {
         local_key, remote_key,
     }

@@ -43,7 +43,7 @@ pub use error::{ErrorV1, errno};
 pub use event::{BdevEvent, BdevEventKind, ExamineAnswer, HotplugEvent, HotplugKind, Reason};
 pub use host::{
     BufferEvent, EventFn, FdFn, HostApiV1, HostModule, HostReactor, LogRecord, MemoryFn, MemoryRegion,
-    MessageFn, MetricDesc, MetricKind, PollerFlags, PollerV1, RpcFn,
+    MessageFn, MetricDesc, MetricKind, OperationTableV1, PollerFlags, PollerV1, QUERY_OPERATIONS, RpcFn,
 };
 pub use io::{
     BDEV_IO_SIZE, BdevIo, CopyRange, IoChannel, IoExtV1, IoFlags, IoOpsV1, IoState, IoStatus, Op, complete,

@@ -8,7 +8,10 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 
 use serde::Serialize;
-use tenon_abi::{ErrorV1, ExamineAnswer, ExamineToken as RawExamine, OpToken as RawToken, Str};
+use tenon_abi::{
+    ErrorV1, ExamineAnswer, ExamineToken as RawExamine, OpToken as RawToken, OperationTableV1,
+    QUERY_OPERATIONS, Str,
+};
 
 use crate::{BdevId, BdevInfo, Error, Host, bridge};
 
@@ -73,6 +76,16 @@ impl OpToken {
 
     pub(crate) fn raw(&self) -> RawToken {
         self.raw
+    }
+
+    /// True if a device of that name is being created or examined: failing with [`Error::missing_base`] makes the
+    /// host repeat this operation when it is in service. For a module that could begin without the device.
+    #[must_use]
+    pub fn base_is_coming(&self, name: &str) -> bool {
+        let table = self.host.query(QUERY_OPERATIONS, 1).cast::<OperationTableV1>();
+        // SAFETY: a table the host offers under this name is of this type and lives as long as the process; the
+        // token is on the control thread, and the text borrowed for the call.
+        !table.is_null() && unsafe { ((*table).base_is_coming)(self.raw, Str::new(name)) } != 0
     }
 
     /// Runs `work` on a worker thread, where it may block, then `done` with the token back on this thread. If the
