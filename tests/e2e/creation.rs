@@ -40,6 +40,15 @@ fn slow_delay(name: &str, base: &str) -> Value {
     })
 }
 
+/// So slow to write that a superblock is not durable at once.
+fn write_delay(name: &str, base: &str) -> Value {
+    json!({
+        "name": name, "base_bdev_name": base,
+        "avg_read_latency": 0, "p99_read_latency": 0,
+        "avg_write_latency": 20_000, "p99_write_latency": 20_000
+    })
+}
+
 /// The replies to calls with ids from 1 to `count`, in the order of the ids, and the ids in order of arrival.
 fn replies(connection: &mut Connection, count: u64) -> (Vec<Value>, Vec<u64>) {
     let mut all: Vec<Value> =
@@ -71,6 +80,33 @@ fn a_chain_sent_without_waiting_is_built() {
         assert_eq!(host.bdevs(), ["m0", "d0", "p0", "p1", "EE_p1"]);
         host.ok("bdev_malloc_delete", named("m0"));
         assert!(host.bdevs().is_empty());
+    }
+    host.stop();
+}
+
+#[test]
+fn an_array_is_online_when_its_create_is_answered_also_if_nobody_waited_for_its_members() {
+    let mut host = Host::start("");
+    let mut chain = host.connect();
+    for round in 0..10 {
+        for member in ["a", "b"] {
+            chain.send("bdev_malloc_create", malloc(member));
+            chain.send("bdev_delay_create", write_delay(&format!("d{member}"), member));
+        }
+        let array =
+            json!({ "name": "r", "raid_level": "raid1", "base_bdevs": ["da", "db"], "superblock": true });
+        chain.send("bdev_raid_create", array);
+        for _ in 0..4 {
+            outcome(&chain.receive().unwrap()).unwrap();
+        }
+        assert_eq!(outcome(&chain.receive().unwrap()), Ok(json!(true)), "round {round}");
+        assert_eq!(host.ok("bdev_get_bdevs", named("r"))[0]["state"], "ready");
+        let arrays = host.ok("bdev_raid_get_bdevs", json!({ "category": "online" }));
+        assert_eq!(arrays[0]["num_base_bdevs_discovered"], 2, "{arrays}");
+        host.ok("bdev_raid_delete", named("r"));
+        for member in ["a", "b"] {
+            host.ok("bdev_malloc_delete", named(member));
+        }
     }
     host.stop();
 }

@@ -318,6 +318,25 @@ impl Core {
                 .any(|holding| matches!(&holding.owner, Owner::Module(owner) if owner.id() == module.id()))
     }
 
+    /// A device belongs to its examiners before it is in service: only who is offered it may open it, or has
+    /// said that it waits for more of its kind.
+    pub(crate) fn may_use(&self, bdev: BdevHandle, module: ModuleRef) -> bool {
+        let registry = self.inner.registry.borrow();
+        let Some(record) = registry.get(bdev).filter(|record| !record.state().is_in_service()) else {
+            return true;
+        };
+        let examinations = self.inner.examinations.borrow();
+        let is_its = |token: &ExamineToken| {
+            examinations.tokens.get(token.0).is_some_and(|t| t.module.id() == module.id())
+        };
+        let waits =
+            |note: &ExamineNote| note.module == module.name() && matches!(note.answer, Verdict::Waiting);
+        let examination = &record.examination;
+        examination.owing().iter().any(is_its)
+            || examination.notes.iter().any(waits)
+            || record.module.id() == module.id()
+    }
+
     /// Calls one examine callback with a new token.
     fn offer(&self, bdev: BdevHandle, module: ModuleRef, callback: Callback) {
         if !module.offers(callback) {

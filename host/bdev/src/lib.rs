@@ -96,6 +96,6 @@ pub use metrics::{MetricSample, metrics};
 pub use notify::{ListenerId, Notification};
 pub use operation::Answer;
 pub use removal::{RemovalStep, reason_text};
-pub use saved::SavedEntry;
+pub use saved::{Awaited, SavedEntry};
 pub use shutdown::ShutdownReport;
 pub use snapshot::{BdevSnapshot, ClaimSnapshot, HolderSnapshot, OperationSnapshot, RemovalSnapshot};

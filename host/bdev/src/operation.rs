@@ -317,7 +317,7 @@ impl Core {
 
     /// The module answered.
     pub(crate) fn operation_answered(&self, id: u64, result: Result<String, OpError>) {
-        let parsed = result.and_then(|text| parse_result(&text));
+        let parsed = self.request_outcome(id, result).and_then(|text| parse_result(&text));
         let undo = {
             let mut operations = self.inner.operations.borrow_mut();
             let Some(operation) = operations.get_mut(id) else { return };
@@ -444,7 +444,16 @@ impl Core {
             return None;
         }
         let Some(Err(error)) = &operation.outcome else { return None };
-        let base = error.waiting_for()?;
+        self.place_of_base(operations, operation, error.waiting_for()?)
+    }
+
+    /// Where an operation that lacks `base` waits, if that is coming, and whether the wait is over already.
+    fn place_of_base(
+        &self,
+        operations: &Operations,
+        operation: &Operation,
+        base: &str,
+    ) -> Option<(ParkedOn, bool)> {
         let registry = self.inner.registry.borrow();
         let Some(record) = registry.find(base) else {
             // Asked for before this one, and so never by one that waits for this one.
@@ -456,6 +465,17 @@ impl Core {
         let is_ready = record.examination.is_examined;
         let may_wait = record.state().may_be_opened() && !(is_ready && operation.attempts > 1);
         may_wait.then_some((ParkedOn::Examination(record.handle), is_ready))
+    }
+
+    /// Whether the operation of `token`, should it fail for want of `base` now, would be repeated later.
+    pub(crate) fn base_is_coming(&self, token: OpToken, base: &str) -> bool {
+        let operations = self.inner.operations.borrow();
+        let Some(Owed::Operation(id)) = operations.owed(token) else { return false };
+        let may_repeat =
+            |operation: &&Operation| operation.attempts < MAX_ATTEMPTS && operation.reply.is_some();
+        let operation = operations.get(id).filter(may_repeat);
+        let place = operation.and_then(|operation| self.place_of_base(&operations, operation, base));
+        place.is_some_and(|(_, is_ready)| !is_ready)
     }
 
     /// A base device is ready or gone: those that waited for it run again.
@@ -508,7 +528,7 @@ impl Core {
         let is_told = reply.is_none();
         match outcome {
             Ok(result) if !is_told => {
-                self.saved_add(&request, module, &bdevs);
+                self.saved_add(&request, module, &bdevs, &result);
                 let answer = Answer { bdevs: names, result };
                 self.later(move |_| reply.map_or((), |reply| reply(Ok(answer))));
             }

@@ -154,6 +154,7 @@ impl Core {
                 }
             },
             Request::Delete { name, module } => match (registry.find(name), module) {
+                (None, module) if self.saved_absent(name, module.as_deref()).is_some() => Ok(()),
                 (None, _) => Err(OpError::new(errno::ENODEV, &**name, "no such device")),
                 (Some(record), Some(module)) if record.module.name() != &**module => {
                     let reason = format!("device is of module {}, not of {module}", record.module.name());
@@ -186,6 +187,11 @@ impl Core {
             },
             Request::Delete { name, .. } | Request::Update { name, .. } => {
                 let module = self.inner.registry.borrow().find(name).map(|record| record.module);
+                let owner = match request {
+                    Request::Delete { module, .. } => module.as_deref(),
+                    _ => None,
+                };
+                let module = module.or_else(|| self.saved_absent(name, owner));
                 done(module.ok_or_else(|| OpError::new(errno::ENODEV, &**name, "no such device")));
             }
         }
@@ -234,6 +240,26 @@ impl Core {
         self.owed_answered(token, Err(OpError::new(code, request.subject(), reason)));
     }
 
+    /// What the module's answer means: a name that is no device is deleted also if the module does not know it.
+    pub(crate) fn request_outcome(
+        &self,
+        id: u64,
+        result: Result<String, OpError>,
+    ) -> Result<String, OpError> {
+        let operations = self.inner.operations.borrow();
+        let is_unknown = |error: &OpError| {
+            let operation = operations.get(id).filter(|operation| operation.bdevs.is_empty());
+            let Some(Request::Delete { name, module }) = operation.map(|operation| &operation.request) else {
+                return false;
+            };
+            error.code == errno::ENODEV && self.saved_absent(name, module.as_deref()).is_some()
+        };
+        match result {
+            Err(error) if is_unknown(&error) => Ok(String::new()),
+            result => result,
+        }
+    }
+
     /// A delete is over when its device is gone.
     fn request_watch_removal(&self, id: u64, name: &str) {
         let mut registry = self.inner.registry.borrow_mut();
@@ -254,7 +280,8 @@ impl Core {
             (operation.request.clone(), operation.bdevs.clone(), operation.module)
         };
         match request {
-            Request::Delete { .. } => {
+            Request::Delete { name, module } => {
+                self.saved_forget_absent(&name, module.as_deref());
                 // The module may have done so already, or leave it to the host.
                 for bdev in bdevs {
                     self.remove_bdev(bdev, Reason::REQUESTED);

@@ -28,13 +28,26 @@ pub struct SavedEntry {
     pub bdevs: Vec<String>,
 }
 
+/// A name that was created and is no device now: it waits for something, such as its file, its members or its base.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// The name.
+    pub name: String,
+    /// Module that makes the device.
+    pub module: String,
+    /// What it waits for, as far as the module has said so.
+    pub waits_for: String,
+}
+
 /// Creates that succeeded and whose devices were not deleted since.
 #[derive(Default)]
 pub(crate) struct Saved {
     records: BTreeMap<u64, Record>,
     by_bdev: HashMap<BdevHandle, u64>,
-    /// Records without devices that may come back.
+    /// Records whose devices went away and may come back: the host asks for them again.
     gone: BTreeSet<u64>,
+    /// Records that never had a device: their modules make one when they can.
+    awaited: BTreeSet<u64>,
     next: u64,
 }
 
@@ -43,6 +56,13 @@ struct Record {
     method: Option<Arc<str>>,
     params: Value,
     bdevs: Vec<BdevHandle>,
+    waits_for: String,
+}
+
+impl Record {
+    fn name(&self) -> Option<&str> {
+        self.params.get("name").and_then(Value::as_str)
+    }
 }
 
 impl Saved {
@@ -50,33 +70,48 @@ impl Saved {
         self.records.len()
     }
 
-    /// The record of a device that went away, by module and name.
-    fn gone_of(&self, module: ModuleRef, name: Option<&str>) -> Option<u64> {
+    /// Records without devices.
+    fn absent(&self) -> impl Iterator<Item = (u64, &Record)> {
+        let numbers = self.gone.iter().chain(&self.awaited);
+        numbers.filter_map(|number| Some((*number, self.records.get(number)?)))
+    }
+
+    /// The record without devices of that name, of `module` if one is given.
+    fn absent_of(&self, module: Option<&str>, name: Option<&str>) -> Option<u64> {
         let name = name?;
-        let is_it = |number: &&u64| {
-            self.records.get(*number).is_some_and(|record| {
-                record.module.name() == module.name()
-                    && record.params.get("name").and_then(Value::as_str) == Some(name)
-            })
+        let is_it = |(_, record): &(u64, &Record)| {
+            record.name() == Some(name) && module.is_none_or(|module| record.module.name() == module)
         };
-        self.gone.iter().find(is_it).copied()
+        self.absent().find(is_it).map(|(number, _)| number)
     }
 
     fn keep(&mut self, wanted: impl Fn(&Record) -> bool) {
         self.records.retain(|_, record| wanted(record));
-        let Saved { gone, records, .. } = self;
+        let Saved { gone, awaited, records, .. } = self;
         gone.retain(|number| records.contains_key(number));
+        awaited.retain(|number| records.contains_key(number));
     }
 
     fn drop_record(&mut self, number: u64) {
         self.records.remove(&number);
+        self.is_present(number);
+    }
+
+    fn is_present(&mut self, number: u64) {
         self.gone.remove(&number);
+        self.awaited.remove(&number);
     }
 }
 
 impl Core {
     /// A create, or an RPC that registered devices, succeeded.
-    pub(crate) fn saved_add(&self, request: &Request, module: Option<ModuleRef>, bdevs: &[BdevHandle]) {
+    pub(crate) fn saved_add(
+        &self,
+        request: &Request,
+        module: Option<ModuleRef>,
+        bdevs: &[BdevHandle],
+        answer: &Value,
+    ) {
         let (method, params) = match request {
             Request::Create { params, .. } => (None, params),
             Request::Rpc { method, params, .. } if !bdevs.is_empty() => (Some(method.clone()), params),
@@ -90,15 +125,48 @@ impl Core {
         let (Some(module), Ok(params)) = (module, serde_json::from_str::<Value>(params)) else { return };
         let mut saved = self.inner.saved.borrow_mut();
         // What was made again takes the place of what went away.
-        if let Some(replaced) = saved.gone_of(module, params.get("name").and_then(Value::as_str)) {
+        let name = params.get("name").and_then(Value::as_str);
+        if let Some(replaced) = saved.absent_of(Some(module.name()), name) {
             saved.drop_record(replaced);
         }
         let number = saved.next;
         saved.next += 1;
+        if bdevs.is_empty() && name.is_some() {
+            saved.awaited.insert(number);
+        }
         for bdev in bdevs {
             saved.by_bdev.insert(*bdev, number);
         }
-        saved.records.insert(number, Record { module, method, params, bdevs: bdevs.to_vec() });
+        let waits_for = missing_of(answer);
+        saved.records.insert(number, Record { module, method, params, bdevs: bdevs.to_vec(), waits_for });
+    }
+
+    /// The module of a name that was created and is no device now.
+    pub(crate) fn saved_absent(&self, name: &str, module: Option<&str>) -> Option<ModuleRef> {
+        let saved = self.inner.saved.borrow();
+        let number = saved.absent_of(module, Some(name))?;
+        saved.records.get(&number).map(|record| record.module)
+    }
+
+    /// A name without a device is not wanted any more.
+    pub(crate) fn saved_forget_absent(&self, name: &str, module: Option<&str>) {
+        let mut saved = self.inner.saved.borrow_mut();
+        if let Some(number) = saved.absent_of(module, Some(name)) {
+            saved.drop_record(number);
+        }
+    }
+
+    /// Names that were created and are no devices now; [`Core::delete`] ends the wait of one.
+    pub fn awaited(&self) -> Vec<Awaited> {
+        let saved = self.inner.saved.borrow();
+        let awaited = |(_, record): (u64, &Record)| {
+            Some(Awaited {
+                name: record.name()?.to_owned(),
+                module: record.module.name().to_owned(),
+                waits_for: record.waits_for.clone(),
+            })
+        };
+        saved.absent().filter_map(awaited).collect()
     }
 
     /// A device was updated in place.
@@ -137,11 +205,11 @@ impl Core {
         }
     }
 
-    /// A device that comes back by itself belongs to the create that made it first.
+    /// A device that comes by itself belongs to the create that made it first, or that waited for it.
     pub(crate) fn saved_adopt(&self, module: ModuleRef, name: &str, bdev: BdevHandle) {
         let mut saved = self.inner.saved.borrow_mut();
-        let Some(number) = saved.gone_of(module, Some(name)) else { return };
-        saved.gone.remove(&number);
+        let Some(number) = saved.absent_of(Some(module.name()), Some(name)) else { return };
+        saved.is_present(number);
         if let Some(record) = saved.records.get_mut(&number) {
             record.bdevs.push(bdev);
         }
@@ -236,4 +304,11 @@ impl Core {
         // SAFETY: the device is registered and not being destructed, as its state says.
         unsafe { callbacks.config_json(&name) }
     }
+}
+
+/// What a module that could not make a device yet says it misses.
+fn missing_of(answer: &Value) -> String {
+    let names = answer.get("missing").and_then(Value::as_array);
+    let names: Vec<&str> = names.into_iter().flatten().filter_map(Value::as_str).collect();
+    names.join(", ")
 }

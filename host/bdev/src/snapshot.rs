@@ -137,6 +137,12 @@ impl Core {
         handles.into_iter().filter_map(|bdev| self.snapshot_of(bdev)).collect()
     }
 
+    /// The device of that name, alias or UUID, if it is not going: also before it is in service.
+    pub(crate) fn find_coming(&self, name: &str) -> Option<BdevHandle> {
+        let registry = self.inner.registry.borrow();
+        registry.find(name).filter(|record| record.state().may_be_opened()).map(|record| record.handle)
+    }
+
     /// The device of that name, alias or UUID, in whatever state.
     pub fn bdev(&self, name: &str) -> Option<BdevSnapshot> {
         self.snapshot_of(self.find_any(name)?)

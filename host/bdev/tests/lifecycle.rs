@@ -12,7 +12,7 @@ use host::{Host, Pending};
 use serde_json::json;
 use tenon_abi::{BdevEventKind, HotplugKind, OpToken, Reason, Str, errno};
 use tenon_bdev::io::{QosLimits, ResetMode};
-use tenon_bdev::{Claim, Core, Event, State, Verdict, channel_get, host_api};
+use tenon_bdev::{Claim, Core, Event, OpError, State, Verdict, channel_get, host_api};
 use tenon_modules::{Existing, ModuleState};
 use vendor::Behaviour;
 
@@ -116,6 +116,90 @@ fn a_create_on_a_base_under_examination_waits_for_it() {
     assert!(host.wait(&top).is_ok());
     let missing = host.create(1, json!({ "name": "t1", "base": "m9" })).unwrap_err();
     assert_eq!(missing.waiting_for(), Some("m9"));
+    host.finish();
+}
+
+#[test]
+fn who_is_offered_a_device_finds_and_opens_it_by_name() {
+    let host = Host::new(42);
+    host.load(0);
+    vendor::behave(1, Behaviour { awaits: Some("m0".into()), ..Behaviour::default() });
+    vendor::behave(2, Behaviour { examine_delay_us: 1000, ..Behaviour::default() });
+    host.load(1);
+    host.load(2);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    assert_eq!(host.on(|core| core.bdev("m0")).unwrap().examine[0].answer, Verdict::Claimed);
+    assert!(host.on(|core| core.bdev("on-m0")).is_some());
+    host.finish();
+}
+
+/// Name, module and what it waits for.
+fn awaited(host: &Host) -> Vec<(String, String, String)> {
+    let list = host.on(|core| core.awaited());
+    list.into_iter().map(|awaited| (awaited.name, awaited.module, awaited.waits_for)).collect()
+}
+
+fn delete_of(host: &Host, name: &str, module: &str) -> Result<(), OpError> {
+    let pending = host::Answered::new();
+    host.on(|core| core.delete(name, Some(module), pending.reply()));
+    host.wait(&pending).map(|_| ())
+}
+
+#[test]
+fn a_name_that_waits_is_listed_saved_and_becomes_its_device() {
+    let host = Host::new(43);
+    host.load(0);
+    assert_eq!(host.create(0, json!({ "name": "r0", "awaits": true })).unwrap().bdevs, Vec::<String>::new());
+    assert_eq!(awaited(&host), [("r0".to_owned(), "fake0".to_owned(), "d0, d1".to_owned())]);
+    assert_eq!(host.on(|core| core.saved_config()).len(), 1);
+    assert_eq!(host.on(|_| vendor::arrive(0, "r0")), 0);
+    host.settle();
+    assert_eq!(awaited(&host), []);
+    let saved = host.on(|core| core.saved_config());
+    assert_eq!(saved.len(), 1, "one entry for one device: {saved:?}");
+    assert_eq!(saved[0].bdevs, ["r0"]);
+    host.delete("r0").unwrap();
+    assert!(host.on(|core| core.saved_config()).is_empty());
+    host.finish();
+}
+
+#[test]
+fn a_delete_ends_the_wait_of_a_name_with_and_without_its_module() {
+    let host = Host::new(44);
+    host.load(0);
+    host.load(3);
+    host.create(0, json!({ "name": "a", "awaits": true })).unwrap();
+    host.create(3, json!({ "name": "b", "awaits": true })).unwrap();
+    let error = delete_of(&host, "a", "fake3").unwrap_err();
+    assert_eq!(error.code, errno::ENODEV, "of another module");
+    delete_of(&host, "a", "fake0").unwrap();
+    vendor::behave(3, Behaviour { delete_code: errno::EBUSY, ..Behaviour::default() });
+    assert_eq!(delete_of(&host, "b", "fake3").unwrap_err().code, errno::EBUSY);
+    assert_eq!(awaited(&host).len(), 1);
+    // One the module does not know any more is as good as deleted.
+    vendor::behave(3, Behaviour { delete_code: errno::ENODEV, ..Behaviour::default() });
+    delete_of(&host, "b", "fake3").unwrap();
+    assert_eq!(vendor::record(3).deleted, ["b", "b"]);
+    assert_eq!(delete_of(&host, "b", "fake3").unwrap_err().code, errno::ENODEV);
+    assert!(awaited(&host).is_empty() && host.on(|core| core.saved_config()).is_empty());
+    host.finish();
+}
+
+#[test]
+fn a_device_that_went_with_its_base_can_be_deleted_for_good() {
+    let host = Host::new(45);
+    host.load(0);
+    host.load(1);
+    host.create(0, json!({ "name": "m0" })).unwrap();
+    host.create(1, json!({ "name": "t0", "base": "m0" })).unwrap();
+    host.on(|core| core.unregister("m0", Reason::HOT_REMOVED)).unwrap();
+    host.settle();
+    assert!(host.on(|core| core.bdev("t0")).is_none());
+    let names: Vec<String> = awaited(&host).into_iter().map(|(name, ..)| name).collect();
+    assert_eq!(names, ["m0", "t0"]);
+    delete_of(&host, "t0", "fake1").unwrap();
+    delete_of(&host, "m0", "fake0").unwrap();
+    assert!(awaited(&host).is_empty() && host.on(|core| core.gone_config()).is_empty());
     host.finish();
 }
 

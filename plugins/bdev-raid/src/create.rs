@@ -37,7 +37,8 @@ pub fn create(module: &RaidModule, params: RaidParams, token: OpToken) {
     for (slot, name) in names.iter().enumerate() {
         match array.open_member(slot, name) {
             Ok(()) => {}
-            Err(error) if error.code == errno::ENODEV => {
+            // One that is being created or examined is there soon: the host repeats the create then.
+            Err(error) if error.code == errno::ENODEV && !token.base_is_coming(name) => {
                 log::info!("member awaited raid={} member={name}", array.name);
             }
             Err(error) => return token.fail(error),

@@ -24,6 +24,13 @@ pub(super) unsafe extern "C" fn op_done(token: OpToken, result_json: Str, error:
     core.owed_answered(token, result);
 }
 
+pub(super) unsafe extern "C" fn base_is_coming(token: OpToken, name: Str) -> i32 {
+    let Some(core) = control("base_is_coming") else { return 0 };
+    // SAFETY: the module's text is readable during the call.
+    let name = unsafe { arguments::text(name) };
+    name.is_some_and(|name| core.base_is_coming(token, name)).into()
+}
+
 pub(super) unsafe extern "C" fn examine_done(token: ExamineToken, answer: ExamineAnswer, reason: Str) {
     let Some(core) = control("examine_done") else { return };
     // SAFETY: the module's text is readable during the call.

@@ -23,7 +23,7 @@ pub(super) unsafe extern "C" fn bdev_find(name: Str) -> BdevHandle {
     let Some(core) = control("bdev_find") else { return BdevHandle(0) };
     // SAFETY: the module's text is readable during the call.
     let Some(name) = (unsafe { arguments::text(name) }) else { return BdevHandle(0) };
-    core.find(name).unwrap_or(BdevHandle(0))
+    core.find_coming(name).unwrap_or(BdevHandle(0))
 }
 
 pub(super) unsafe extern "C" fn bdev_open(
@@ -43,6 +43,10 @@ pub(super) unsafe extern "C" fn bdev_open(
     };
     if !module.state().is_in_service() {
         return errno::ESHUTDOWN;
+    }
+    if !core.may_use(bdev, module) {
+        log::debug!("bdev is not opened: its examination is not over module={}", module.name());
+        return errno::ENODEV;
     }
     let sink = EventSink::Module { callback: on_event, arg };
     match core.open_descriptor(bdev, Owner::Module(module), write, sink) {

@@ -16,7 +16,7 @@ mod reactors;
 use std::collections::HashSet;
 
 use parking_lot::Mutex;
-use tenon_abi::{ABI_MAJOR, ABI_MINOR, HostApiV1};
+use tenon_abi::{ABI_MAJOR, ABI_MINOR, HostApiV1, OperationTableV1, QUERY_OPERATIONS};
 
 use crate::core::Core;
 
@@ -78,8 +78,16 @@ static HOST_API: HostApiV1 = HostApiV1 {
 
 /// The table of functions the host offers to modules.
 pub fn host_api() -> &'static HostApiV1 {
+    register_host_table(QUERY_OPERATIONS, 1, &OPERATION_TABLE);
     &HOST_API
 }
+
+/// What [`HostApiV1::query`] offers beside the tables of the layers above.
+static OPERATION_TABLE: OperationTableV1 = OperationTableV1 {
+    size: size_of::<OperationTableV1>() as u32,
+    flags: 0,
+    base_is_coming: answers::base_is_coming,
+};
 
 /// The core, if the caller is on the control reactor; else it is reported.
 fn control(function: &'static str) -> Option<Core> {

@@ -22,12 +22,16 @@ pub const MODULES: usize = 4;
 pub struct Behaviour {
     /// Examine: claims devices whose name starts with this, and builds one on top.
     pub takes: Option<String>,
+    /// Examine: takes the device of this name in `examine_config`, which it looks up by the name.
+    pub awaits: Option<String>,
     /// Answers `examine_disk` that much later; 0: at once.
     pub examine_delay_us: u64,
     /// Never answers `examine_disk`.
     pub leaks_examine: bool,
     /// Does not answer `examine_config` inside the call.
     pub late_config: bool,
+    /// What its `delete` answers; 0: success.
+    pub delete_code: i32,
     /// Never answers `fini`.
     pub leaks_fini: bool,
     /// Registers this RPC method at `init_complete`.
@@ -52,6 +56,8 @@ pub struct Record {
     pub removes: HashMap<u64, u32>,
     pub hotplug: Vec<(u32, String, String)>,
     pub regions: i64,
+    /// Names its `delete` was called with.
+    pub deleted: Vec<String>,
     pub faults: Vec<String>,
 }
 
@@ -228,6 +234,9 @@ fn build(module: usize, params: &Value, token: OpToken) {
     let name = params.get("name").and_then(Value::as_str).unwrap_or("unnamed").to_owned();
     let flag = |key: &str| params.get(key).and_then(Value::as_bool).unwrap_or(false);
     let number = |key: &str| params.get(key).and_then(Value::as_u64).unwrap_or(0);
+    if flag("awaits") {
+        return done(token, r#"{"missing":["d0","d1"]}"#);
+    }
     let mut base = DescHandle(0);
     if let Some(base_name) = params.get("base").and_then(Value::as_str) {
         // SAFETY: the text lives until the call returns.
@@ -274,6 +283,22 @@ fn build(module: usize, params: &Value, token: OpToken) {
     };
     let twice = flag("twice");
     if answer_delay_us > 0 { after(answer_delay_us, move || finish(twice)) } else { finish(twice) }
+}
+
+/// Registers a device by itself, as a module does whose create had to wait.
+pub fn arrive(module: usize, name: &str) -> i32 {
+    register(module, name, DescHandle(0), OpToken(0), &Value::Null)
+}
+
+/// Deletes by name; the host removes the device, if there is one.
+unsafe extern "C" fn delete<const M: usize>(name: Str, token: OpToken) {
+    // SAFETY: valid during the call.
+    let name = unsafe { name.as_str() }.expect("text").to_owned();
+    with(M, |state| state.record.deleted.push(name.clone()));
+    match with(M, |state| state.behaviour.delete_code) {
+        0 => done(token, ""),
+        code => failed(token, code, &name, "told to refuse"),
+    }
 }
 
 /// Opens and claims a device.
@@ -496,11 +521,17 @@ thread_local! {
 unsafe extern "C" fn examine_config<const M: usize>(_: BdevHandle, name: Str, token: ExamineToken) {
     // SAFETY: valid during the call.
     let name = unsafe { name.as_str() }.expect("text").to_owned();
-    let late = with(M, |state| {
-        state.record.examined_config.push(name);
-        state.behaviour.late_config
+    let (late, awaits) = with(M, |state| {
+        state.record.examined_config.push(name.clone());
+        (state.behaviour.late_config, state.behaviour.awaits.clone())
     });
-    if !late {
+    if awaits.is_some_and(|awaited| awaited == name) {
+        // SAFETY: the text lives until the call returns.
+        let found = unsafe { (host().bdev_find)(Str::new(&name)) };
+        let answer = assemble(M, found, &name);
+        // SAFETY: the host's function.
+        unsafe { (host().examine_done)(token, answer, Str::EMPTY) };
+    } else if !late {
         // SAFETY: the host's function.
         unsafe { (host().examine_done)(token, ExamineAnswer::NOT_MINE, Str::EMPTY) };
     }
@@ -572,7 +603,8 @@ const fn ops<const M: usize>() -> ModuleOpsV1 {
         configure: None,
         create: Some(create::<M>),
         update: None,
-        delete: None,
+        // The last module has a say in it; for the others the host does it alone.
+        delete: if M == MODULES - 1 { Some(delete::<M>) } else { None },
         examine_config: Some(examine_config::<M>),
         examine_disk: Some(examine_disk::<M>),
         hotplug: Some(hotplug::<M>),
