@@ -73,6 +73,99 @@ fn a_device_that_waits_is_listed_and_comes_when_its_base_comes() {
     host.stop();
 }
 
+/// One that waits for its base, one for its file, an array for a member; each with its delete.
+const WAITING: &str = r#"
+[[bdev]]
+module = "passthru"
+name = "p0"
+base = "later"
+[[bdev]]
+module = "uring"
+name = "f0"
+filename = "DISK"
+block_size = 512
+wait_for_file = true
+[bdev.qos]
+rw_ios_per_sec = 5000
+[[bdev]]
+module = "raid"
+name = "r0"
+level = "raid1"
+base_bdevs = ["later", "never"]
+"#;
+
+fn waiting(host: &mut Host) -> Vec<String> {
+    let list = host.ok("config_get_waiting", json!({}));
+    let mut names: Vec<String> =
+        list.as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_delete_ends_every_kind_of_wait() {
+    let scratch = Scratch::new();
+    let disk = scratch.join("disk.img");
+    let config = WAITING.replace("DISK", disk.to_str().unwrap());
+    let mut host = Host::start_in(scratch, &config, &[]);
+    assert_eq!(waiting(&mut host), ["f0", "p0", "r0"]);
+    let text = host.ok("save_config", json!({}));
+    for name in ["p0", "f0", "r0"] {
+        assert_eq!(text.as_str().unwrap().matches(&format!("name = \"{name}\"")).count(), 1, "{text}");
+    }
+    assert!(text.as_str().unwrap().contains("rw_ios_per_sec = 5000"), "{text}");
+    let other = host.err("bdev_malloc_delete", json!({ "name": "p0" }));
+    assert_eq!(other.code, -19, "{other:?}");
+    for (method, name) in
+        [("bdev_passthru_delete", "p0"), ("bdev_uring_delete", "f0"), ("bdev_raid_delete", "r0")]
+    {
+        assert_eq!(host.ok(method, json!({ "name": name })), true);
+        assert_eq!(host.err(method, json!({ "name": name })).code, -19);
+    }
+    assert_eq!(host.ok("config_get_waiting", json!({})), json!([]));
+    std::fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    host.ok("bdev_malloc_create", json!({ "name": "later", "num_blocks": 8192, "block_size": 512 }));
+    host.ok("bdev_wait_for_examine", json!({}));
+    assert_eq!(host.bdevs(), ["later"]);
+    host.stop();
+}
+
+#[test]
+fn a_reload_ends_every_kind_of_wait() {
+    let scratch = Scratch::new();
+    let disk = scratch.join("disk.img");
+    let config = WAITING.replace("DISK", disk.to_str().unwrap());
+    let mut host = Host::start_in(scratch, &config, &[]);
+    // What waits can also be changed while it does.
+    let _ = host.scratch().write("tenon.toml", &config.replace("later", "soon").replace("512", "4096"));
+    host.ok("config_reload", json!({}));
+    assert_eq!(waiting(&mut host), ["f0", "p0", "r0"]);
+    assert!(host.ok("config_get_waiting", json!({})).to_string().contains("soon"));
+    let _ = host.scratch().write("tenon.toml", "");
+    host.ok("config_reload", json!({}));
+    assert_eq!(host.ok("config_get_waiting", json!({})), json!([]));
+    std::fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    host.ok("bdev_malloc_create", json!({ "name": "soon", "num_blocks": 8192, "block_size": 512 }));
+    host.ok("bdev_wait_for_examine", json!({}));
+    assert_eq!(host.bdevs(), ["soon"]);
+    host.stop();
+}
+
+#[test]
+fn a_device_that_was_waited_for_has_the_limits_of_the_file() {
+    let scratch = Scratch::new();
+    let disk = scratch.join("disk.img");
+    let config = WAITING.replace("DISK", disk.to_str().unwrap());
+    let mut host = Host::start_in(scratch, &config, &[]);
+    std::fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    wait_for("f0 with its limits", || {
+        let list = host.ok("bdev_get_bdevs", json!({}));
+        let bdev = list.as_array().unwrap().iter().find(|bdev| bdev["name"] == "f0")?.clone();
+        (bdev["assigned_rate_limits"]["rw_ios_per_sec"] == 5000).then_some(())
+    });
+    host.stop();
+}
+
 #[track_caller]
 fn check_refused(text: &str, words: &[&str]) {
     let scratch = Scratch::new();

@@ -10,11 +10,13 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use log::{debug, error, info};
 use serde::Serialize;
 use serde_json::Value;
-use tenon_bdev::{Core, OpError, QosLimits};
+use tenon_bdev::{Answer, Core, OpError, QosLimits};
+use tenon_reactor::current;
 
 use crate::config::{BdevEntry, Change, Config, Phase, QosTable, difference};
 use crate::nvmf::Nvmf;
@@ -28,6 +30,8 @@ struct Inner {
     nvmf: Nvmf,
     current: RefCell<Config>,
     waiting: RefCell<Vec<Waiting>>,
+    /// Devices whose modules make them as soon as others of the file are there, and the steps that wait for that.
+    expected: RefCell<Vec<(String, Progress)>>,
     /// The start or reload under way: what waited and can now be made belongs to it.
     under_way: RefCell<Option<Progress>>,
 }
@@ -77,6 +81,7 @@ impl Engine {
             nvmf,
             current: RefCell::default(),
             waiting: RefCell::default(),
+            expected: RefCell::default(),
             under_way: RefCell::default(),
         }));
         let weak = Rc::downgrade(&engine.0);
@@ -84,6 +89,7 @@ impl Engine {
             if let Some(inner) = weak.upgrade() {
                 let engine = Engine(inner);
                 engine.retry_waiting_for(name, aliases);
+                engine.arrived(name);
                 engine.revive();
                 let under_way = engine.0.under_way.borrow().clone();
                 engine.0.nvmf.device_ready(name, aliases, under_way.as_ref());
@@ -113,6 +119,16 @@ impl Engine {
                 location: waiting.entry.params.location().to_string(),
             })
             .collect();
+        list.extend(self.0.core.awaited().into_iter().map(|awaited| WaitingEntry {
+            location: self.location_of(&awaited.name),
+            waits_for: match awaited.waits_for {
+                // Its file, for example: the module knows.
+                nothing if nothing.is_empty() => format!("module {}", awaited.module),
+                missing => missing,
+            },
+            name: awaited.name,
+            module: awaited.module,
+        }));
         list.extend(self.0.nvmf.waiting());
         list
     }
@@ -196,14 +212,48 @@ impl Engine {
         }
     }
 
-    fn remove(&self, name: &str, module: &str, progress: Progress, after: impl FnOnce() + 'static) {
+    /// Devices of the file that wait for others, as [`SavedEntry`](tenon_bdev::SavedEntry) has those that were made.
+    pub(crate) fn waiting_tables(&self) -> Vec<(String, serde_json::Map<String, Value>, QosTable)> {
+        let waiting = self.0.waiting.borrow();
+        let table = |waiting: &Waiting| {
+            let entry = &waiting.entry;
+            (entry.module.clone(), entry.params.value.clone(), entry.qos)
+        };
+        waiting.iter().map(table).collect()
+    }
+
+    fn location_of(&self, name: &str) -> String {
+        let current = self.0.current.borrow();
+        let entry = current.bdevs.iter().find(|entry| entry.name == name);
+        entry.map_or_else(String::new, |entry| entry.params.location().to_string())
+    }
+
+    /// Deletes a device of `module`, or ends the wait of a name for its base or for what its module wants: one way
+    /// for operators and for reloads.
+    pub fn delete(&self, name: &str, module: &str, reply: impl FnOnce(Result<Answer, OpError>) + 'static) {
         let was_waiting = {
             let mut waiting = self.0.waiting.borrow_mut();
             let before = waiting.len();
-            waiting.retain(|waiting| waiting.entry.name != name);
+            waiting.retain(|waiting| waiting.entry.name != name || waiting.entry.module != module);
             waiting.len() != before
         };
-        if was_waiting || self.0.core.find(name).is_none() {
+        if was_waiting {
+            info!("bdev is not waited for any more name={name}");
+            reply(Ok(Answer { bdevs: Vec::new(), result: Value::Bool(true) }));
+        } else {
+            self.0.core.delete(name, Some(module), reply);
+        }
+    }
+
+    /// Whether there is something of that name to delete.
+    fn is_known(&self, name: &str) -> bool {
+        self.0.core.find(name).is_some()
+            || self.0.waiting.borrow().iter().any(|waiting| waiting.entry.name == name)
+            || self.0.core.awaited().iter().any(|awaited| awaited.name == name)
+    }
+
+    fn remove(&self, name: &str, module: &str, progress: Progress, after: impl FnOnce() + 'static) {
+        if !self.is_known(name) {
             after();
             return;
         }
@@ -213,7 +263,7 @@ impl Engine {
             return;
         }
         let name = name.to_owned();
-        self.0.core.delete(&name.clone(), Some(module), move |result| {
+        self.delete(&name.clone(), module, move |result| {
             if let Err(error) = result {
                 progress.fail(format!("bdev {name}: cannot be removed: {error}"), false);
             }
@@ -223,9 +273,12 @@ impl Engine {
 
     fn update(&self, entry: BdevEntry, progress: Progress, after: impl FnOnce() + 'static) {
         if self.0.core.find(&entry.name).is_none() {
-            self.0.waiting.borrow_mut().retain(|waiting| waiting.entry.name != entry.name);
-            self.create(entry, &progress);
-            after();
+            if self.is_known(&entry.name) {
+                self.replace(entry, progress, after);
+            } else {
+                self.create(entry, &progress);
+                after();
+            }
             return;
         }
         let (engine, name) = (self.clone(), entry.name.clone());
@@ -250,7 +303,7 @@ impl Engine {
             return;
         }
         let (engine, name, module) = (self.clone(), entry.name.clone(), entry.module.clone());
-        self.0.core.delete(&name, Some(&module), move |result| {
+        self.delete(&name, &module, move |result| {
             match result {
                 Ok(_) => engine.create(entry, &progress),
                 Err(error) => {
@@ -278,6 +331,9 @@ impl Engine {
                     for name in &answer.bdevs {
                         engine.set_qos(name, entry.qos, &step);
                     }
+                    if answer.bdevs.is_empty() {
+                        engine.expect(&entry.name, &answer.result, &step);
+                    }
                 }
                 Err(error) => engine.create_failed(entry, &error, &step),
             }
@@ -298,6 +354,56 @@ impl Engine {
                 }
             }
             None => progress.fail(format!("{at}: bdev {}: {error}", entry.name), false),
+        }
+    }
+
+    /// A create was answered although there is no device yet. If all it misses is in the file, the start or reload
+    /// is over when it is there, or after a while.
+    fn expect(&self, name: &str, answer: &Value, progress: &Progress) {
+        let missing = answer.get("missing").and_then(Value::as_array).cloned().unwrap_or_default();
+        let is_in_file =
+            |base: &Value| self.0.current.borrow().bdevs.iter().any(|entry| *base == *entry.name);
+        if missing.is_empty() || !missing.iter().all(is_in_file) || self.0.core.find(name).is_some() {
+            return;
+        }
+        progress.begin();
+        self.0.expected.borrow_mut().push((name.to_owned(), progress.clone()));
+        let (weak, late) = (Rc::downgrade(&self.0), name.to_owned());
+        let timer = current().set_timer(ARRIVAL_TIMEOUT, move || {
+            if let Some(inner) = weak.upgrade() {
+                Engine(inner).arrived(&late);
+            }
+        });
+        if timer.is_err() {
+            self.arrived(name);
+        }
+    }
+
+    /// A device is there, or will not be waited for any longer.
+    fn arrived(&self, name: &str) {
+        let (here, still) = self.0.expected.take().into_iter().partition(|(expected, _)| expected == name);
+        *self.0.expected.borrow_mut() = still;
+        let here: Vec<(String, Progress)> = here;
+        here.into_iter().for_each(|(_, step)| step.end());
+        self.limit_again(name);
+    }
+
+    /// The limits of the file hold for a device that came by itself, too.
+    fn limit_again(&self, name: &str) {
+        let qos = {
+            let current = self.0.current.borrow();
+            if !current.bdevs.iter().any(|entry| entry.qos != QosTable::default()) {
+                return;
+            }
+            current.bdevs.iter().find(|entry| entry.name == name).map(|entry| entry.qos)
+        };
+        if let Some(qos) = qos.filter(|qos| *qos != QosTable::default()) {
+            let owner = name.to_owned();
+            self.0.core.set_qos(name, limits(qos), move |result| {
+                if let Err(error) = result {
+                    debug!("rate limits are not set bdev={owner} error=\"{error}\"");
+                }
+            });
         }
     }
 
@@ -383,6 +489,9 @@ impl Progress {
         }
     }
 }
+
+/// How long a start waits for a device that its module makes when the others of the file are there.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Limits as the data plane takes them.
 #[must_use]

@@ -25,8 +25,10 @@ pub fn to_toml(control: &Control) -> String {
             continue;
         };
         let qos = entry.bdevs.iter().find_map(|name| qos_of(control, name));
+        let qos = qos.or_else(|| configured_qos(control, &params));
         devices.push((entry.module, params, qos.unwrap_or_default()));
     }
+    devices.extend(control.engine().waiting_tables());
     text_of(&control.engine().current(), devices, nvmf_save::tables(control))
 }
 
@@ -95,6 +97,16 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     std::fs::rename(&temporary, path)?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::File::open(directory)?.sync_all()
+}
+
+/// Limits of a device that is not there now.
+fn configured_qos(control: &Control, params: &Map<String, Value>) -> Option<QosTable> {
+    let name = params.get("name").and_then(Value::as_str)?;
+    if control.core().find(name).is_some() {
+        return None;
+    }
+    let current = control.engine().current();
+    current.bdevs.iter().find(|entry| entry.name == name).map(|entry| entry.qos)
 }
 
 fn qos_of(control: &Control, name: &str) -> Option<QosTable> {

@@ -423,16 +423,15 @@ impl UringModule {
         })
     }
 
-    /// Ends the wait of one.
-    pub fn forget_waiting(&self, name: &str) -> Result<(), Error> {
-        let entry = self.files.with(|files| {
-            let is_waiting = files.entries.get(name).is_some_and(|entry| entry.presence == Presence::Waiting);
-            if is_waiting { files.entries.remove(name) } else { None }
+    /// Ends the wait of one: now, or when its device, which is wanted no more, is gone.
+    pub fn stop_waiting(&self, name: &str) {
+        let ended = self.files.with(|files| {
+            let entry = files.entries.get_mut(name)?;
+            entry.params.wait_for_file = false;
+            if entry.device.is_none() { files.entries.remove(name) } else { None }
         });
-        match entry {
-            Some(_) => Ok(()),
-            None => Err(Error::new(errno::ENOENT, "waits for no file").object(name)),
-        }
+        // The watch ends outside of the borrow: that calls the host.
+        drop(ended);
     }
 
     /// Ends every wait, for good.

@@ -46,6 +46,8 @@ impl Module for UringModule {
     type Config = NoConfig;
     type Params = UringParams;
 
+    const DELETE: Option<fn(&Self, &str, OpToken)> = Some(Self::delete);
+
     fn init(host: Host, _: NoConfig) -> Result<Self, Error> {
         Ok(UringModule { host, files: ControlCell::new() })
     }
@@ -56,7 +58,6 @@ impl Module for UringModule {
             host.rpc::<Self, Named>("bdev_uring_rescan", Self::rescan),
             host.rpc::<Self, Named>("bdev_aio_rescan", Self::rescan),
             host.rpc::<Self, NoParams>("bdev_uring_get_waiting", Self::get_waiting),
-            host.rpc::<Self, Named>("bdev_uring_stop_waiting", Self::stop_waiting),
         ];
         for error in results.into_iter().filter_map(Result::err) {
             log::error!("method not registered error=\"{error}\"");
@@ -102,12 +103,14 @@ impl UringModule {
         self.look_for(&params.name, token);
     }
 
-    fn get_waiting(&self, _: NoParams, token: OpToken) {
-        token.reply(&self.waiting());
+    /// The host removes the device, if there is one.
+    fn delete(&self, name: &str, token: OpToken) {
+        self.stop_waiting(name);
+        token.done();
     }
 
-    fn stop_waiting(&self, params: Named, token: OpToken) {
-        token.run(|_| self.forget_waiting(&params.name).map(|()| true));
+    fn get_waiting(&self, _: NoParams, token: OpToken) {
+        token.reply(&self.waiting());
     }
 }
 
@@ -121,7 +124,6 @@ export_plugin! {
         "bdev_uring_delete",
         "bdev_uring_rescan",
         "bdev_uring_get_waiting",
-        "bdev_uring_stop_waiting",
         "bdev_aio_create",
         "bdev_aio_delete",
         "bdev_aio_rescan",

@@ -184,11 +184,9 @@ fn a_wait_can_be_ended_and_a_deleted_device_does_not_come_back() {
     let rig = Rig::new("ended");
     let path = rig.path("f");
     rig.create(&path, r#","wait_for_file":true"#).unwrap();
-    rig.host.rpc("bdev_uring_stop_waiting", r#"{"name":"u0"}"#).unwrap();
-    assert_eq!(
-        rig.host.rpc("bdev_uring_stop_waiting", r#"{"name":"u0"}"#).unwrap_err().reason,
-        "waits for no file"
-    );
+    rig.host.delete("u0").unwrap();
+    assert_eq!(rig.host.rpc("bdev_uring_get_waiting", "{}").unwrap(), "[]");
+    assert_eq!(rig.host.delete("u0").unwrap_err().code, tenon_sdk::errno::ENODEV);
     rig.file("f", 5);
     rig.create(&path, r#","wait_for_file":true"#).unwrap();
     rig.host.delete("u0").unwrap();

@@ -77,7 +77,7 @@ impl DeviceVerb {
         match self {
             DeviceVerb::Create => control.core().create(module, &request.params, answer(reply)),
             DeviceVerb::Delete => with(&request.method, request.params, reply, |params: Named, reply| {
-                control.core().delete(&params.name, Some(module), answer(reply));
+                control.engine().delete(&params.name, module, answer(reply));
             }),
         }
     }

@@ -214,6 +214,7 @@ impl World {
         if is_taken(&name) || is_taken(&format_uuid(&uuid)) || aliases.iter().any(|alias| is_taken(alias)) {
             return Err(errno::EEXIST);
         }
+        self.awaited.borrow_mut().retain(|(awaited, _)| *awaited != name);
         let device = self.make_device(owner, found, (name, product, aliases), uuid);
         if let Some(operation) = operation {
             operation.registered.borrow_mut().push(Rc::clone(&device));

@@ -188,10 +188,7 @@ impl World {
     }
 
     pub(crate) fn start_delete(self: &Rc<World>, name: &str) -> Rc<Operation> {
-        let Some(device) = self.find(name) else {
-            let error = OpError::new(errno::ENODEV, name, "there is no such device");
-            return self.refuse(ModuleId::HOST, "delete", error);
-        };
+        let Some(device) = self.find(name) else { return self.start_delete_of_awaited(name) };
         let owner = device.owner;
         let kind = OpKind::Delete(Some(Rc::clone(&device)));
         let operation = self.new_operation(owner, format!("delete {name}"), kind, "");
@@ -207,6 +204,30 @@ impl World {
                 world.unregister(&device, Reason::REQUESTED);
                 world.answer_operation(started.id, Ok(String::new()));
             }
+        });
+        operation
+    }
+
+    /// A name that was created and is no device is deleted by its module, or by the host alone.
+    fn start_delete_of_awaited(self: &Rc<World>, name: &str) -> Rc<Operation> {
+        let owner = {
+            let mut awaited = self.awaited.borrow_mut();
+            let index = awaited.iter().position(|(other, _)| other == name);
+            index.map(|index| awaited.swap_remove(index).1)
+        };
+        let Some(owner) = owner else {
+            let error = OpError::new(errno::ENODEV, name, "there is no such device");
+            return self.refuse(ModuleId::HOST, "delete", error);
+        };
+        let operation = self.new_operation(owner, format!("delete {name}"), OpKind::Plain, "");
+        let delete = self.module(owner).and_then(|module| module_callback!(module, delete));
+        let (started, name) = (Rc::clone(&operation), name.to_owned());
+        self.post(CONTROL, move |world| match delete {
+            Some(delete) => world.enter(Where::Reactor(CONTROL), owner, || {
+                // SAFETY: the module runs; the name is lent for the call.
+                unsafe { delete(Str::new(&name), OpToken(started.id)) };
+            }),
+            None => world.answer_operation(started.id, Ok(String::new())),
         });
         operation
     }
@@ -335,6 +356,9 @@ impl World {
         match (&operation.kind, &answer) {
             (OpKind::Create, Ok(_)) => {
                 if devices.iter().all(|device| device.is_examined()) {
+                    if let (true, Some(name)) = (devices.is_empty(), name_of(&operation.params)) {
+                        self.awaited.borrow_mut().push((name, operation.module));
+                    }
                     operation.reply(answer);
                 }
             }
@@ -347,6 +371,8 @@ impl World {
                 }
             }
             (OpKind::Delete(Some(device)), Ok(_)) => {
+                // The module may have done so already, or leave it to the host.
+                self.unregister(device, Reason::REQUESTED);
                 if device.state.get() == DeviceState::Destroyed {
                     operation.reply(answer);
                 }

@@ -136,6 +136,8 @@ pub(crate) struct World {
     pub(crate) hotplug_generation: Cell<u64>,
     pub(crate) next_id: Cell<u64>,
     pub(crate) is_finished: Cell<bool>,
+    /// Names that were created without a device so far, and their modules.
+    pub(crate) awaited: RefCell<Vec<(String, ModuleId)>>,
 }
 
 thread_local! {
@@ -193,6 +195,7 @@ impl World {
             hotplug_generation: Cell::new(0),
             next_id: Cell::new(0),
             is_finished: Cell::new(false),
+            awaited: RefCell::default(),
         })
     }
 
