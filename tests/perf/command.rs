@@ -1,7 +1,11 @@
 //! What the command prints and how it ends.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tenon_tests::{Output, Scratch, run};
+use tenon_tests::{Output, Scratch, run, tenon, wait_for};
 
 const STACK: &str = r#"
 [[bdev]]
@@ -105,6 +109,47 @@ fn failed_ios_are_a_failure_that_names_device_and_block() {
     assert_eq!(output.code, 1);
     assert!(output.stderr.contains("bdev e0: read of lba "), "{}", output.stderr);
     assert!(output.stderr.contains("Input/output error"), "{}", output.stderr);
+}
+
+/// Two reads of `e0` never come back.
+fn hanging() -> String {
+    format!(
+        "{STACK}\n[[bdev]]\nmodule = \"error\"\nname = \"e0\"\nbase = \"n0\"\n\
+         inject = [{{ io_type = \"read\", error_type = \"pending\", num = 2 }}]\n"
+    )
+}
+
+#[test]
+fn a_load_whose_io_hangs_ends_and_says_how_much_of_which_device() {
+    for end in ["--time 300ms", "--ios 1000"] {
+        let output = perf(&Scratch::new(), &hanging(), &format!("--bdev e0 {end} --io-timeout 1s"));
+        assert_eq!(output.code, 1, "{}", output.stderr);
+        let complaint = "bdev e0: gave up on 2 I/Os that do not come back";
+        assert!(output.stderr.contains(complaint), "{}", output.stderr);
+        // What was measured until then is not lost.
+        assert!(output.stdout.lines().any(|line| line.starts_with("e0 ")), "{}", output.stdout);
+    }
+    let output = perf(&Scratch::new(), &hanging(), "--bdev e0 --ios 100 --io-timeout 1s --json");
+    let report: Value = serde_json::from_str(&output.stdout).expect("the report is whole");
+    assert_eq!((output.code, &report["bdevs"][0]["outstanding"]), (1, &Value::from(2)));
+}
+
+#[test]
+fn a_load_that_is_interrupted_ends_also_if_its_io_hangs() {
+    let scratch = Scratch::new();
+    let file = scratch.write("perf.toml", &hanging());
+    let words = ["--bdev", "e0", "--time", "600s", "--io-timeout", "600s", "--progress"];
+    let mut command = Command::new(tenon());
+    command.arg("perf").arg("-c").arg(file).args(words).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    // The load runs as soon as it shows progress.
+    assert!(lines.next().unwrap().unwrap().contains("IOPS"));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let status = wait_for("the end of the load", || child.try_wait().unwrap());
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(status.code(), Some(1), "{rest:?}");
+    assert!(rest.concat().contains("bdev e0: gave up on 2 I/Os"), "{rest:?}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ mod workload;
 pub use ledger::StateError;
 pub use pattern::{Mismatch, MismatchKind};
 pub use report::{BdevReport, IoFailure, LatencyReport, OpReport, Report};
-pub use session::{Monitor, Plan, Progress, Running, StartError, start};
+pub use session::{InFlight, Monitor, Plan, Progress, Running, StartError, start};
 pub use tally::Histogram;
 pub use workload::{
     Access, End, MAX_BATCH, MAX_BLOCK_BYTES, MAX_QUEUE_DEPTH, Timing, Workload, WorkloadError,

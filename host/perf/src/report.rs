@@ -76,6 +76,8 @@ pub struct BdevReport {
     pub mismatched_blocks: u64,
     /// The first of them.
     pub mismatches: Vec<Mismatch>,
+    /// I/Os that had not come back when the load was given up.
+    pub outstanding: u64,
     /// Why reactors could not work on it.
     pub start_failures: Vec<String>,
 }
@@ -185,13 +187,14 @@ impl Report {
         Report { block_bytes, queue_depth, seed, timing, bdevs, total }
     }
 
-    /// No I/O failed, nothing wrong was read, every reactor could work.
+    /// No I/O failed or stayed away, nothing wrong was read, every reactor could work.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.bdevs.iter().all(|bdev| {
             bdev.errors == 0
                 && bdev.mismatched_blocks == 0
                 && bdev.start_failures.is_empty()
+                && bdev.outstanding == 0
                 && !bdev.is_removed
         })
     }
@@ -226,6 +229,7 @@ impl BdevReport {
             removed: sum(|faults| faults.removed),
             verified_blocks: sum(|faults| faults.verified_blocks),
             mismatched_blocks: sum(|faults| faults.mismatched_blocks),
+            outstanding: outcomes.iter().map(|outcome| u64::from(outcome.outstanding)).sum(),
             start_failures: outcomes.iter().filter_map(|outcome| outcome.failure.clone()).collect(),
             failures: outcomes.iter().flat_map(|outcome| outcome.faults.failures.clone()).collect(),
             mismatches: outcomes.iter().flat_map(|outcome| outcome.faults.mismatches.clone()).collect(),

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -112,6 +112,8 @@ pub(crate) enum Command {
     Run,
     Stop,
     Removed,
+    /// Report at once, whatever is in flight.
+    Abandon,
 }
 
 /// What a worker and its session share.
@@ -123,6 +125,10 @@ pub(crate) struct Link {
     command: AtomicU8,
     pub ios: AtomicU64,
     pub bytes: AtomicU64,
+    /// Completions of whatever result, modulo 2^32, and I/Os in flight.
+    completions: AtomicU32,
+    in_flight: AtomicU32,
+    is_removed: AtomicBool,
     outcome: Mutex<Option<Outcome>>,
 }
 
@@ -133,6 +139,19 @@ pub(crate) struct Outcome {
     pub begin_ns: u64,
     pub end_ns: u64,
     pub failure: Option<String>,
+    /// I/Os that had not come back.
+    pub outstanding: u32,
+}
+
+/// What a worker has in flight; see [`Monitor::in_flight`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InFlight {
+    /// The device.
+    pub bdev: String,
+    /// Changes with every completion.
+    pub completions: u32,
+    /// I/Os that have not come back.
+    pub outstanding: u32,
 }
 
 /// Gets the report.
@@ -345,7 +364,12 @@ fn collect(id: u64) {
     let mut closed = Vec::new();
     for device in session.devices.borrow_mut().iter_mut() {
         if device.links.iter().all(|link| link.outcome.lock().is_some()) {
-            closed.extend(device.descriptor.take());
+            let is_held = device.links.iter().any(|link| link.outstanding() > 0);
+            match device.descriptor.take() {
+                // Its channels cannot be given back, so it cannot be closed.
+                Some(descriptor) if is_held => std::mem::forget(descriptor),
+                descriptor => closed.extend(descriptor),
+            }
         }
     }
     drop(closed);
@@ -364,7 +388,7 @@ impl Session {
         let devices = self.devices.borrow();
         let bdevs = devices.iter().map(|device| {
             let outcomes = device.links.iter().filter_map(|link| link.outcome.lock().take()).collect();
-            let is_removed = device.links.iter().any(|link| link.command() == Command::Removed);
+            let is_removed = device.links.iter().any(|link| link.is_removed.load(Ordering::Relaxed));
             let name = device.links.first().map_or("", |link| link.bdev());
             BdevReport::new(name, outcomes, is_removed, self.workload.block_bytes)
         });
@@ -402,6 +426,23 @@ impl Monitor {
         Progress { ios: sum(|link| &link.ios), bytes: sum(|link| &link.bytes) }
     }
 
+    /// What is in flight, per device and reactor that has not reported. Any thread.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<InFlight> {
+        let working = self.0.iter().filter(|link| link.outcome.lock().is_none());
+        let in_flight = |link: &Arc<Link>| InFlight {
+            bdev: link.bdev().to_owned(),
+            completions: link.completions.load(Ordering::Relaxed),
+            outstanding: link.in_flight.load(Ordering::Relaxed),
+        };
+        working.map(in_flight).collect()
+    }
+
+    /// Ends the load at once. What is in flight stays so for ever: the process should end soon. Any thread.
+    pub fn abandon(&self) {
+        self.0.iter().for_each(|link| link.order(Command::Abandon));
+    }
+
     /// Ends the load as soon as what is in flight is done. Any thread.
     pub fn stop(&self) {
         self.0.iter().for_each(|link| link.order(Command::Stop));
@@ -418,6 +459,9 @@ impl Link {
             command: AtomicU8::new(Command::Run as u8),
             ios: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            completions: AtomicU32::new(0),
+            in_flight: AtomicU32::new(0),
+            is_removed: AtomicBool::new(false),
             outcome: Mutex::new(None),
         }
     }
@@ -431,11 +475,26 @@ impl Link {
         match self.command.load(Ordering::Relaxed) {
             0 => Command::Run,
             1 => Command::Stop,
-            _ => Command::Removed,
+            2 => Command::Removed,
+            _ => Command::Abandon,
         }
     }
 
+    /// What is in flight now, for whoever looks.
+    #[inline(always)]
+    pub(crate) fn show(&self, completions: u32, in_flight: u32) {
+        self.completions.store(completions, Ordering::Relaxed);
+        self.in_flight.store(in_flight, Ordering::Relaxed);
+    }
+
+    fn outstanding(&self) -> u32 {
+        self.outcome.lock().as_ref().map_or(0, |outcome| outcome.outstanding)
+    }
+
     fn order(&self, command: Command) {
+        if command == Command::Removed {
+            self.is_removed.store(true, Ordering::Relaxed);
+        }
         self.command.fetch_max(command as u8, Ordering::Relaxed);
         // A worker that sleeps looks at its command when it is woken; one that is too busy for a message does anyway.
         let _ = self.reactor.send(|| {});
@@ -473,6 +532,7 @@ impl Outcome {
             begin_ns: 0,
             end_ns: 0,
             failure: Some(reason),
+            outstanding: 0,
         }
     }
 }

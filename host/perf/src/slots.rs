@@ -120,6 +120,11 @@ impl FreeSlots {
         self.tail.wrapping_sub(self.head)
     }
 
+    /// How many have been given back in all, modulo 2^32.
+    pub(crate) fn returned(&self) -> u32 {
+        self.tail
+    }
+
     /// Takes the one that has been free for longest; there is one.
     #[inline(always)]
     pub(crate) fn take(&mut self) -> *mut Slot {

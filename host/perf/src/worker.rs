@@ -81,6 +81,8 @@ pub(crate) struct Worker {
     measured: Option<[Tally; Kind::COUNT]>,
     published: u64,
     poller: Option<PollerId>,
+    /// It has reported and stays for what is still in flight.
+    is_abandoned: bool,
     order: Order,
     slots: Option<Slots>,
     /// Keeps `channel`.
@@ -117,7 +119,7 @@ impl Drop for Owned {
         unsafe {
             if (*self.0).stage == Stage::Finished {
                 drop(Box::from_raw(self.0));
-            } else {
+            } else if !(*self.0).is_abandoned {
                 // The reactor ends under the load: the device may still complete what it has.
                 log::error!("load abandoned with i/o in flight bdev={}", (*self.0).order.link.bdev());
             }
@@ -204,6 +206,7 @@ impl Worker {
             measured: None,
             published: 0,
             poller: None,
+            is_abandoned: false,
             order,
             slots: None,
             open: Some(open),
@@ -216,8 +219,16 @@ impl Worker {
         // `pump`, which takes none.
         unsafe {
             let now = now_ns();
-            if (*worker).order.link.command() != Command::Run {
-                (*worker).apply(StageEvent::Leave, now);
+            match (*worker).order.link.command() {
+                Command::Run => {}
+                Command::Stop | Command::Removed => (*worker).apply(StageEvent::Leave, now),
+                Command::Abandon => {
+                    (*worker).apply(StageEvent::Leave, now);
+                    if (*worker).free.len() < (*worker).depth {
+                        (*worker).abandon();
+                        return Poll::Busy;
+                    }
+                }
             }
             let mut submitted = 0;
             if let Stage::Running(pass) = (*worker).stage {
@@ -528,6 +539,7 @@ impl Worker {
     fn publish(&mut self) -> bool {
         let ios = self.tallies.iter().map(|tally| tally.ios).sum();
         let has_progress = std::mem::replace(&mut self.published, ios) != ios;
+        self.order.link.show(self.free.returned(), self.depth - self.free.len());
         if has_progress && matches!(self.stage, Stage::Running(Pass::Load) | Stage::Draining(Pass::Load)) {
             let bytes = (self.tallies[0].ios + self.tallies[1].ios) * self.block_bytes as u64;
             self.order.link.ios.store(ios, Ordering::Relaxed);
@@ -536,20 +548,39 @@ impl Worker {
         has_progress
     }
 
+    /// Reports although I/O is in flight. The worker, its memory and its channel stay for what may still complete.
+    fn abandon(&mut self) {
+        let Some(poller) = self.poller.take() else { return };
+        self.is_abandoned = true;
+        if self.load.begin_ns != 0 && self.measured.is_none() {
+            self.load.end_ns = precise_ns();
+            self.measured = Some(std::mem::take(&mut self.tallies));
+        }
+        let outstanding = self.depth - self.free.len();
+        let outcome = Outcome { outstanding, ..self.outcome() };
+        self.order.link.finish(outcome);
+        current().unregister_poller(poller);
+    }
+
     /// Gives everything back and reports; the poller goes, and with it the worker.
     fn finish(&mut self) {
         let Some(poller) = self.poller.take() else { return };
         self.slots = None;
         self.open = None;
-        let outcome = Outcome {
+        let outcome = self.outcome();
+        self.order.link.finish(outcome);
+        current().unregister_poller(poller);
+    }
+
+    fn outcome(&mut self) -> Outcome {
+        Outcome {
             tallies: self.measured.take().unwrap_or_default(),
             faults: std::mem::take(&mut self.faults),
             begin_ns: self.load.begin_ns,
             end_ns: self.load.end_ns,
             failure: None,
-        };
-        self.order.link.finish(outcome);
-        current().unregister_poller(poller);
+            outstanding: 0,
+        }
     }
 }
 

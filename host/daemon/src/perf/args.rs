@@ -45,6 +45,9 @@ pub struct PerfArgs {
     /// End after so many I/Os per device.
     #[arg(long, group = "end", value_name = "N")]
     ios: Option<u64>,
+    /// Give up when a device has I/O in flight and completes none of it for so long.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
+    pub io_timeout: Duration,
     /// Number of data reactors; overrides the configuration.
     #[arg(long, value_name = "N", conflicts_with = "cpus", value_parser = reactors)]
     pub reactors: Option<usize>,

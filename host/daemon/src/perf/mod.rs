@@ -7,6 +7,7 @@
 
 mod args;
 mod chart;
+mod stall;
 mod table;
 mod units;
 
@@ -31,8 +32,9 @@ use tenon_reactor::Cpus;
 
 pub use args::PerfArgs;
 
-use crate::exit::{CONFIG, Exit, FAILURE, UNAVAILABLE, at_once};
+use crate::exit::{self, CONFIG, Exit, FAILURE, UNAVAILABLE, at_once};
 use crate::{host, logs, run};
+use stall::{Stall, Verdict};
 
 /// How long the reactors may take to end after everything is drained.
 const REACTORS_END: Duration = Duration::from_secs(5);
@@ -77,7 +79,7 @@ pub fn perf(args: &PerfArgs) -> anyhow::Result<()> {
     let control = reactors.control().clone();
     control.call(host::CONTROL_CALL, move || begin(order)).context("the control reactor does not answer")?;
     let shows_progress = args.progress || std::io::stderr().is_terminal();
-    let result = wait(&inbox, shows_progress);
+    let result = wait(&inbox, shows_progress, args);
     if let Err(error) = reactors.shutdown(REACTORS_END) {
         warn!("reactors did not end in time error={error}");
     }
@@ -85,15 +87,19 @@ pub fn perf(args: &PerfArgs) -> anyhow::Result<()> {
 }
 
 /// Handles events until the host has stopped; gives the report, if it came to one.
-fn wait(inbox: &Receiver<Event>, shows_progress: bool) -> anyhow::Result<Box<Report>> {
+fn wait(inbox: &Receiver<Event>, shows_progress: bool, args: &PerfArgs) -> anyhow::Result<Box<Report>> {
     let mut result = Err(anyhow::anyhow!("interrupted"));
     let mut monitor: Option<Monitor> = None;
     let mut meter = Meter::default();
+    let mut stall = Stall::new(args.io_timeout);
     loop {
         match inbox.recv_timeout(PROGRESS_EVERY) {
-            Ok(Event::Signal) => match monitor.take() {
-                Some(monitor) => monitor.stop(),
-                None => at_once(130),
+            Ok(Event::Signal) => match &monitor {
+                Some(monitor) if !stall.is_stopping() => {
+                    monitor.stop();
+                    stall.stop();
+                }
+                Some(_) | None => at_once(130),
             },
             Ok(Event::Failed(exit)) => result = Err(exit.into()),
             Ok(Event::Started(started)) => {
@@ -103,6 +109,10 @@ fn wait(inbox: &Receiver<Event>, shows_progress: bool) -> anyhow::Result<Box<Rep
             Ok(Event::Done(report)) => {
                 monitor = None;
                 meter.clear();
+                if report.bdevs.iter().any(|bdev| bdev.outstanding > 0) {
+                    // A host with I/O in flight cannot be drained.
+                    end_at_once(finish(args, report));
+                }
                 result = Ok(report);
             }
             Ok(Event::Stopped(report)) => {
@@ -112,13 +122,29 @@ fn wait(inbox: &Receiver<Event>, shows_progress: bool) -> anyhow::Result<Box<Rep
                 return result;
             }
             Err(RecvTimeoutError::Timeout) => {
-                if let (Some(monitor), true) = (&monitor, shows_progress) {
+                let Some(monitor) = &monitor else { continue };
+                if shows_progress {
                     meter.show(monitor.progress());
+                }
+                match stall.look(&monitor.in_flight(), Instant::now()) {
+                    Verdict::Goes => {}
+                    Verdict::Hangs => monitor.abandon(),
+                    Verdict::Lost(complaint) => {
+                        meter.clear();
+                        end_at_once(Err(Exit::new(FAILURE, complaint).into()));
+                    }
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return result,
         }
     }
+}
+
+/// Ends the process without draining anything.
+fn end_at_once(result: anyhow::Result<()>) -> ! {
+    let _ = std::io::stdout().flush();
+    exit::skip_exit_handlers();
+    exit::end(result)
 }
 
 /// Prints the report; a load that was not clean is a failure.
