@@ -43,7 +43,7 @@ struct TenonHostApiV1;
 struct TenonOperationTableV1;
 struct TenonMemoryKeys;
 struct TenonNvmfTargetApiV1;
-struct TenonTransportTableApiV1;
+struct TenonTransportTableApiV2;
 struct TenonTransportId;
 struct TenonTransportV1;
 struct TenonDeviceEvent;
@@ -2513,7 +2513,7 @@ typedef void (*TenonTransportFn)(void *arg, const struct TenonTransportV1 *trans
 /*
  The host's table of transports.
  */
-typedef struct TenonTransportTableApiV1 {
+typedef struct TenonTransportTableApiV2 {
     /*
      Bytes of this table the host offers.
      */
@@ -2532,7 +2532,7 @@ typedef struct TenonTransportTableApiV1 {
      Control thread: undoes one `acquire` that gave a transport.
      */
     void (*release)(struct TenonHostModule *me, const struct TenonTransportV1 *transport);
-} TenonTransportTableApiV1;
+} TenonTransportTableApiV2;
 
 #endif  /* TENON_PLUGIN_H */
 

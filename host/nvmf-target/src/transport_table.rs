@@ -1,5 +1,5 @@
 //! Transports for those who use them in the initiator role: the functions of
-//! [`TransportTableApiV1`], which modules find by the host's `query`.
+//! [`TransportTableApiV2`], which modules find by the host's `query`.
 //!
 //! A module gets a transport's static table by name and speaks to it directly;
 //! the target is not in between. Users are counted by module and transport, so
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 
 use tenon_abi::transport::TransportV1;
-use tenon_abi::transport::initiator::{TransportFn, TransportTableApiV1};
+use tenon_abi::transport::initiator::{TransportFn, TransportTableApiV2};
 use tenon_abi::transport::{QUERY_TARGET, QUERY_TRANSPORT, QUERY_TRANSPORT_TABLE};
 use tenon_abi::{HostModule, Str, errno};
 use tenon_bdev::register_host_table;
@@ -44,11 +44,11 @@ struct Asker {
 /// Makes the host's `query` answer for the tables of this crate. Any number of times.
 pub(crate) fn offer_tables() {
     register_host_table(QUERY_TARGET, 1, &TARGET_API);
-    register_host_table(QUERY_TRANSPORT_TABLE, 1, &TRANSPORT_TABLE);
+    register_host_table(QUERY_TRANSPORT_TABLE, 2, &TRANSPORT_TABLE);
 }
 
-static TRANSPORT_TABLE: TransportTableApiV1 =
-    TransportTableApiV1 { size: size_of::<TransportTableApiV1>() as u32, flags: 0, acquire, release };
+static TRANSPORT_TABLE: TransportTableApiV2 =
+    TransportTableApiV2 { size: size_of::<TransportTableApiV2>() as u32, flags: 0, acquire, release };
 
 impl Target {
     /// Which modules use which transports in the initiator role.

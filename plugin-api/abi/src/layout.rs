@@ -125,7 +125,7 @@ frozen! {
         size, flags, connection_new, queue_pair_open, queue_pair_closed, request_begin, request_execute,
         request_release, device_event, psk_lookup, request_fail, connection_dropped,
     }
-    crate::transport::initiator::TransportTableApiV1 as "TransportTableApiV1" {
+    crate::transport::initiator::TransportTableApiV2 as "TransportTableApiV2" {
         size, flags, acquire, release,
     }
     crate::transport::TransportId as "TransportId" {

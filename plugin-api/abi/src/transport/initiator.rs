@@ -1,6 +1,6 @@
 //! Initiator role of a transport: connections that carry capsules for a module
 //! that speaks NVMe (`bdev-nvme`). The module gets a transport by name from the
-//! host's table ([`TransportTableApiV1`]), never by linking to it.
+//! host's table ([`TransportTableApiV2`]), never by linking to it.
 
 use core::ffi::c_void;
 
@@ -171,7 +171,7 @@ pub struct TransportFn(
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(feature = "certificate", derive(abi_stable::StableAbi))]
-pub struct TransportTableApiV1 {
+pub struct TransportTableApiV2 {
     /// Bytes of this table the host offers.
     pub size: u32,
     /// Reserved, 0.

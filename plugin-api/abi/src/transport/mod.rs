@@ -17,7 +17,7 @@ use crate::Str;
 pub const QUERY_TRANSPORT: &str = "nvmf-transport";
 /// Identifier under which the host's `query` offers [`target::NvmfTargetApiV1`].
 pub const QUERY_TARGET: &str = "nvmf-target";
-/// Identifier under which the host's `query` offers [`initiator::TransportTableApiV1`].
+/// Identifier under which the host's `query` offers [`initiator::TransportTableApiV2`].
 pub const QUERY_TRANSPORT_TABLE: &str = "nvmf-transports";
 
 /// Address of one end of a connection. Texts are borrowed for the call.

@@ -11,7 +11,7 @@ use std::mem::offset_of;
 use std::rc::Rc;
 
 use tenon_abi::transport::TransportV1;
-use tenon_abi::transport::initiator::{InitiatorOpsV1, TransportFn, TransportTableApiV1};
+use tenon_abi::transport::initiator::{InitiatorOpsV1, TransportFn, TransportTableApiV2};
 use tenon_abi::transport::{QUERY_TRANSPORT_TABLE, TransportId};
 use tenon_abi::{JsonSink, Str, reaches};
 
@@ -97,7 +97,7 @@ impl Host {
         name: &str,
         done: impl FnOnce(Result<FabricTransport, Error>) + 'static,
     ) -> Result<(), Error> {
-        let table = self.query(QUERY_TRANSPORT_TABLE, 1).cast::<TransportTableApiV1>();
+        let table = self.query(QUERY_TRANSPORT_TABLE, 2).cast::<TransportTableApiV2>();
         // SAFETY: what the host answers to this query is its table, for the life of the process.
         let table = unsafe { table.as_ref() }.filter(|table| reaches(table.size, END_OF_TABLE));
         let Some(table) = table else {
@@ -169,7 +169,7 @@ impl FabricTransport {
 
 impl Drop for FabricTransport {
     fn drop(&mut self) {
-        let table = self.host.query(QUERY_TRANSPORT_TABLE, 1).cast::<TransportTableApiV1>();
+        let table = self.host.query(QUERY_TRANSPORT_TABLE, 2).cast::<TransportTableApiV2>();
         // SAFETY: the host's table, and a transport that it gave once.
         unsafe {
             if let Some(table) = table.as_ref() {
@@ -226,4 +226,4 @@ unsafe extern "C" fn append(arg: *mut c_void, text: Str) {
 }
 
 /// Bytes of a table that has both functions.
-const END_OF_TABLE: usize = offset_of!(TransportTableApiV1, release) + size_of::<usize>();
+const END_OF_TABLE: usize = offset_of!(TransportTableApiV2, release) + size_of::<usize>();
