@@ -125,10 +125,14 @@ impl Target {
         let listener = listeners.get(&number)?;
         let mut entry = located(&listener.address, &subsystem.nqn)?;
         entry.subtype = subtype;
-        let secure = if listener.is_secure { SecureChannel::REQUIRED } else { SecureChannel::NOT_REQUIRED };
-        entry.treq = TransportRequirements(info.treq)
-            .with(TransportRequirements::SQ_FLOW_CONTROL_OPTIONAL)
-            .with_secure_channel(secure);
+        // Only in these two combinations does nvme-cli know the value.
+        entry.treq = if listener.is_secure {
+            TransportRequirements(info.treq).with_secure_channel(SecureChannel::REQUIRED)
+        } else {
+            TransportRequirements(info.treq)
+                .with(TransportRequirements::SQ_FLOW_CONTROL_OPTIONAL)
+                .with_secure_channel(SecureChannel::NOT_SPECIFIED)
+        };
         entry.portid.set(listener.port);
         entry.tsas = Tsas(info.tsas);
         if subsystem.is_discovery {

@@ -7,7 +7,7 @@ mod rig;
 
 use std::time::Duration;
 
-use nvme_spec::auth::AuthId;
+use nvme_spec::auth::{AuthId, AuthType, MessageHead};
 use nvme_spec::opcode::FabricsType;
 use nvme_spec::status::StatusCode;
 use rig::auth::{authenticate, command, key_file, negotiate, receive, send};
@@ -83,6 +83,8 @@ fn a_wrong_key_ends_the_connection_with_the_reason() {
     let (admin, _) = connect(&world, 0, 0xffff);
     assert_eq!(authenticate(&world, admin, HOST, [9; 32], true), AuthId::FAILURE1);
     world.settle();
+    assert!(admin.is_open(), "the host has a last word");
+    world.advance(Duration::from_millis(1100));
     assert!(admin.is_freed.get());
     world.finish();
 }
@@ -94,6 +96,8 @@ fn a_failed_repetition_ends_a_live_queue() {
     assert_eq!(authenticate(&world, admin, HOST, [1; 32], false), AuthId::SUCCESS1);
     assert_eq!(world.status(admin, property_set(0x0046_0001), vec![]), StatusCode::SUCCESS);
     assert_eq!(authenticate(&world, admin, HOST, [9; 32], false), AuthId::FAILURE1);
+    let last = MessageHead::new(AuthType::COMMON, AuthId::FAILURE2, 5);
+    assert_eq!(send(&world, admin, [last.as_bytes(), &[1, 1]].concat()), StatusCode::SUCCESS);
     world.settle();
     assert!(admin.is_freed.get());
     world.finish();

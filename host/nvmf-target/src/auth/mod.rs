@@ -16,6 +16,7 @@ pub(crate) mod secret;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use nvme_spec::auth::{Authentication, DhGroupId, HashId, SECP_NVME, SPSP_AUTHENTICATION};
 use nvme_spec::command::Sqe;
@@ -96,7 +97,7 @@ impl Target {
     /// A queue is connected that has to authenticate: the clock runs.
     pub(crate) fn expect_authentication(&self, key: QueueKey) {
         let own = self.authentication_of(key);
-        self.watch_authentication(key, &own);
+        self.watch_authentication(key, &own, self.inner.options.authentication_timeout);
     }
 
     pub(crate) fn forget_authentication(&self, key: QueueKey) {
@@ -134,7 +135,7 @@ impl Target {
             },
         );
         if !was_running && own.timer.get().is_none() {
-            self.watch_authentication(key, &own);
+            self.watch_authentication(key, &own, self.inner.options.authentication_timeout);
         }
         match sent {
             Sent::Taken => Some(Answer::ok()),
@@ -172,12 +173,14 @@ impl Target {
             Some(_) => own.exchange.borrow_mut().poll_message(),
         };
         let Some(received) = received else { return Answer::refuse(StatusCode::COMMAND_SEQUENCE_ERROR) };
-        let answer = Answer { closes: received.is_end, ..Answer::data(received.message) };
+        let answer = Answer::data(received.message);
         if received.is_proven {
             return self.proven(controller, &own, answer);
         }
         if received.is_end {
             log::warn!("host did not authenticate {}", named(controller));
+            // The host has a last word, and is waited for: closed at once, it would wait for an answer to that.
+            self.watch_authentication(capsule.facts.key, &own, LAST_WORD);
         }
         answer
     }
@@ -213,15 +216,18 @@ impl Target {
         all.entry(key).or_insert_with(fresh).clone()
     }
 
-    fn watch_authentication(&self, key: QueueKey, own: &Rc<QueueAuthentication>) {
+    /// Ends the connection after a time, unless its host proves itself before.
+    fn watch_authentication(&self, key: QueueKey, own: &Rc<QueueAuthentication>, time: Duration) {
+        if let Some(earlier) = own.timer.take() {
+            tenon_reactor::current().cancel_timer(earlier);
+        }
         let (target, weak) = (self.clone(), Rc::downgrade(own));
-        let timer =
-            tenon_reactor::current().set_timer(self.inner.options.authentication_timeout, move || {
-                let Some(own) = weak.upgrade() else { return };
-                own.timer.set(None);
-                log::warn!("authentication took too long number={}", key.number);
-                target.tell_queue(key, |queue| queue.close(CloseReason::SECURITY));
-            });
+        let timer = tenon_reactor::current().set_timer(time, move || {
+            let Some(own) = weak.upgrade() else { return };
+            own.timer.set(None);
+            log::info!("connection without authentication is closed number={}", key.number);
+            target.tell_queue(key, |queue| queue.close(CloseReason::SECURITY));
+        });
         if timer.is_err() {
             log::error!("authentication is not watched: no timer is left");
         }
@@ -243,5 +249,7 @@ fn check(sqe: &Sqe) -> Result<(), StatusCode> {
     if is_ours { Ok(()) } else { Err(StatusCode::INVALID_FIELD) }
 }
 
+/// How long a host may take to say that it heard of its failure.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// Longest message a host may send or ask for.
 pub(crate) const MAX_MESSAGE_BYTES: u32 = 16 << 10;

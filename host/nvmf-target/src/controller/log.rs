@@ -226,7 +226,8 @@ fn effects(controller: &Controller) -> CommandsSupported {
     ] {
         page.set_admin(opcode, of_controller);
     }
-    let of_namespace = CommandEffects::CSUPP.with(CommandEffects::SCOPE_NAMESPACE);
+    // Linux takes a scope at an I/O command for an unusual effect and says so; every one is of a namespace.
+    let of_namespace = CommandEffects::CSUPP;
     let changes = of_namespace.with(CommandEffects::LBCC);
     page.set_io(IoOpcode::READ, of_namespace);
     page.set_io(IoOpcode::FLUSH, of_namespace);
