@@ -256,10 +256,7 @@ mod tests {
         );
         check(r#"{"sock_priority":7}"#, "sock_priority is 7, has to be 0 to 6");
         check(r#"{"r2t_size":"4099"}"#, "r2t_bytes is 4099, has to be a multiple of 4");
-        check(
-            r#"{"handshake_timeout_sec":0}"#,
-            "handshake_timeout_sec is 0 s, has to be 1 to 600 s",
-        );
+        check(r#"{"handshake_timeout_sec":0}"#, "handshake_timeout_sec is 0 s, has to be 1 to 600 s");
         check(r#"{"dif_insert_or_strip":true}"#, "dif_insert_or_strip is true, which the target cannot do");
     }
 

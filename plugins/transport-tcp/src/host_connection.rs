@@ -24,11 +24,11 @@ use nvme_spec::fabrics::Connect;
 use nvme_spec::opcode::FabricsType;
 use nvme_spec::status::StatusCode;
 use tenon_sdk::IoVec;
+use tenon_sdk::abi::Str;
 use tenon_sdk::abi::transport::target::{
     ConnectionInfo, Disposition, HostQueuePair, NvmfTargetApiV1, TargetRequest,
 };
 use tenon_sdk::abi::transport::{CloseReason, Direction, TransportId};
-use tenon_sdk::abi::Str;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::codec::extend_digest;
@@ -273,7 +273,8 @@ impl HostConnection {
 /// Receiving.
 impl HostConnection {
     fn take_in(&self, now_ns: u64) {
-        let pending = if self.protocol.borrow().is_stalled() { None } else { self.pending.borrow_mut().take() };
+        let pending =
+            if self.protocol.borrow().is_stalled() { None } else { self.pending.borrow_mut().take() };
         if let Some((room, from)) = pending {
             self.work_on(room, from, now_ns);
         }
@@ -394,7 +395,8 @@ impl HostConnection {
         let own = std::ptr::from_ref(self).cast_mut().cast();
         let mut queue_pair = std::ptr::null_mut();
         // SAFETY: `info` and its texts live until the call returns.
-        let code = unsafe { (self.api().queue_pair_open)(self.shared.transport, own, &info, &mut queue_pair) };
+        let code =
+            unsafe { (self.api().queue_pair_open)(self.shared.transport, own, &info, &mut queue_pair) };
         if code == 0 {
             self.queue_pair.set(queue_pair);
             self.advance(PhaseEvent::Opened);
@@ -569,7 +571,8 @@ impl HostConnection {
         let connect: &Connect = sqe.view();
         let entries = u16::try_from(connect.queue_entries()).unwrap_or(u16::MAX);
         let is_admin = connect.qid.get() == 0;
-        let in_capsule = if is_admin { ADMIN_IN_CAPSULE_BYTES } else { self.shared.protocol.in_capsule_bytes };
+        let in_capsule =
+            if is_admin { ADMIN_IN_CAPSULE_BYTES } else { self.shared.protocol.in_capsule_bytes };
         self.protocol.borrow_mut().limit(entries, in_capsule);
         self.is_connected.set(true);
     }

@@ -199,7 +199,9 @@ impl Room {
     fn append(&mut self, bytes: &[u8]) {
         assert!(bytes.len() <= CHUNK_BYTES - self.end, "a stash fits half a chunk");
         // SAFETY: the range behind `end` is inside the chunk, and no command uses it.
-        unsafe { self.chunk.memory.add(self.end).as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        unsafe {
+            self.chunk.memory.add(self.end).as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+        };
         self.end += bytes.len();
     }
 }

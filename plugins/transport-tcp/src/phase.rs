@@ -72,10 +72,7 @@ impl Phase {
             | (Ending, Opened | CloseAsked | StreamOver | Freed | FreedEarly | SocketClosed)
             | (Ended, Opened | CloseAsked | StreamOver | Told | SocketClosed)
             | (Lingering, Opened | CloseAsked | StreamOver | Told | Freed | FreedEarly)
-            | (
-                Gone,
-                Opened | CloseAsked | StreamOver | Told | Freed | FreedEarly | SocketClosed,
-            ) => None,
+            | (Gone, Opened | CloseAsked | StreamOver | Told | Freed | FreedEarly | SocketClosed) => None,
         }
     }
 

@@ -197,10 +197,8 @@ impl PollGroup {
         let index = self.connections.borrow().vacant_key();
         let connection = HostConnection::new(&self.shared, self.own.clone(), index, accepted)
             .map_err(|error| Error::invalid(error.to_string()))?;
-        let flags = epoll::EventFlags::IN
-            | epoll::EventFlags::OUT
-            | epoll::EventFlags::RDHUP
-            | epoll::EventFlags::ET;
+        let flags =
+            epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
         let data = epoll::EventData::new_u64(index as u64);
         let watched = connection.with_socket(|socket| epoll::add(&self.epoll, socket, data, flags));
         if let Some(Err(error)) = watched {
@@ -224,7 +222,8 @@ impl PollGroup {
     pub fn free(&self, connection: &HostConnection) {
         let connection = self.connections.borrow().get(connection.index).cloned();
         let Some(connection) = connection else { return };
-        let lingering = self.connections.borrow().iter().filter(|(_, c)| c.phase() == Phase::Lingering).count();
+        let lingering =
+            self.connections.borrow().iter().filter(|(_, c)| c.phase() == Phase::Lingering).count();
         if connection.freed() && lingering >= MAX_LINGERING {
             connection.abandon();
         }
@@ -360,7 +359,8 @@ impl PollGroup {
         let mut events = self.events.borrow_mut();
         events.clear();
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if let Err(error) = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&at_once))
+        if let Err(error) =
+            epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&at_once))
         {
             if error != rustix::io::Errno::INTR {
                 log::error!("sockets cannot be asked for readiness error=\"{error}\"");

@@ -231,7 +231,11 @@ unsafe extern "C" fn stop_listen(transport: *mut c_void, listener: u64, token: R
     }
 }
 
-unsafe extern "C" fn listener_discover(transport: *mut c_void, listener: u64, out: *mut DiscoveryInfo) -> i32 {
+unsafe extern "C" fn listener_discover(
+    transport: *mut c_void,
+    listener: u64,
+    out: *mut DiscoveryInfo,
+) -> i32 {
     // SAFETY: the instance exists; `out` is the target core's.
     unsafe {
         if !instance(transport).listeners.borrow().contains_key(&listener) {
