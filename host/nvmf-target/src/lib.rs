@@ -32,8 +32,7 @@
 //! # Not implemented
 //!
 //! These answer as a controller without them: Invalid Opcode or Invalid Field, and no bit that promises them.
-//! * Features 10h (no thermal management to host-control) and 18h (no endurance groups).
-//! * Identify 04h, 14h to 16h: no NVM sets, no virtualisation, no namespace management.
+//! * Namespace management by hosts: namespaces are the operator's.
 //! * Copy, Verify and Write Uncorrectable on devices that do not declare them; fused Compare and Write where
 //!   the device cannot do it in one step.
 //! * Protection information, and separate metadata: hosts see such a device without its metadata.

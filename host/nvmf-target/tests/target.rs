@@ -456,12 +456,49 @@ fn every_log_page_and_feature_answers() {
     world.settle();
     let (sqe, out) = write(1, 0, &[1; 512]);
     assert_eq!(world.status(host.queues[0], sqe, out), StatusCode::NAMESPACE_WRITE_PROTECTED);
-    for (cns, nsid) in [(0, 1), (1, 0), (2, 0), (3, 1), (5, 1), (6, 0), (7, 0), (8, 1), (0x13, 0), (0x1c, 0)]
-    {
+    for (cns, nsid) in [
+        (4, 0),
+        (0x10, 0),
+        (0x11, 1),
+        (0x12, 1),
+        (0x14, 0),
+        (0x15, 0),
+        (0x16, 0),
+        (0x19, 0),
+        (0, 1),
+        (1, 0),
+        (2, 0),
+        (3, 1),
+        (5, 1),
+        (6, 0),
+        (7, 0),
+        (8, 1),
+        (0x13, 0),
+        (0x1c, 0),
+    ] {
         let identify = admin(AdminOpcode::IDENTIFY, nsid, cns, 0, 4096);
         assert_eq!(world.status(host.admin, identify, vec![]), StatusCode::SUCCESS, "cns {cns:#x}");
     }
-    let nothing = admin(AdminOpcode::IDENTIFY, 1, 4, 0, 4096);
+    let sets = world.command(host.admin, admin(AdminOpcode::IDENTIFY, 0, 4, 0, 4096), vec![]).data;
+    assert_eq!((sets[0], sets[128], sets[130], sets[144..148].to_vec()), (1, 1, 1, vec![0, 0x80, 0, 0]));
+    let feature = |opcode, cdw11| world.command(host.admin, admin(opcode, 0, 0x18, cdw11, 0), vec![]).cqe;
+    assert!(feature(AdminOpcode::SET_FEATURES, 0x0004_0001).status.is_success());
+    assert_eq!(feature(AdminOpcode::GET_FEATURES, 1).dw0.get(), 0x0004_0001);
+    assert_eq!(feature(AdminOpcode::GET_FEATURES, 2).status.code(), StatusCode::INVALID_FIELD);
+    assert_eq!(feature(AdminOpcode::SET_FEATURES, 2).status.code(), StatusCode::INVALID_FIELD);
+    let mut wear = log_page(9, 512);
+    assert_eq!(world.status(host.admin, wear, vec![]), StatusCode::INVALID_FIELD, "no group");
+    wear.cdw11.set(1 << 16);
+    assert_eq!(world.command(host.admin, wear, vec![]).data[161], 0x80);
+    for (tmt1, tmt2, code) in [
+        (300, 320, StatusCode::SUCCESS),
+        (320, 300, StatusCode::INVALID_FIELD),
+        (0, 400, StatusCode::INVALID_FIELD),
+    ] {
+        let set = admin(AdminOpcode::SET_FEATURES, 0, 0x10, tmt1 << 16 | tmt2, 0);
+        assert_eq!(world.status(host.admin, set, vec![]), code, "{tmt1} {tmt2}");
+    }
+    let nothing = admin(AdminOpcode::IDENTIFY, 1, 0x18, 0, 4096);
     assert_eq!(world.status(host.admin, nothing, vec![]), StatusCode::INVALID_FIELD);
     let unknown = admin(AdminOpcode::FORMAT_NVM, 1, 0, 0, 0);
     assert_eq!(world.status(host.admin, unknown, vec![]), StatusCode::INVALID_OPCODE);

@@ -7,8 +7,9 @@ use nvme_spec::admin::{FeatureCapabilities, FeatureSelect, GetFeatures, SetFeatu
 use nvme_spec::command::{NSID_ALL, Sqe};
 use nvme_spec::completion::StatusField;
 use nvme_spec::features::{
-    AsyncEventConfig, FeatureId, HostBehavior, NumberOfQueues, ReservationNotificationMask,
-    ReservationPersistence, TemperatureThreshold, ThermalManagement, WriteProtection,
+    AsyncEventConfig, EnduranceGroupEvent, FeatureId, HostBehavior, NumberOfQueues,
+    ReservationNotificationMask, ReservationPersistence, TemperatureThreshold, ThermalManagement,
+    WriteProtection,
 };
 use nvme_spec::log::effects::{FeatureEffects, FeaturesSupported};
 use nvme_spec::status::StatusCode;
@@ -16,7 +17,7 @@ use zerocopy::FromBytes;
 use zerocopy::little_endian::{U16, U32};
 
 use super::Controller;
-use super::identify::THROTTLING_KELVIN;
+use super::identify::{ENDURANCE_GROUP, THROTTLING_KELVIN};
 use crate::config::TargetOptions;
 use crate::namespace::Namespace;
 use crate::queue::command::zeroed;
@@ -40,6 +41,8 @@ pub(crate) struct Features {
     retries_advanced: u8,
     /// Host Controlled Thermal Management, as a dword.
     thermal_management: u32,
+    /// Critical warnings of the endurance group that the host wants to hear of.
+    endurance_warnings: u8,
 }
 
 impl Features {
@@ -56,6 +59,7 @@ impl Features {
             software_progress: 0,
             retries_advanced: 0,
             thermal_management: 0,
+            endurance_warnings: 0,
         }
     }
 
@@ -74,6 +78,11 @@ impl Features {
             FeatureId::ASYNC_EVENT_CONFIGURATION => self.async_events.get(),
             FeatureId::SOFTWARE_PROGRESS_MARKER => self.software_progress,
             FeatureId::HOST_CONTROLLED_THERMAL_MANAGEMENT => self.thermal_management,
+            FeatureId::ENDURANCE_GROUP_EVENT
+                if EnduranceGroupEvent::new(cdw11).endurance_group() == ENDURANCE_GROUP =>
+            {
+                u32::from(self.endurance_warnings) << 16 | u32::from(ENDURANCE_GROUP)
+            }
             _ => return None,
         })
     }
@@ -112,6 +121,8 @@ impl Target {
                 behavior.acre = values.retries_advanced;
                 Answer::data(zerocopy::IntoBytes::as_bytes(&behavior).to_vec())
             }
+            // Of the group there is, it has been answered above.
+            FeatureId::ENDURANCE_GROUP_EVENT => Answer::refuse(StatusCode::INVALID_FIELD),
             FeatureId::HOST_IDENTIFIER => Answer::data(controller.association.hostid.0.to_vec()),
             fid => {
                 let nsid = sqe.nsid.get();
@@ -203,6 +214,13 @@ impl Target {
                     return Answer::refuse(StatusCode::INVALID_FIELD);
                 }
                 features.thermal_management = value;
+            }
+            FeatureId::ENDURANCE_GROUP_EVENT => {
+                let event = EnduranceGroupEvent::new(value);
+                if event.endurance_group() != ENDURANCE_GROUP {
+                    return Answer::refuse(StatusCode::INVALID_FIELD);
+                }
+                features.endurance_warnings = event.critical_warnings();
             }
             // Over fabrics the identifier is Connect's.
             _ => return Answer::refuse(StatusCode::COMMAND_SEQUENCE_ERROR),
@@ -305,6 +323,7 @@ const SUPPORTED: &[(FeatureId, FeatureCapabilities)] = &[
     (FeatureId::KEEP_ALIVE_TIMER, CHANGEABLE),
     (FeatureId::HOST_CONTROLLED_THERMAL_MANAGEMENT, CHANGEABLE),
     (FeatureId::HOST_BEHAVIOR_SUPPORT, CHANGEABLE),
+    (FeatureId::ENDURANCE_GROUP_EVENT, CHANGEABLE),
     (FeatureId::SOFTWARE_PROGRESS_MARKER, CHANGEABLE),
     (FeatureId::HOST_IDENTIFIER, FeatureCapabilities::EMPTY),
     (FeatureId::RESERVATION_NOTIFICATION_MASK, OF_NAMESPACE),

@@ -8,7 +8,10 @@ use nvme_spec::identify::controller::{
     AnaCapabilities, Cmic, ControllerType, Ctratt, DiscoveryControllerType, Fuses, IdentifyControllerNvm,
     Lpa, Oaes, Ofcs, Oncs, Sgls, Vwc,
 };
-use nvme_spec::identify::list::CommandSetList;
+use nvme_spec::identify::list::{
+    CommandSetList, EnduranceGroupList, NamespaceGranularityList, NvmSetList, PrimaryControllerCapabilities,
+    SecondaryControllerList,
+};
 use nvme_spec::identify::namespace::{
     Dlfeat, Flbas, IdentifyNamespaceNvm, MetadataCapabilities, Nmic, Nsattr, Nsfeat, Nstat,
 };
@@ -58,6 +61,21 @@ impl Target {
                 let mut list: CommandSetList = zeroed();
                 list.0[0].set(1);
                 Answer::data(list.as_bytes().to_vec())
+            }
+            Cns::NVM_SET_LIST => list_nvm_sets(controller, identify.cns_specific.get()),
+            Cns::ENDURANCE_GROUP_LIST => list_endurance_groups(identify.cns_specific.get()),
+            Cns::PRIMARY_CONTROLLER_CAPABILITIES => {
+                // No virtual functions: nothing but whose capabilities these are.
+                let mut none: PrimaryControllerCapabilities = zeroed();
+                none.cntlid.set(controller.cntlid());
+                Answer::data(none.as_bytes().to_vec())
+            }
+            Cns::SECONDARY_CONTROLLER_LIST => {
+                Answer::data(zeroed::<SecondaryControllerList>().as_bytes().to_vec())
+            }
+            // Namespaces are made by the operator, in any size.
+            Cns::NAMESPACE_GRANULARITY_LIST => {
+                Answer::data(zeroed::<NamespaceGranularityList>().as_bytes().to_vec())
             }
             Cns::CONTROLLER_LIST => list_controllers(controller, identify.cntid.get()),
             Cns::NAMESPACE if nsid == NSID_ALL => {
@@ -111,6 +129,9 @@ impl Target {
             return id;
         }
         id.cntrltype = ControllerType::IO;
+        id.ctratt = id.ctratt.with(Ctratt::NVM_SETS).with(Ctratt::ENDURANCE_GROUPS);
+        id.nsetidmax.set(NVM_SET);
+        id.endgidmax.set(ENDURANCE_GROUP);
         id.rab = 6;
         id.cmic = Cmic::MULTIPLE_PORTS.with(Cmic::MULTIPLE_CONTROLLERS);
         id.oaes = Oaes::NAMESPACE_ATTRIBUTE;
@@ -229,6 +250,33 @@ fn list_namespaces(controller: &Controller, after: u32, cns: Cns) -> Answer {
     Answer::data(list.as_bytes().to_vec())
 }
 
+/// Bytes of all namespaces.
+pub(super) fn capacity(controller: &Controller) -> u128 {
+    let namespaces = controller.subsystem.namespaces.borrow();
+    let bytes = |ns: &Namespace| u128::from(ns.limits.num_blocks) * u128::from(ns.limits.block_size);
+    namespaces.values().map(bytes).sum()
+}
+
+fn list_nvm_sets(controller: &Controller, from: u16) -> Answer {
+    let mut list: NvmSetList = zeroed();
+    if from <= NVM_SET {
+        list.count = 1;
+        list.entries[0].nvmsetid.set(NVM_SET);
+        list.entries[0].endgid.set(ENDURANCE_GROUP);
+        list.entries[0].total_capacity.set(capacity(controller));
+    }
+    Answer::data(list.as_bytes().to_vec())
+}
+
+fn list_endurance_groups(from: u16) -> Answer {
+    let mut list: EnduranceGroupList = zeroed();
+    if from <= ENDURANCE_GROUP {
+        list.count.set(1);
+        list.endgids[0].set(ENDURANCE_GROUP);
+    }
+    Answer::data(list.as_bytes().to_vec())
+}
+
 fn list_controllers(controller: &Controller, from: u16) -> Answer {
     let mut list: ControllerList = zeroed();
     let controllers = controller.subsystem.controllers.borrow();
@@ -268,6 +316,8 @@ fn identify_namespace(controller: &Controller, cns: Cns, nsid: u32, cntid: u16) 
             id.rescap = reservation_capabilities(namespace);
             id.nsattr = write_protection(namespace);
             id.nstat = Nstat::READY;
+            id.nvmsetid.set(NVM_SET);
+            id.endgid.set(ENDURANCE_GROUP);
             id.anagrpid.set(if has_ana { namespace.anagrpid } else { 0 });
             id.as_bytes().to_vec()
         }
@@ -286,6 +336,8 @@ fn describe(namespace: &Namespace, has_ana: bool) -> IdentifyNamespace {
     id.nmic = Nmic::SHARED;
     id.rescap = reservation_capabilities(namespace);
     id.nsattr = write_protection(namespace);
+    id.nvmsetid.set(NVM_SET);
+    id.endgid.set(ENDURANCE_GROUP);
     let interleaved = namespace.flags.contains(BdevFlags::METADATA_INTERLEAVED) && limits.md_size > 0;
     id.flbas = Flbas::from_format(0, interleaved);
     id.lbaf[0].lbads = limits.block_size.trailing_zeros() as u8;
@@ -357,6 +409,9 @@ pub(super) fn firmware_revision() -> AsciiField<8> {
     AsciiField::new(version.get(..8).unwrap_or(version)).unwrap_or(AsciiField([b' '; 8]))
 }
 
+/// All namespaces are in one NVM set of one endurance group.
+const NVM_SET: u16 = 1;
+pub(super) const ENDURANCE_GROUP: u16 = 1;
 /// Bytes of a submission queue entry.
 const SQE_BYTES: u32 = 64;
 /// Abort Command Limit, 0's based.

@@ -13,7 +13,8 @@ use nvme_spec::log::ana::LSP_RETURN_GROUPS_ONLY;
 use nvme_spec::log::effects::LogPageSupport;
 use nvme_spec::log::{
     AnaGroupDescriptor, AnaLogHeader, CHANGED_NAMESPACES_OVERFLOW, CommandEffects, CommandsSupported,
-    ErrorInformation, FirmwareSlots, HealthInformation, LogPageId, LogPagesSupported,
+    EnduranceGroupAggregate, EnduranceGroupInformation, ErrorInformation, FirmwareSlots, HealthInformation,
+    LogPageId, LogPagesSupported,
 };
 use nvme_spec::opcode::{AdminOpcode, FABRICS, IoOpcode};
 use nvme_spec::status::StatusCode;
@@ -23,7 +24,7 @@ use zerocopy::IntoBytes;
 use super::Controller;
 use super::aer::EventKind;
 use super::features;
-use super::identify::firmware_revision;
+use super::identify::{ENDURANCE_GROUP, capacity, firmware_revision};
 use crate::queue::command::zeroed;
 use crate::queue::execute::OPTIONAL_COMMANDS;
 use crate::queue::interface::{Answer, Capsule, ErrorRecord, IoCounts};
@@ -55,6 +56,15 @@ impl Target {
                 self.health_log(controller, capsule, offset);
                 return None;
             }
+            LogPageId::ENDURANCE_GROUP => {
+                if get.lsi.get() != ENDURANCE_GROUP {
+                    return Some(Answer::refuse(StatusCode::INVALID_FIELD));
+                }
+                self.endurance_log(controller, capsule, offset);
+                return None;
+            }
+            // No warning was ever given.
+            LogPageId::ENDURANCE_GROUP_AGGREGATE => zeroed::<EnduranceGroupAggregate>().as_bytes().to_vec(),
             LogPageId::SUPPORTED_LOG_PAGES => {
                 let mut page: LogPagesSupported = zeroed();
                 pages(controller).iter().for_each(|lid| page.set(*lid, LogPageSupport::LSUPP));
@@ -155,6 +165,31 @@ impl Target {
         );
     }
 
+    /// The one endurance group: what hosts did with all namespaces, on a medium that does not wear.
+    fn endurance_log(&self, controller: &Rc<Controller>, capsule: Capsule, offset: u64) {
+        let (target, controller, id) = (self.clone(), controller.clone(), controller.subsystem.id);
+        self.ask(
+            move |side| side.subsystem(id).map(|view| view.counts()).unwrap_or_default(),
+            move |reactors| {
+                let mut total = IoCounts::default();
+                reactors.iter().for_each(|counts| total.add(counts));
+                let mut page: EnduranceGroupInformation = zeroed();
+                page.available_spare = 100;
+                page.available_spare_threshold = 10;
+                let units = |bytes: u64| u128::from(bytes.div_ceil(ENDURANCE_UNIT_BYTES));
+                page.data_units_read.set(units(total.read_bytes));
+                page.data_units_written.set(units(total.write_bytes));
+                page.media_units_written.set(units(total.write_bytes));
+                page.host_read_commands.set(u128::from(total.read_commands));
+                page.host_write_commands.set(u128::from(total.write_commands));
+                page.media_errors.set(u128::from(total.media_errors));
+                page.total_capacity.set(capacity(&controller));
+                let answer = cut(page.as_bytes(), offset, capsule.response_len);
+                target.answer(capsule.facts.key, capsule.ticket, answer);
+            },
+        );
+    }
+
     fn trtype_of(&self, controller: &Controller) -> TransportType {
         let transports = self.inner.transports.borrow();
         let instance = transports.get(&controller.facts.transport);
@@ -193,6 +228,8 @@ const IO_PAGES: &[LogPageId] = &[
     LogPageId::FIRMWARE_SLOT,
     LogPageId::CHANGED_NAMESPACES,
     LogPageId::COMMANDS_SUPPORTED,
+    LogPageId::ENDURANCE_GROUP,
+    LogPageId::ENDURANCE_GROUP_AGGREGATE,
     LogPageId::FEATURES_SUPPORTED,
     LogPageId::RESERVATION_NOTIFICATION,
     LogPageId::ANA,
@@ -277,5 +314,7 @@ fn ana_log(controller: &Controller, groups_only: bool) -> Vec<u8> {
 pub(super) const MAX_ERROR_ENTRIES: usize = 64;
 /// A data unit: 1,000 blocks of 512 bytes.
 const DATA_UNIT_BYTES: u64 = 512_000;
+/// The unit of an endurance group.
+const ENDURANCE_UNIT_BYTES: u64 = 1_000_000_000;
 /// Temperature of a device that has none: 25 degrees Celsius.
 const TEMPERATURE_KELVIN: u16 = 298;

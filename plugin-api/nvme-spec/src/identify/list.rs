@@ -3,7 +3,7 @@
 //! Lists end at the first zero entry or after a count; iterators here are
 //! bounded by the structure's size whatever a peer wrote into it.
 
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Csi, IDENTIFY_SIZE};
@@ -284,6 +284,57 @@ pub struct SecondaryControllerList {
 }
 
 assert_layout!(SecondaryControllerList, IDENTIFY_SIZE, count: 0, entries: 32);
+
+/// An entry of the NVM Set list (CNS 04h). Base 2.0c §5.17.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct NvmSet {
+    /// NVM Set Identifier.
+    pub nvmsetid: U16,
+    /// Endurance Group Identifier.
+    pub endgid: U16,
+    _rsvd4: [u8; 4],
+    /// Random 4 KiB Read Typical, in units of 100 ns; 0 if not reported.
+    pub random_read_typical: U32,
+    /// Optimal Write Size in bytes; 0 if not reported.
+    pub optimal_write_size: U32,
+    /// Total NVM Set Capacity in bytes.
+    pub total_capacity: U128,
+    /// Unallocated NVM Set Capacity in bytes.
+    pub unallocated_capacity: U128,
+    _rsvd48: [u8; 80],
+}
+
+assert_layout!(
+    NvmSet,
+    128,
+    endgid: 2, random_read_typical: 8, optimal_write_size: 12, total_capacity: 16, unallocated_capacity: 32
+);
+
+/// NVM Set list (CNS 04h): sets from the one asked for on. Base 2.0c §5.17.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct NvmSetList {
+    /// Number of entries that count.
+    pub count: u8,
+    _rsvd1: [u8; 127],
+    /// The entries.
+    pub entries: [NvmSet; 31],
+}
+
+assert_layout!(NvmSetList, IDENTIFY_SIZE, count: 0, entries: 128);
+
+/// Endurance Group list (CNS 19h): identifiers from the one asked for on. Base 2.0c §5.17.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct EnduranceGroupList {
+    /// Number of identifiers that count.
+    pub count: U16,
+    /// The identifiers.
+    pub endgids: [U16; 2047],
+}
+
+assert_layout!(EnduranceGroupList, IDENTIFY_SIZE, count: 0, endgids: 2);
 
 /// Namespace Granularity list (CNS 16h). Base 2.0c §5.17.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]

@@ -1,11 +1,12 @@
 //! Log pages: identifiers, and the pages that need no file of their own. Base 2.0c §5.16.1.
 //!
-//! [`ana`], [`effects`] and [`health`] hold the larger ones; the Discovery log
+//! [`ana`], [`effects`], [`endurance`] and [`health`] hold the larger ones; the Discovery log
 //! page is in [`crate::discovery`]. The Changed Namespace List (04h) is a
 //! [`crate::identify::NamespaceList`].
 
 pub mod ana;
 pub mod effects;
+pub mod endurance;
 pub mod health;
 
 use zerocopy::little_endian::{U16, U32, U64};
@@ -13,6 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use ana::{AnaGroupDescriptor, AnaLogHeader, AnaState};
 pub use effects::{CommandEffects, CommandsSupported, FeaturesSupported, LogPagesSupported};
+pub use endurance::{EnduranceGroupAggregate, EnduranceGroupInformation};
 pub use health::{FirmwareSlots, HealthInformation};
 
 open_enum! {
