@@ -386,24 +386,19 @@ impl Worker {
         unsafe {
             (*slot).request = request;
             let io = (*slot).io;
-            (*io).op = request.kind.op();
-            (*io).flags = IoFlags::NONE;
+            let (flags, iovcnt) = match request.kind {
+                Kind::Read if self.lends => (IoFlags::LEND, 0),
+                Kind::Read | Kind::Write => (IoFlags::NONE, 1),
+                Kind::Unmap | Kind::Flush => (IoFlags::NONE, 0),
+            };
+            BdevIo::set_head(io, request.kind.op(), flags, iovcnt);
             (*io).offset_blocks = request.chunk * self.blocks_per_chunk;
             (*io).num_blocks = self.blocks_per_chunk;
-            (*io).iovs = &raw mut (*slot).iov;
-            (*io).iovcnt = 1;
+            (*io).iovs = if iovcnt == 0 { std::ptr::null_mut() } else { &raw mut (*slot).iov };
             (*io).done = Some(done);
             (*io).done_arg = slot.cast::<c_void>();
-            if self.lends && request.kind == Kind::Read {
-                (*io).flags = IoFlags::LEND;
-                (*io).iovs = std::ptr::null_mut();
-                (*io).iovcnt = 0;
-            } else if !matches!(request.kind, Kind::Read | Kind::Write) {
-                (*io).iovs = std::ptr::null_mut();
-                (*io).iovcnt = 0;
-                if request.kind == Kind::Flush {
-                    (*io).num_blocks = 0;
-                }
+            if request.kind == Kind::Flush {
+                (*io).num_blocks = 0;
             }
         }
     }

@@ -1,16 +1,17 @@
 //! One I/O becomes one I/O of the device below: the child lives in its
 //! parent's driver context, so a stack of devices allocates nothing.
 //!
-//! The parent's `link` holds the base channel meanwhile: whoever holds an I/O
-//! owns its link, and the filter holds the parent until the child is done.
+//! The parent's `link` holds the base channel meanwhile, if its child may bring
+//! lent memory: whoever holds an I/O owns its link, and the filter holds the
+//! parent until the child is done.
 // UNSAFETY: builds and follows raw child I/Os inside the parents it holds tokens of.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::mem::{ManuallyDrop, offset_of};
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
-use tenon_abi::{BDEV_IO_SIZE, BdevIo, IoChannel, IoFlags, IoState, IoStatus, IoVec};
+use tenon_abi::{BDEV_IO_SIZE, BdevIo, IoChannel, IoFlags, IoStatus, IoVec};
 
 use crate::base::BaseChannel;
 use crate::channel::{Channel, channel_of, child_of};
@@ -78,9 +79,11 @@ impl<C: Channel> Io<C> {
             fill_child(child, parent);
             (*child).done = Some(child_done::<C, F>);
             (*child).done_arg = parent.cast::<c_void>();
-            (*parent).link = base.as_raw().cast::<BdevIo>();
             let mut request = ChildRequest::new(child, parent, &raw mut (*child).inline_iov, 1);
             shape(&mut request);
+            if (*child).flags.0 & IoFlags::LEND.0 != 0 {
+                (*parent).link = base.as_raw().cast::<BdevIo>();
+            }
             if request.fits {
                 tenon_abi::submit(base.as_raw(), child);
             } else {
@@ -172,7 +175,8 @@ impl<C: Channel> Forwarded<C> {
     #[inline(always)]
     fn return_loan(&self) {
         let (child, parent) = (self.child(), self.io.as_raw());
-        // SAFETY: the child completed; `link` is the channel it was submitted on, see the head of this file.
+        // SAFETY: the child completed; `link` is the channel it was submitted on, see the head of this file: memory is
+        // lent to who asks for it only.
         unsafe {
             if (*child).flags.0 & IoFlags::LENT.0 != 0 {
                 crate::base::release_on((*parent).link.cast::<IoChannel>(), child);
@@ -330,9 +334,6 @@ impl ChildRequest<'_> {
     }
 }
 
-/// Operation, state, flags and number of pieces of a [`BdevIo`] as one word.
-type Head = u64;
-
 /// Makes `child` a copy of `parent`, idle and without a completion.
 ///
 /// # Safety
@@ -341,16 +342,13 @@ type Head = u64;
 pub(crate) unsafe fn fill_child(child: *mut BdevIo, parent: *const BdevIo) {
     // SAFETY: as the caller promises. Fields of the host, of submit and of the holder's link are left alone.
     unsafe {
-        // One store instead of four: a stack of devices is bound by the stores it makes.
-        const _: () =
-            assert!(size_of::<Head>() == offset_of!(BdevIo, iovs) && cfg!(target_endian = "little"));
-        let (op, flags) = (u64::from((*parent).op.0), u64::from((*parent).flags.0 & !IoFlags::LENT.0));
-        let head: Head =
-            op | u64::from(IoState::IDLE.0) << 8 | flags << 16 | u64::from((*parent).iovcnt) << 32;
-        child.cast::<Head>().write(head);
+        let flags = IoFlags((*parent).flags.0 & !IoFlags::LENT.0);
+        BdevIo::set_head(child, (*parent).op, flags, (*parent).iovcnt);
         (*child).iovs = (*parent).iovs;
-        (*child).offset_blocks = (*parent).offset_blocks;
-        (*child).num_blocks = (*parent).num_blocks;
+        // One by one: the compiler would copy both at once, and a load of two words that were stored one by one a
+        // moment ago has to wait until they have reached the cache.
+        (*child).offset_blocks = (&raw const (*parent).offset_blocks).read_volatile();
+        (*child).num_blocks = (&raw const (*parent).num_blocks).read_volatile();
         (*child).cdw0 = 0;
         (*child).md = (*parent).md;
         (*child).ext = (*parent).ext;

@@ -30,7 +30,7 @@ use super::qos::Budget;
 use super::queue::IoQueue;
 use super::service::Service;
 use super::split::{PARENT_SIZE, Parents};
-use super::statistics::{Counters, Latency};
+use super::statistics::{Counters, Latency, Recent};
 use super::{backpressure, statistics, submit};
 
 /// Why a channel was not opened.
@@ -86,6 +86,8 @@ pub(super) struct Consumer {
     /// Bytes of payload per block, interleaved metadata included.
     pub stride: u64,
     pub align_mask: usize,
+    /// Largest READ and WRITE for which nothing else is to be looked at; 0: always more.
+    pub quick_blocks: [u64; 2],
     /// What READ and WRITE must keep to on the fast path.
     pub fast: [FastLimits; 2],
     /// Operations this descriptor may send.
@@ -112,11 +114,14 @@ pub(super) struct ModuleChannel {
     pub io: IoChannel,
     // The second line: all that the fast path touches beside the head.
     pub next_timed_ns: u64,
-    /// I/Os until the next one is timed; 1 if each is.
+    /// I/Os until the next one is timed, of those that are not counted in `recent`.
     pub sample_left: u32,
+    /// One I/O in so many is timed.
     pub sample_every: u32,
     /// The reactor, for its time.
     pub local: Local,
+    pub recent: Recent,
+    /// Without what is in `recent`.
     pub counters: Counters,
 
     pub gate: Arc<Gate>,
@@ -349,6 +354,7 @@ fn new_module_channel(gate: &Arc<Gate>, id: ReactorId) -> Box<ModuleChannel> {
         sample_left: statistics::SAMPLE_EVERY,
         sample_every: statistics::SAMPLE_EVERY,
         local: current(),
+        recent: Recent::new(statistics::SAMPLE_EVERY),
         counters: Counters::default(),
         gate: Arc::clone(gate),
         reactor: id,
@@ -391,6 +397,7 @@ unsafe fn new_consumer(m: *mut ModuleChannel, desc: DescHandle, is_writer: bool)
         num_blocks: 0,
         stride: u64::from(limits.block_size) + if interleaved { u64::from(limits.md_size) } else { 0 },
         align_mask: limits.required_alignment.max(1) as usize - 1,
+        quick_blocks: [0; 2],
         fast: [FastLimits { max_blocks: 0, boundary_mask: 0, boundary: u64::MAX, refused_flags: !0 }; 2],
         allowed: 0,
         desc,

@@ -24,63 +24,70 @@ use super::histogram::Histogram;
 
 /// Requests and their blocks by operation.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub(super) struct Counters {
-    // READ and WRITE in one line. The two numbers of an operation are not neighbours: the compiler would add to
-    // both with vector instructions, which takes longer than two plain additions.
-    fast_requests: [u64; 2],
-    fast_blocks: [u64; 2],
-    /// The operations after WRITE.
-    others: [Count; Op::COUNT as usize - 2],
-}
+pub(super) struct Counters([Count; Op::COUNT as usize]);
 
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
 struct Count {
     requests: u64,
     blocks: u64,
 }
 
-impl Counters {
-    /// Counts a READ or WRITE.
-    #[inline(always)]
-    pub(super) fn count_fast(&mut self, op: Op, blocks: u64) {
-        let index = op.0 as usize & 1;
-        self.fast_requests[index] += 1;
-        self.fast_blocks[index] += blocks;
+/// What the fast path has counted of READ and of WRITE: their requests, their blocks and how many requests are left
+/// until one is to be timed, in one word each, as a stack of devices is bound by the stores it makes.
+///
+/// The upper 16 bits hold the requests that are left, less one: the word is negative when the last one was counted.
+/// The others hold the blocks, of which the fast path passes fewer than 2^32 at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recent([i64; 2]);
+
+impl Recent {
+    /// Nothing counted yet, and `left` (at most 2^15) to count.
+    pub(super) fn new(left: u32) -> Self {
+        Self([(i64::from(left) - 1) << Self::SHIFT; 2])
     }
 
+    /// Counts a READ or WRITE. After the last one, when it is true, it must be settled.
+    #[inline(always)]
+    pub(super) fn count(&mut self, op: Op, blocks: u64) -> bool {
+        let word = &mut self.0[op.0 as usize & 1];
+        *word = word.wrapping_add(blocks as i64).wrapping_sub(1 << Self::SHIFT);
+        *word < 0
+    }
+
+    /// Moves what was counted into `counters`, where there were `left` to count.
+    fn settle(&mut self, counters: &mut Counters, left: u32) {
+        for (word, count) in self.0.into_iter().zip(&mut counters.0) {
+            count.requests += (i64::from(left) - 1 - (word >> Self::SHIFT)) as u64;
+            count.blocks = count.blocks.wrapping_add(word as u64 & ((1 << Self::SHIFT) - 1));
+        }
+        *self = Self::new(left);
+    }
+
+    const SHIFT: u32 = 48;
+}
+
+impl Counters {
+    /// Counts one request, except where [`Recent`] does.
     pub(super) fn count(&mut self, op: Op, blocks: u64) {
-        let index = op.0 as usize;
-        if index < 2 {
-            self.fast_requests[index] += 1;
-            self.fast_blocks[index] = self.fast_blocks[index].wrapping_add(blocks);
-        } else if let Some(count) = self.others.get_mut(index - 2) {
+        if let Some(count) = self.0.get_mut(op.0 as usize) {
             count.requests += 1;
             count.blocks = count.blocks.wrapping_add(blocks);
         }
     }
 
     fn of(&self, op: usize) -> Option<Count> {
-        if op < 2 {
-            return Some(Count { requests: self.fast_requests[op], blocks: self.fast_blocks[op] });
-        }
-        self.others.get(op - 2).copied()
+        self.0.get(op).copied()
     }
 
     fn add(&mut self, other: &Counters) {
-        for index in 0..2 {
-            self.fast_requests[index] += other.fast_requests[index];
-            self.fast_blocks[index] = self.fast_blocks[index].wrapping_add(other.fast_blocks[index]);
-        }
-        for (count, more) in self.others.iter_mut().zip(&other.others) {
+        for (count, more) in self.0.iter_mut().zip(&other.0) {
             count.requests += more.requests;
             count.blocks = count.blocks.wrapping_add(more.blocks);
         }
     }
 
     fn requests(&self) -> u64 {
-        self.fast_requests.iter().sum::<u64>() + self.others.iter().map(|count| count.requests).sum::<u64>()
+        self.0.iter().map(|count| count.requests).sum()
     }
 }
 
@@ -129,6 +136,7 @@ pub(super) unsafe fn start_timing(m: *mut ModuleChannel, io: *mut BdevIo) {
     // SAFETY: as promised; `host` and `submit_ticks` are the gate's while it or the module has the I/O.
     unsafe {
         (*m).sample_left = (*m).sample_every;
+        settle(m);
         (*m).next_timed_ns = now_ns() + TIMED_INTERVAL_NS;
         // A function pointer and an address are of one size; kept as an address.
         (*io).host = [(*io).done.map_or(std::ptr::null_mut(), |done| done as *mut c_void), (*io).done_arg];
@@ -180,8 +188,22 @@ pub(super) unsafe fn refresh_recording(m: *mut ModuleChannel) {
                 (*m).histograms[op] = is_wanted.then(|| Box::new(Histogram::new()));
             }
         }
+        settle(m);
         (*m).sample_every = if wanted != 0 { 1 } else { SAMPLE_EVERY };
         (*m).sample_left = (*m).sample_every;
+        (*m).recent = Recent::new((*m).sample_every);
+    }
+}
+
+/// Makes the counters whole.
+///
+/// # Safety
+/// As for [`refresh_recording`].
+unsafe fn settle(m: *mut ModuleChannel) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let every = (*m).sample_every;
+        (*m).recent.settle(&mut (*m).counters, every);
     }
 }
 
@@ -438,6 +460,7 @@ unsafe fn read_channel(m: *mut ModuleChannel, reset: ResetMode) -> ChannelStat {
 unsafe fn snapshot(m: *mut ModuleChannel) -> OpStats {
     // SAFETY: the caller's channel is live and of the calling reactor.
     unsafe {
+        settle(m);
         OpStats {
             counters: (*m).counters,
             latency: (*m).latency,
@@ -450,3 +473,35 @@ unsafe fn snapshot(m: *mut ModuleChannel) -> OpStats {
 pub(super) const SAMPLE_EVERY: u32 = 256;
 /// An I/O is timed if the last timed one is so long ago.
 const TIMED_INTERVAL_NS: u64 = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_word_holds_requests_and_blocks_until_it_is_settled() {
+        const MOST: u64 = (1 << 32) - 1;
+        let (mut recent, mut counters) = (Recent::new(SAMPLE_EVERY), Counters::default());
+        for round in 1..=3 {
+            for left in (0..SAMPLE_EVERY).rev() {
+                assert_eq!(recent.count(Op::WRITE, MOST), left == 0, "{left} left in round {round}");
+            }
+            assert!(!recent.count(Op::READ, 8));
+            recent.settle(&mut counters, SAMPLE_EVERY);
+            let writes = round * u64::from(SAMPLE_EVERY);
+            let found = [Op::READ, Op::WRITE].map(|op| counters.0[op.0 as usize]);
+            assert_eq!([found[0].requests, found[0].blocks], [round, round * 8]);
+            assert_eq!([found[1].requests, found[1].blocks], [writes, writes * MOST]);
+        }
+    }
+
+    #[test]
+    fn each_request_is_the_last_while_each_is_timed() {
+        let (mut recent, mut counters) = (Recent::new(1), Counters::default());
+        for requests in 1..=5 {
+            assert!(recent.count(Op::READ, 1));
+            recent.settle(&mut counters, 1);
+            assert_eq!(counters.requests(), requests);
+        }
+    }
+}

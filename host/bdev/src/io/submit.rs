@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tenon_abi::{BdevIo, IoChannel, IoFlags, IoOpsV1, IoState, IoStatus, Op};
 
 use super::channel::{Consumer, FastLimits, ModuleChannel, passed_flags};
-use super::check::{self, Verdict, check, is_plain};
+use super::check::{self, Verdict, check, is_plain, is_quick};
 use super::freeze::Phase;
 use super::{abort, backpressure, compare_write, qos, reset, service, split, statistics};
 
@@ -42,12 +42,32 @@ unsafe extern "C" fn submit_open(ch: *mut IoChannel, io: *mut BdevIo) {
     let c = ch.cast::<Consumer>();
     // SAFETY: consumers call with their live channel and an I/O they own; a consumer's `module` is live.
     unsafe {
+        if !is_quick(c, io) {
+            return submit_plain(c, io);
+        }
+        pass(c, io);
+    }
+}
+
+/// What the first test of the fast path does not pass. Of the C convention as [`submit_checked`].
+#[inline(never)]
+unsafe extern "C" fn submit_plain(c: *mut Consumer, io: *mut BdevIo) {
+    // SAFETY: as in `submit_open`.
+    unsafe {
         if !is_plain(c, io) {
             return submit_checked(c, io);
         }
+        pass(c, io);
+    }
+}
+
+/// Counts a request of the fast path and gives it to the module.
+#[inline(always)]
+unsafe fn pass(c: *mut Consumer, io: *mut BdevIo) {
+    // SAFETY: as in `submit_open`.
+    unsafe {
         let m = (*c).module;
-        (*m).counters.count_fast((*io).op, (*io).num_blocks);
-        if is_due(m) {
+        if (*m).recent.count((*io).op, (*io).num_blocks) || is_long_ago(m) {
             return submit_timed(m, io);
         }
         forward(m, io);
@@ -161,29 +181,27 @@ pub(super) unsafe fn feed(m: *mut ModuleChannel, io: *mut BdevIo) {
 unsafe fn account(m: *mut ModuleChannel, io: *mut BdevIo) {
     // SAFETY: the caller's channel and I/O are live.
     unsafe {
-        (*m).counters.count_fast((*io).op, (*io).num_blocks);
-        time_if_due(m, io);
+        if (*m).recent.count((*io).op, (*io).num_blocks) || is_long_ago(m) {
+            statistics::start_timing(m, io);
+        }
     }
 }
 
-/// Starts to time `io` if it is the one in so many, or if the last timed one is long ago.
-#[inline(always)]
+/// Starts to time `io`, which is not of the fast path, if it is the one in so many or the last timed one is long ago.
 unsafe fn time_if_due(m: *mut ModuleChannel, io: *mut BdevIo) {
     // SAFETY: as in `account`.
     unsafe {
-        if is_due(m) {
+        (*m).sample_left -= 1;
+        if (*m).sample_left == 0 || is_long_ago(m) {
             statistics::start_timing(m, io);
         }
     }
 }
 
 #[inline(always)]
-unsafe fn is_due(m: *mut ModuleChannel) -> bool {
+unsafe fn is_long_ago(m: *mut ModuleChannel) -> bool {
     // SAFETY: the caller's channel is live.
-    unsafe {
-        (*m).sample_left -= 1;
-        (*m).sample_left == 0 || (*m).local.now_ns() >= (*m).next_timed_ns
-    }
+    unsafe { (*m).local.now_ns() >= (*m).next_timed_ns }
 }
 
 /// # Safety
@@ -225,7 +243,7 @@ unsafe extern "C" fn batch_open(ch: *mut IoChannel, ios: *const *mut BdevIo, cou
         let mut first = 0;
         for next in 0..count {
             let io = *ios.add(next as usize);
-            if is_plain(c, io) {
+            if is_quick(c, io) || is_plain(c, io) {
                 account(m, io);
                 (*io).state = IoState::SUBMITTED;
                 (*io).ch = m.cast();
@@ -320,7 +338,10 @@ pub(super) unsafe fn refresh_consumer(c: *mut Consumer) {
         (*c).allowed = allowed;
         (*c).num_blocks = gate.num_blocks();
         for op in [Op::READ, Op::WRITE] {
-            (*c).fast[op.0 as usize] = fast_limits(&*c, op);
+            let limits = fast_limits(&*c, op);
+            let is_whole = limits.boundary == u64::MAX;
+            (*c).quick_blocks[op.0 as usize] = if is_whole { limits.max_blocks } else { 0 };
+            (*c).fast[op.0 as usize] = limits;
         }
     }
 }
