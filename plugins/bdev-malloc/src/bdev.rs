@@ -186,8 +186,8 @@ fn in_range(done: bool) -> IoStatus {
 /// A page, so that a lent block never shares one with another device.
 const ALIGNMENT: usize = 4096;
 const COPY_PIECE: usize = 4096;
-/// As far as it pays: the processor goes on by itself.
-const FETCHED_AHEAD: u64 = 512;
+/// A page: from there the processor goes on by itself.
+const FETCHED_AHEAD: u64 = 4096;
 /// Memory that is zeroed in one turn of the reactor: some 100 us.
 const ZERO_PIECE: u64 = 1 << 20;
 /// Not in this turn.

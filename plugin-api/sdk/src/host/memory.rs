@@ -204,16 +204,18 @@ impl SharedBuf {
         true
     }
 
-    /// Asks the processor for up to `len` bytes at `offset`, which will be read soon; has no other effect. Some
-    /// hundred bytes are enough: the processor sees by itself that the rest follows.
+    /// Asks the processor for `len` bytes at `offset`, which will be read soon; has no other effect. A page is enough:
+    /// the processor goes on by itself, though not from one page to the next.
     #[inline]
     pub fn fetch_ahead(&self, offset: u64, len: u64) {
         let Some(at) = self.at(offset, len) else { return };
         #[cfg(target_arch = "x86_64")]
         for line in (0..len as usize).step_by(CACHE_LINE) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // Into the second level: a page for each I/O would drive everything else out of the first, which can wait
+            // for fewer lines at once as well.
             // SAFETY: a prefetch has no effect on memory, whatever the address; this one is inside the block.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.add(line).cast::<i8>()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.add(line).cast::<i8>()) };
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = at;
