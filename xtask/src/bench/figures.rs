@@ -71,11 +71,22 @@ pub fn all() -> Vec<Figure> {
     figures.push(figure("deferred", "delay 0 us on null, above null", "ns", Need::AtMost(30.0), |r| {
         Some(r.get("delay 0")? - r.get("base")?)
     }));
-    for depth in [1, 32] {
-        let name = format!("uring QD {depth}, of fio on the same file");
-        let of = move |r: &Round| ratio(r, &format!("fio {depth}"), &format!("uring {depth}"));
-        figures.push(figure("uring", &name, "x", Need::AtLeast(0.95), of));
+    for (place, depth) in [("", 1), ("", 32), (" memory", 1), (" memory", 32)] {
+        let on = if place.is_empty() { "" } else { ", file in memory" };
+        let name = format!("uring QD {depth}{on}");
+        let rate = move |r: &Round| r.get(&format!("uring{place} {depth}")).map(|ns| 1e6 / ns);
+        figures.push(figure("uring", &name, "k IOPS", Need::None, rate));
+        let of = move |r: &Round| ratio(r, &format!("fio{place} {depth}"), &format!("uring{place} {depth}"));
+        figures.push(figure("uring", "  of fio on the same file", "x", Need::AtLeast(0.95), of));
     }
+    figures.extend([
+        figure("reactor", "message to a sleeping reactor, p50", "us", Need::AtMost(50.0), |r| {
+            get(r, "asleep p50 us")
+        }),
+        figure("reactor", "  p99", "us", Need::None, |r| get(r, "asleep p99 us")),
+        figure("reactor", "message to an awake reactor, p50", "us", Need::None, |r| get(r, "awake p50 us")),
+        figure("reactor", "  p99", "us", Need::None, |r| get(r, "awake p99 us")),
+    ]);
     figures.extend([
         figure("host", "start to ready, quickstart", "ms", Need::AtMost(50.0), |r| get(r, "start ms")),
         figure("host", "memory, quickstart, devices untouched", "MiB", Need::AtMost(20.0), |r| {

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -25,10 +26,24 @@ const NULL: &str = "[[bdev]]\nmodule = \"null\"\nname = \"n0\"\nsize = \"1TiB\"\
 pub const LAYERS: usize = 4;
 /// Size of the file below `uring`.
 const FILE_BYTES: u64 = 256 << 20;
+/// Where a file in memory is.
+const MEMORY_FOLDER: &str = "/dev/shm";
+
+/// Measures nanoseconds per I/O.
+type Load = Box<dyn Fn() -> Result<f64>>;
 
 struct Lab {
     root: PathBuf,
     seconds: u64,
+}
+
+/// A file that is removed at the end.
+struct Scrap(PathBuf);
+
+impl Drop for Scrap {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 /// All probes of this file.
@@ -77,23 +92,30 @@ impl Lab {
         self.root.join(FOLDER).join(name)
     }
 
-    /// `tenon perf` on one reactor; stores nanoseconds per I/O.
+    /// `tenon perf` on one reactor, as a probe of its own.
     fn perf(self, group: &'static str, name: &str, config: &str, args: &str) -> Result<Probe> {
+        let (load, key) = (self.tenon(name, config, args)?, name.to_owned());
+        let run = move |round: &mut super::Round| {
+            round.insert(key.clone(), load()?);
+            Ok(())
+        };
+        Ok(Probe { group, name: name.to_owned(), run: Box::new(run) })
+    }
+
+    /// `tenon perf` on one reactor.
+    fn tenon(&self, name: &str, config: &str, args: &str) -> Result<Load> {
         let file = self.path(&format!("{}.toml", name.replace(' ', "-")));
         fs::write(&file, config).with_context(|| file.display().to_string())?;
         let mut words = vec!["perf", "--json", "--reactors", "1", "--seed", "1"];
         words.extend(args.split_whitespace());
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-        let (tenon, time, key) = (self.root.join(TENON), format!("{}s", self.seconds), name.to_owned());
-        let run = move |round: &mut super::Round| {
+        let (tenon, time) = (self.root.join(TENON), format!("{}s", self.seconds));
+        Ok(Box::new(move || {
             let mut command = Command::new(&tenon);
             command.args(&words).args(["--time", &time, "-c"]).arg(&file);
             let report: Value = serde_json::from_str(&steps::output_of(&mut command)?)?;
-            let iops = report["total"]["iops"].as_f64().context("a report without IOPS")?;
-            round.insert(key.clone(), 1e9 / iops);
-            Ok(())
-        };
-        Ok(Probe { group, name: name.to_owned(), run: Box::new(run) })
+            Ok(1e9 / report["total"]["iops"].as_f64().context("a report without IOPS")?)
+        }))
     }
 
     /// The loop that only copies.
@@ -108,50 +130,73 @@ impl Lab {
         Probe { group: "malloc", name: name.to_owned(), run: Box::new(run) }
     }
 
-    /// The same file through `uring` and through fio.
+    /// The same file through `uring` and through fio; one on the device below, one in memory.
     fn uring(self) -> Result<Vec<Probe>> {
-        let file = self.path("uring.data");
-        make_file(&file)?;
-        let config =
-            format!("[[bdev]]\nmodule = \"uring\"\nname = \"u0\"\nfilename = \"{}\"\n", file.display());
         let mut probes = Vec::new();
-        for depth in [1, 32] {
-            let lab = Lab { root: self.root.clone(), seconds: self.seconds };
-            probes.push(lab.perf("uring", &format!("uring {depth}"), &config, &format!("-q {depth}"))?);
-            probes.push(self.fio(depth, &file));
+        for (place, file) in [("", self.path("uring.data")), (" memory", memory_file())] {
+            make_file(&file)?;
+            let scrap = (!place.is_empty()).then(|| Rc::new(Scrap(file.clone())));
+            let config =
+                format!("[[bdev]]\nmodule = \"uring\"\nname = \"u0\"\nfilename = \"{}\"\n", file.display());
+            for depth in [1, 32] {
+                let names = [format!("uring{place} {depth}"), format!("fio{place} {depth}")];
+                let loads = [
+                    self.tenon(&names[0], &config, &format!("-q {depth}"))?,
+                    fio(depth, &file, self.seconds),
+                ];
+                let (name, scrap) = (names.join(" and "), scrap.clone());
+                let run = move |round: &mut super::Round| {
+                    let _kept = &scrap;
+                    by_turns(round, &names, &loads)
+                };
+                probes.push(Probe { group: "uring", name, run: Box::new(run) });
+            }
         }
         Ok(probes)
     }
+}
 
-    fn fio(&self, depth: u32, file: &Path) -> Probe {
-        let key = format!("fio {depth}");
-        let arguments = [
-            "--name=bench".to_owned(),
-            format!("--filename={}", file.display()),
-            "--ioengine=io_uring".to_owned(),
-            "--direct=1".to_owned(),
-            "--rw=randread".to_owned(),
-            "--bs=4k".to_owned(),
-            format!("--iodepth={depth}"),
-            format!("--iodepth_batch_submit={depth}"),
-            format!("--iodepth_batch_complete_max={depth}"),
-            format!("--runtime={}", self.seconds),
-            "--time_based".to_owned(),
-            "--randrepeat=0".to_owned(),
-            "--norandommap".to_owned(),
-            "--cpus_allowed=0".to_owned(),
-            "--output-format=json".to_owned(),
-        ];
-        let name = key.clone();
-        let run = move |round: &mut super::Round| {
-            let output = steps::output_of(Command::new("fio").args(&arguments))?;
-            let report: Value = serde_json::from_str(&output).context("fio's report")?;
-            let iops = report["jobs"][0]["read"]["iops"].as_f64().context("fio without IOPS")?;
-            round.insert(key.clone(), 1e9 / iops);
-            Ok(())
-        };
-        Probe { group: "uring", name, run: Box::new(run) }
+/// Runs one, the other, the other, the one: a device whose speed changes meanwhile meets both alike.
+fn by_turns(round: &mut super::Round, names: &[String; 2], loads: &[Load; 2]) -> Result<()> {
+    let mut sums = [0.0; 2];
+    for turn in [0, 1, 1, 0] {
+        sums[turn] += loads[turn]()?;
     }
+    for (name, sum) in names.iter().zip(sums) {
+        round.insert(name.clone(), sum / 2.0);
+    }
+    Ok(())
+}
+
+fn memory_file() -> PathBuf {
+    Path::new(MEMORY_FOLDER).join(format!("tenon-bench-{}.data", std::process::id()))
+}
+
+/// fio with what Tenon uses of io_uring: a registered file, and one call for all that is ready.
+fn fio(depth: u32, file: &Path, seconds: u64) -> Load {
+    let arguments = [
+        "--name=bench".to_owned(),
+        format!("--filename={}", file.display()),
+        "--ioengine=io_uring".to_owned(),
+        "--registerfiles".to_owned(),
+        "--direct=1".to_owned(),
+        "--rw=randread".to_owned(),
+        "--bs=4k".to_owned(),
+        format!("--iodepth={depth}"),
+        format!("--iodepth_batch_submit={depth}"),
+        format!("--iodepth_batch_complete_max={depth}"),
+        format!("--runtime={seconds}"),
+        "--time_based".to_owned(),
+        "--randrepeat=0".to_owned(),
+        "--norandommap".to_owned(),
+        "--cpus_allowed=0".to_owned(),
+        "--output-format=json".to_owned(),
+    ];
+    Box::new(move || {
+        let output = steps::output_of(Command::new("fio").args(&arguments))?;
+        let report: Value = serde_json::from_str(&output).context("fio's report")?;
+        Ok(1e9 / report["jobs"][0]["read"]["iops"].as_f64().context("fio without IOPS")?)
+    })
 }
 
 /// A file whose blocks are all written, so that reading them goes to the device.

@@ -8,6 +8,7 @@
 mod figures;
 mod host;
 mod load;
+mod reactor;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -25,7 +26,7 @@ use figures::Figure;
 /// Arguments of `cargo xtask bench`.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Groups to run: null, malloc, stack, deferred, uring, host, registration [default: all]
+    /// Groups to run: null, malloc, stack, deferred, uring, reactor, host, registration [default: all]
     names: Vec<String>,
     /// Rounds
     #[arg(long, default_value_t = 5)]
@@ -54,7 +55,7 @@ pub struct Probe {
     pub run: Measure,
 }
 
-const GROUPS: &[&str] = &["null", "malloc", "stack", "deferred", "uring", "host", "registration"];
+const GROUPS: &[&str] = &["null", "malloc", "stack", "deferred", "uring", "reactor", "host", "registration"];
 
 /// Builds for release, measures and prints.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
@@ -68,7 +69,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     build_release(workspace)?;
     steps::must(workspace.cargo().args(["build", "--release", "--package", "tenon-perf", "--examples"]))?;
+    steps::must(workspace.cargo().args(["build", "--release", "--package", "tenon-reactor", "--examples"]))?;
     let mut probes = load::probes(workspace, options.seconds)?;
+    probes.extend(reactor::probes(workspace));
     probes.extend(host::probes(workspace));
     probes.retain(|probe| is_wanted(probe.group));
     let mut rounds = Vec::new();
