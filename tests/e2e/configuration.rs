@@ -20,18 +20,38 @@ fn every_example_configuration_is_valid_and_runs() {
         let scratch = Scratch::new();
         let ours = format!("{}/tenon-", scratch.path().display());
         let text = std::fs::read_to_string(&file).unwrap().replace("/tmp/tenon-", &ours);
+        let text = with_free_ports(&text);
         let mut host = Host::start_in(scratch, &text, &[]);
         for path in awaited_files(&text) {
             std::fs::File::create(path).unwrap().set_len(1 << 20).unwrap();
         }
-        for name in text.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"')) {
+        let devices = text.split("\n[[bdev]]").skip(1).filter_map(|table| {
+            let own = table.split("\n[").next().unwrap_or(table);
+            own.lines().find_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))
+        });
+        for name in devices {
             wait_for(&format!("{name} of {}", file.display()), || {
                 host.bdevs().iter().any(|bdev| bdev == name).then_some(())
             });
         }
         assert_eq!(host.ok("config_get_waiting", json!({})), json!([]), "{}", file.display());
+        assert!(!host.log().contains("configuration entries failed"), "{}: {}", file.display(), host.log());
         host.stop();
     }
+}
+
+/// The ports of an example may be in use where tests run.
+fn with_free_ports(text: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.lines() {
+        if line.starts_with("trsvcid = ") {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            lines.push(format!("trsvcid = {}", listener.local_addr().unwrap().port()));
+        } else {
+            lines.push(line.to_owned());
+        }
+    }
+    lines.join("\n") + "\n"
 }
 
 /// Files that an example leaves to be plugged in later.
@@ -194,6 +214,18 @@ fn mistakes_are_named_with_line_and_remedy() {
     );
     check_refused("[[bdev]]\nmodule = \"malloc\"\nname = \"m\"\nsize = \"soon\"\n", &["bad.toml:4", "soon"]);
     check_refused("[[bdev]\n", &["bad.toml:1"]);
+    check_refused("log_level = \"info\"\n", &["bad.toml:1", "unknown key `log_level`"]);
+    check_refused("host = 1\n", &["bad.toml:1", "must be a table"]);
+    check_refused("[metrics]\nlisten = \"here\"\n", &["bad.toml:2", "`here`", "127.0.0.1:9464"]);
+    let malloc = "[[bdev]]\nmodule = \"malloc\"\nname = \"m\"\nsize = \"1MiB\"\n";
+    check_refused(
+        &format!("{malloc}[bdev.qos]\nrw_ios_per_se = 5\n"),
+        &["bad.toml:6", "rw_ios_per_se", "did you mean `rw_ios_per_sec`"],
+    );
+    check_refused(
+        &format!("{malloc}qos = {{ r_mbytes_per_sec = \"a\" }}\n"),
+        &["bad.toml:5", "r_mbytes_per_sec"],
+    );
     check_refused("[host]\ncpus = \"3-1\"\n", &["3-1"]);
 }
 

@@ -8,6 +8,8 @@ use tenon_tests::{Host, Scratch, counts, run, wait_for};
 
 const NQN: &str = "nqn.2026-01.io.tenon:one";
 const HOST: &str = "nqn.2026-01.io.tenon:host";
+/// As `nvme gen-dhchap-key` makes them, for nobody.
+const DHCHAP_KEY: &str = "DHHC-1:00:yYcxRFIaRqM47yhSUQ+QkXcqTQkf+1Dc1OuJs26/RXJHzlE7:\n";
 
 fn address(traddr: &str) -> Value {
     json!({ "trtype": "LOOP", "adrfam": "loop", "traddr": traddr, "trsvcid": "" })
@@ -156,157 +158,108 @@ fn referrals_and_options_are_kept_and_told() {
     host.stop();
 }
 
+/// A refused call per line: method, parameters, code, and a word that the error holds.
+const REFUSALS: &str = r#"
+nvmf_create_transport {"trtype": "loop"} -17 LOOP
+nvmf_create_transport {"trtype": "pigeon"} -19 transport_pigeon
+nvmf_create_transport {} -32602 trtype
+nvmf_delete_transport {"trtype": "loop"} -16 listeners
+nvmf_delete_transport {"trtype": "none"} -2 none
+nvmf_get_transports {"trtype": "none"} -2 none
+nvmf_get_transports {"tgt_name": "other"} -32602 nvmf_tgt
+nvmf_create_subsystem {"nqn": "nqn.2026-01.io.tenon:one"} -17 tenon:one
+nvmf_create_subsystem {"nqn": "iqn.2026"} -22 iqn.2026
+nvmf_create_subsystem {"nqn": "nqn.2026-01.io.tenon:t", "serial": 1} -32602 serial
+nvmf_create_subsystem {"nqn": "nqn.2026-01.io.tenon:t", "serial_number": "123456789012345678901"} -22 serial_number
+nvmf_create_subsystem {"nqn": "nqn.2026-01.io.tenon:t", "min_cntlid": 9, "max_cntlid": 8} -22 identifiers
+nvmf_create_subsystem {"nqn": "nqn.2026-01.io.tenon:t", "max_write_zeroes_size_kib": 5} -22 power
+nvmf_create_subsystem {"nqn": "nqn.2026-01.io.tenon:t", "passthrough": true} -95 passthrough
+nvmf_delete_subsystem {"nqn": "none"} -2 none
+nvmf_delete_subsystem {"nqn": "nqn.2014-08.org.nvmexpress.discovery"} -22 discovery
+nvmf_get_subsystems {"nqn": "none"} -2 none
+nvmf_subsystem_add_ns {"nqn": "NQN", "namespace": {"bdev_name": "none"}} -19 none
+nvmf_subsystem_add_ns {"nqn": "NQN", "namespace": {"bdev_name": "m0"}} -1 m0
+nvmf_subsystem_add_ns {"nqn": "NQN", "namespace": {"bdev_name": "m0", "nsid": 3}} -17 3
+nvmf_subsystem_add_ns {"nqn": "NQN", "namespace": {"bdev_name": "m0", "nsid": 9}} -22 identifier
+nvmf_subsystem_add_ns {"nqn": "NQN", "namespace": {"bdev_name": "m0", "nguid": "12"}} -32602 nguid
+nvmf_subsystem_add_ns {"nqn": "NQN", "namespace": {"bdev_name": "m0", "uuid": "12"}} -32602 uuid
+nvmf_subsystem_add_ns {"nqn": "NQN", "namespace": {"bdev": "m0"}} -32602 bdev
+nvmf_subsystem_remove_ns {"nqn": "NQN", "nsid": 1} -2 namespace
+nvmf_subsystem_set_ns_ana_group {"nqn": "NQN", "nsid": 3, "anagrpid": 9} -22 9
+nvmf_ns_add_host {"nqn": "NQN", "nsid": 3, "host": "nqn.2026-01.io.tenon:host"} -22 every
+nvmf_ns_remove_host {"nqn": "NQN", "nsid": 4, "host": "nqn.2026-01.io.tenon:host"} -2 4
+nvmf_subsystem_add_listener {"nqn": "NQN", "listen_address": {"trtype": "LOOP", "traddr": "a"}} -17 LOOP/a
+nvmf_subsystem_add_listener {"nqn": "NQN", "listen_address": {"trtype": "RDMA", "traddr": "a"}} -2 RDMA
+nvmf_subsystem_add_listener {"nqn": "NQN", "listen_address": {"adrfam": "ipx", "traddr": "a"}} -32602 ipx
+nvmf_subsystem_add_listener {"nqn": "NQN", "listen_address": {"traddr": "c"}, "ana_state": "fast"} -32602 fast
+nvmf_subsystem_remove_listener {"nqn": "NQN", "listen_address": {"trtype": "LOOP", "traddr": "z"}} -2 LOOP/z
+nvmf_subsystem_listener_set_ana_state {"nqn": "NQN", "listen_address": {"trtype": "LOOP", "traddr": "a"}, "ana_state": "optimized", "anagrpid": 99} -22 99
+nvmf_subsystem_add_host {"nqn": "NQN", "host": ""} -22 host
+nvmf_subsystem_add_host {"nqn": "NQN", "host": "nqn.2026-01.io.tenon:host", "dhchap_key": "none"} -22 none
+nvmf_subsystem_set_keys {"nqn": "NQN", "host": "nqn.2026-01.io.tenon:host"} -2 tenon:host
+nvmf_subsystem_remove_host {"nqn": "NQN", "host": "nqn.2026-01.io.tenon:host"} -2 tenon:host
+nvmf_subsystem_allow_any_host {"nqn": "none", "allow_any_host": true} -2 none
+nvmf_subsystem_get_controllers {"nqn": "none"} -2 none
+nvmf_subsystem_get_qpairs {"nqn": "none"} -2 none
+nvmf_subsystem_get_listeners {"nqn": "none"} -2 none
+nvmf_subsystem_resume {"nqn": "NQN"} -22 paused
+nvmf_set_config {"discovery_filter": "colour"} -32602 colour
+nvmf_set_config {"dhchap_digests": ["md5"]} -32602 md5
+nvmf_set_config {"dhchap_dhgroups": []} -32602 dhchap_dhgroups
+nvmf_set_config {"admin_cmd_passthru": {"identify_ctrlr": true}} -95 admin_cmd_passthru
+nvmf_set_max_subsystems {"max_subsystems": 0} -32602 max_subsystems
+nvmf_set_crdt {"crdt1": -1} -32602 crdt1
+nvmf_discovery_add_referral {"address": {"trtype": "TCP"}} -32602 traddr
+keyring_file_add_key {"name": "k", "path": "relative"} -22 absolute
+keyring_file_add_key {"name": "k", "path": "/nonexistent"} -22 nonexistent
+keyring_file_remove_key {"name": "k"} -2 k
+"#;
+
 #[test]
 fn wrong_requests_are_refused_with_object_and_reason() {
-    const EINVAL: i64 = -22;
-    const ENOENT: i64 = -2;
-    const EEXIST: i64 = -17;
-    const ENODEV: i64 = -19;
-    const PARAMS: i64 = -32602;
     let mut host = Host::start("");
     export(&mut host);
-    let cases = [
-        ("nvmf_create_transport", json!({ "trtype": "loop" }), EEXIST, "LOOP"),
-        ("nvmf_create_transport", json!({ "trtype": "pigeon" }), ENODEV, "transport_pigeon"),
-        ("nvmf_create_transport", json!({}), PARAMS, "trtype"),
-        ("nvmf_delete_transport", json!({ "trtype": "loop" }), -16, "LOOP"),
-        ("nvmf_delete_transport", json!({ "trtype": "none" }), ENOENT, "none"),
-        ("nvmf_get_transports", json!({ "trtype": "none" }), ENOENT, "none"),
-        ("nvmf_get_transports", json!({ "tgt_name": "other" }), PARAMS, "nvmf_tgt"),
-        ("nvmf_create_subsystem", json!({ "nqn": NQN }), EEXIST, NQN),
-        ("nvmf_create_subsystem", json!({ "nqn": "iqn.2026" }), EINVAL, "iqn.2026"),
-        ("nvmf_create_subsystem", json!({ "nqn": NQN, "serial": 1 }), PARAMS, "serial"),
-        (
-            "nvmf_create_subsystem",
-            json!({ "nqn": "nqn.2026-01.io.tenon:t", "serial_number": "x".repeat(21) }),
-            EINVAL,
-            "serial_number",
-        ),
-        (
-            "nvmf_create_subsystem",
-            json!({ "nqn": "nqn.2026-01.io.tenon:t", "min_cntlid": 9, "max_cntlid": 8 }),
-            EINVAL,
-            "9 to 8",
-        ),
-        (
-            "nvmf_create_subsystem",
-            json!({ "nqn": "nqn.2026-01.io.tenon:t", "max_write_zeroes_size_kib": 5 }),
-            EINVAL,
-            "power of two",
-        ),
-        (
-            "nvmf_create_subsystem",
-            json!({ "nqn": "nqn.2026-01.io.tenon:t", "passthrough": true }),
-            -95,
-            "passthrough",
-        ),
-        ("nvmf_delete_subsystem", json!({ "nqn": "none" }), ENOENT, "none"),
-        (
-            "nvmf_delete_subsystem",
-            json!({ "nqn": "nqn.2014-08.org.nvmexpress.discovery" }),
-            EINVAL,
-            "discovery",
-        ),
-        ("nvmf_get_subsystems", json!({ "nqn": "none" }), ENOENT, "none"),
-        (
-            "nvmf_subsystem_add_ns",
-            json!({ "nqn": NQN, "namespace": { "bdev_name": "none" } }),
-            ENODEV,
-            "none",
-        ),
-        ("nvmf_subsystem_add_ns", json!({ "nqn": NQN, "namespace": { "bdev_name": "m0" } }), -1, "m0"),
-        (
-            "nvmf_subsystem_add_ns",
-            json!({ "nqn": NQN, "namespace": { "bdev_name": "m0", "nsid": 3 } }),
-            EEXIST,
-            "3",
-        ),
-        (
-            "nvmf_subsystem_add_ns",
-            json!({ "nqn": NQN, "namespace": { "bdev_name": "m0", "nsid": 9 } }),
-            EINVAL,
-            "1 to 8",
-        ),
-        (
-            "nvmf_subsystem_add_ns",
-            json!({ "nqn": NQN, "namespace": { "bdev_name": "m0", "nguid": "12" } }),
-            PARAMS,
-            "nguid",
-        ),
-        (
-            "nvmf_subsystem_add_ns",
-            json!({ "nqn": NQN, "namespace": { "bdev_name": "m0", "uuid": "12" } }),
-            PARAMS,
-            "uuid",
-        ),
-        ("nvmf_subsystem_add_ns", json!({ "nqn": NQN, "namespace": { "bdev": "m0" } }), PARAMS, "bdev"),
-        ("nvmf_subsystem_remove_ns", json!({ "nqn": NQN, "nsid": 1 }), ENOENT, "namespace 1"),
-        ("nvmf_subsystem_set_ns_ana_group", json!({ "nqn": NQN, "nsid": 3, "anagrpid": 9 }), EINVAL, "9"),
-        ("nvmf_ns_add_host", json!({ "nqn": NQN, "nsid": 3, "host": HOST }), EINVAL, "every host"),
-        ("nvmf_ns_remove_host", json!({ "nqn": NQN, "nsid": 4, "host": HOST }), ENOENT, "4"),
-        (
-            "nvmf_subsystem_add_listener",
-            json!({ "nqn": NQN, "listen_address": address("a") }),
-            EEXIST,
-            "LOOP/a",
-        ),
-        (
-            "nvmf_subsystem_add_listener",
-            json!({ "nqn": NQN, "listen_address": { "trtype": "RDMA", "traddr": "a" } }),
-            ENOENT,
-            "RDMA",
-        ),
-        (
-            "nvmf_subsystem_add_listener",
-            json!({ "nqn": NQN, "listen_address": { "adrfam": "ipx", "traddr": "a" } }),
-            PARAMS,
-            "ipx",
-        ),
-        (
-            "nvmf_subsystem_add_listener",
-            json!({ "nqn": NQN, "listen_address": address("c"), "ana_state": "fast" }),
-            PARAMS,
-            "fast",
-        ),
-        (
-            "nvmf_subsystem_remove_listener",
-            json!({ "nqn": NQN, "listen_address": address("z") }),
-            ENOENT,
-            "LOOP/z",
-        ),
-        (
-            "nvmf_subsystem_listener_set_ana_state",
-            json!({ "nqn": NQN, "listen_address": address("a"), "ana_state": "optimized", "anagrpid": 99 }),
-            EINVAL,
-            "99",
-        ),
-        ("nvmf_subsystem_add_host", json!({ "nqn": NQN, "host": "" }), EINVAL, "host"),
-        ("nvmf_subsystem_remove_host", json!({ "nqn": NQN, "host": HOST }), ENOENT, HOST),
-        ("nvmf_subsystem_allow_any_host", json!({ "nqn": "none", "allow_any_host": true }), ENOENT, "none"),
-        ("nvmf_subsystem_get_controllers", json!({ "nqn": "none" }), ENOENT, "none"),
-        ("nvmf_subsystem_get_qpairs", json!({ "nqn": "none" }), ENOENT, "none"),
-        ("nvmf_subsystem_get_listeners", json!({ "nqn": "none" }), ENOENT, "none"),
-        ("nvmf_subsystem_resume", json!({ "nqn": NQN }), EINVAL, "not paused"),
-        ("nvmf_set_config", json!({ "discovery_filter": "colour" }), PARAMS, "colour"),
-        (
-            "nvmf_set_config",
-            json!({ "admin_cmd_passthru": { "identify_ctrlr": true } }),
-            -95,
-            "admin_cmd_passthru",
-        ),
-        ("nvmf_set_max_subsystems", json!({ "max_subsystems": 0 }), PARAMS, "max_subsystems"),
-        ("nvmf_set_crdt", json!({ "crdt1": -1 }), PARAMS, "crdt1"),
-        ("nvmf_discovery_add_referral", json!({ "address": { "trtype": "TCP" } }), PARAMS, "traddr"),
-    ];
     let before = subsystem(&mut host);
-    for (method, params, code, word) in cases {
-        let error = host.err(method, params.clone());
-        assert_eq!(error.code, code, "{method} {params}: {error:?}");
+    for line in REFUSALS.trim().lines() {
+        let (method, rest) = line.split_once(' ').unwrap();
+        let (params, end) = rest.rsplit_once("} ").unwrap();
+        let (code, word) = end.split_once(' ').unwrap();
+        let params: Value =
+            serde_json::from_str(&format!("{params}}}").replace("\"NQN\"", &format!("{NQN:?}"))).unwrap();
+        let error = host.err(method, params);
+        assert_eq!(error.code, code.parse::<i64>().unwrap(), "{line}: {error:?}");
         let told = format!("{} {}", error.message, error.data);
-        assert!(told.contains(word), "{method} {params}: {word} is missing in {error:?}");
+        assert!(told.contains(word), "{line}: {word} is missing in {error:?}");
         assert!(error.data["object"].is_string() && error.data["reason"].is_string(), "{error:?}");
     }
     assert_eq!(subsystem(&mut host), before, "a refusal changed something");
+    host.stop();
+}
+
+#[test]
+fn keys_come_from_private_files_and_belong_to_hosts() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut host = Host::start("");
+    export(&mut host);
+    let path = host.scratch().write("key", DHCHAP_KEY);
+    let add = json!({ "name": "k0", "path": path });
+    let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o644);
+    let error = host.err("keyring_file_add_key", add.clone());
+    assert!(error.code == -22 && error.message.contains("0600"), "{error:?}");
+    mode(0o600);
+    assert_eq!(host.ok("keyring_file_add_key", add.clone()), true);
+    assert_eq!(host.err("keyring_file_add_key", add).code, -17);
+    host.ok("nvmf_subsystem_add_host", json!({ "nqn": NQN, "host": HOST, "dhchap_key": "k0" }));
+    assert_eq!(subsystem(&mut host)["hosts"], json!([{ "nqn": HOST, "dhchap_key": "k0" }]));
+    let keys = host.ok("keyring_get_keys", json!({}));
+    assert_eq!((&keys[0]["name"], &keys[0]["path"]), (&json!("k0"), &json!(path)));
+    assert_eq!(host.err("keyring_file_remove_key", json!({ "name": "k0" })).code, -16);
+    let text = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    assert!(text.contains("[[key]]\nname = \"k0\"") && text.contains("dhchap_key = \"k0\""), "{text}");
+    host.ok("nvmf_subsystem_set_keys", json!({ "nqn": NQN, "host": HOST }));
+    assert_eq!(subsystem(&mut host)["hosts"], json!([{ "nqn": HOST }]));
+    assert_eq!(host.ok("keyring_file_remove_key", json!({ "name": "k0" })), true);
     host.stop();
 }
 

@@ -10,6 +10,7 @@ mod abi;
 mod bench;
 mod dist;
 mod fuzz;
+mod interop;
 mod new_plugin;
 mod rare;
 mod run;
@@ -50,6 +51,8 @@ enum Task {
     Dist(dist::Options),
     /// Run the fuzz targets of tests/fuzz
     Fuzz(fuzz::Options),
+    /// Run the kernel's NVMe/TCP host against the built process, scenario by scenario
+    Interop(interop::Options),
     /// Make a block-device plugin outside of this repository
     NewPlugin(new_plugin::Options),
     /// Explore all interleavings of the lock-free parts
@@ -82,6 +85,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Bench(options) => bench::run(&workspace, &options),
         Task::Dist(options) => dist::run(&workspace, &options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
+        Task::Interop(options) => interop::run(&workspace, &options),
         Task::NewPlugin(options) => new_plugin::run(&workspace, &options),
         Task::Loom(options) => rare::loom(&workspace, &options),
         Task::Miri => rare::miri(&workspace),

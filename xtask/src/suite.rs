@@ -11,7 +11,7 @@ use anyhow::Result;
 use crate::setup::{self, Group};
 use crate::steps::{self, Session};
 use crate::workspace::Workspace;
-use crate::{abi, fuzz, rare, tidy};
+use crate::{abi, fuzz, interop, rare, tidy, vm};
 
 /// Runs every step and prints the closing line.
 pub fn run(workspace: &Workspace) -> Result<()> {
@@ -24,6 +24,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     if session.command("build", &mut build(workspace)) {
         tests(workspace, &mut session);
         rare_faults(workspace, &mut session)?;
+        real_kernel(workspace, &mut session)?;
     } else {
         session.skip("tests", "the build failed");
     }
@@ -57,6 +58,17 @@ fn tests(workspace: &Workspace, session: &mut Session) {
     let mut command = workspace.cargo();
     command.args(["test", "--workspace", "--doc", "--no-fail-fast"]);
     session.command("tests in documentation", &mut command);
+}
+
+/// The short scenarios against a real kernel, where one was built: that takes some minutes, once.
+fn real_kernel(workspace: &Workspace, session: &mut Session) -> Result<()> {
+    const TITLE: &str = "interop (smoke)";
+    if vm::is_ready()? {
+        session.command(TITLE, &mut interop::smoke(workspace)?);
+    } else {
+        session.skip(TITLE, "there is no kernel yet; `cargo xtask vm build` makes one");
+    }
+    Ok(())
 }
 
 /// Short runs of the tools that look for rare faults.

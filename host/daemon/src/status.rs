@@ -15,6 +15,7 @@ const CALL: Duration = Duration::from_secs(10);
 pub fn status(args: &StatusArgs) -> anyhow::Result<()> {
     let mut client = Client::connect(&args.socket.rpc_socket, CALL)?;
     let mut before = Sample::take(&mut client)?;
+    crate::exit::end_with_reader();
     match args.watch {
         None => print!("{}", before.render(None)),
         Some(seconds) => loop {
@@ -113,7 +114,7 @@ impl Sample {
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         let queues: f64 = list(&subsystem.controllers).iter().map(|one| number(&one["num_io_qpairs"])).sum();
         *text += &format!(
-            "\nSUBSYSTEM {}  {}  {} controllers  {queues} I/O queues{}\n",
+            "\nSUBSYSTEM {}  {}  controllers: {}  I/O queues: {queues}{}\n",
             word(&itself["nqn"]),
             word(&itself["state"]),
             list(&subsystem.controllers).len(),
@@ -135,7 +136,7 @@ impl Sample {
         }
         for host in list(&subsystem.controllers) {
             *text += &format!(
-                "  host      {}  from {}  controller {}  {} I/O queues\n",
+                "  host      {}  from {}  controller {}  I/O queues: {}\n",
                 word(&host["hostnqn"]),
                 word(&host["peer"]),
                 host["cntlid"],

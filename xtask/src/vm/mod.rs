@@ -100,6 +100,11 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
+/// Whether the kernel that scenarios run under by default is in the cache.
+pub fn is_ready() -> Result<bool> {
+    uml::is_built()
+}
+
 fn run_command(options: &RunOptions) -> Result<i32> {
     match options.kernel {
         Kernel::Uml => uml::run(options),

@@ -60,6 +60,11 @@ pub fn build() -> Result<PathBuf> {
     Ok(kernel)
 }
 
+/// Whether the cache has a kernel of these sources.
+pub fn is_built() -> Result<bool> {
+    Ok(cache::newest(&cache::folder()?, PREFIX, &config_hash())?.is_some())
+}
+
 /// Runs a command under the kernel and returns its exit code.
 pub fn run(options: &RunOptions) -> Result<i32> {
     if options.cpus != 1 || !options.qemu_arg.is_empty() {

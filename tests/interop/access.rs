@@ -1,0 +1,162 @@
+//! Who may do what: host lists, keys, visibility, reservations.
+
+use serde_json::json;
+use tenon_tests::{Host, Scratch, wait_for};
+
+use crate::kernel::{
+    NQN, PORT, config, connect, connect_as, controllers, device, find_device, finish, sh, target,
+    target_controllers, try_sh,
+};
+
+const FIRST: (&str, &str) = (
+    "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000001",
+    "00000000-0000-4000-8000-000000000001",
+);
+const SECOND: (&str, &str) = (
+    "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000002",
+    "00000000-0000-4000-8000-000000000002",
+);
+
+fn as_host((nqn, id): (&str, &str)) -> String {
+    format!("--hostnqn {nqn} --hostid {id}")
+}
+
+fn refused(options: &str) -> String {
+    let line = format!("nvme connect -t tcp -a 127.0.0.1 -s {PORT} -n {NQN} {options} 2>&1");
+    try_sh(&line).expect_err("the host is not wanted")
+}
+
+#[test]
+#[ignore = "needs the kernel of cargo xtask interop"]
+fn only_hosts_in_the_list_connect() {
+    let text = config("", &format!("[[subsystem.host]]\nnqn = \"{}\"\n", FIRST.0));
+    let mut host = Host::start(&text);
+    refused(&as_host(SECOND));
+    let found = sh(&format!(
+        "nvme discover -t tcp -a 127.0.0.1 -s {PORT} --hostnqn {} --hostid {}",
+        SECOND.0, SECOND.1
+    ));
+    assert!(!found.contains(NQN), "{found}");
+    connect(&as_host(FIRST));
+    device(1);
+    host.ok("nvmf_subsystem_add_host", json!({ "nqn": NQN, "host": SECOND.0 }));
+    connect_as(SECOND.0, SECOND.1);
+    assert_eq!(target_controllers(&mut host), 2);
+    host.ok("nvmf_subsystem_remove_host", json!({ "nqn": NQN, "host": SECOND.0 }));
+    let left = host.ok("nvmf_subsystem_get_controllers", json!({ "nqn": NQN }));
+    assert_eq!((left.as_array().unwrap().len(), &left[0]["hostnqn"]), (1, &json!(FIRST.0)));
+    finish(host);
+}
+
+#[test]
+#[ignore = "needs the kernel of cargo xtask interop"]
+fn a_namespace_is_seen_by_its_hosts_only() {
+    let mut host = target("");
+    host.ok("bdev_malloc_create", json!({ "name": "m1", "num_blocks": 2048, "block_size": 512 }));
+    let namespace = json!({ "bdev_name": "m1", "nsid": 2, "no_auto_visible": true });
+    host.ok("nvmf_subsystem_add_ns", json!({ "nqn": NQN, "namespace": namespace }));
+    connect(&as_host(FIRST));
+    device(1);
+    assert!(find_device(2).is_none());
+    let of_first = json!({ "nqn": NQN, "nsid": 2, "host": FIRST.0 });
+    host.ok("nvmf_ns_add_host", of_first.clone());
+    device(2);
+    host.ok("nvmf_ns_remove_host", of_first);
+    wait_for("the end of the device", || find_device(2).is_none().then_some(()));
+    finish(host);
+}
+
+/// A host with a key for itself and one for the subsystem, in files of their own.
+fn with_keys(scratch: Scratch) -> (Host, String, String) {
+    use std::os::unix::fs::PermissionsExt;
+    let key = |name: &str, hash: u32| {
+        let text = sh(&format!("nvme gen-dhchap-key -m {hash} -n {}", FIRST.0));
+        let path = scratch.write(name, &text);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        (path, text.trim().to_owned())
+    };
+    let ((own, own_text), (other, other_text)) = (key("host", 1), key("controller", 2));
+    let more = format!(
+        "[[subsystem.host]]\nnqn = \"{}\"\ndhchap_key = \"own\"\ndhchap_ctrlr_key = \"other\"\n[[key]]\nname = \"own\"\npath = \"{}\"\n[[key]]\nname = \"other\"\npath = \"{}\"\n",
+        FIRST.0,
+        own.display(),
+        other.display()
+    );
+    (Host::start_in(scratch, &config("", &more), &[]), own_text, other_text)
+}
+
+#[test]
+#[ignore = "needs the kernel of cargo xtask interop"]
+fn hosts_prove_who_they_are() {
+    let (mut host, own, other) = with_keys(Scratch::new());
+    let stranger = sh(&format!("nvme gen-dhchap-key -m 1 -n {}", FIRST.0));
+    refused(&as_host(FIRST));
+    refused(&format!("{} --dhchap-secret '{}'", as_host(FIRST), stranger.trim()));
+    assert_eq!(target_controllers(&mut host), 0);
+    connect(&format!("{} --dhchap-secret '{own}'", as_host(FIRST)));
+    let queues = host.ok("nvmf_subsystem_get_qpairs", json!({ "nqn": NQN }));
+    assert_eq!(queues[0]["auth"]["state"], "completed", "{queues}");
+    crate::data::verify(&device(1), "2M");
+    sh("nvme disconnect-all");
+    wait_for("the end", || controllers().is_empty().then_some(()));
+    connect(&format!("{} --dhchap-secret '{own}' --dhchap-ctrl-secret '{other}'", as_host(FIRST)));
+    device(1);
+    sh("nvme disconnect-all");
+    wait_for("the end", || controllers().is_empty().then_some(()));
+    refused(&format!(
+        "{} --dhchap-secret '{own}' --dhchap-ctrl-secret '{}'",
+        as_host(FIRST),
+        stranger.trim()
+    ));
+    finish(host);
+}
+
+#[test]
+#[ignore = "needs the kernel of cargo xtask interop"]
+fn every_hash_and_group_is_agreed() {
+    let (mut host, own, _) = with_keys(Scratch::new());
+    let digests = ["sha256", "sha384", "sha512"];
+    let groups = ["null", "ffdhe2048", "ffdhe3072", "ffdhe4096", "ffdhe6144", "ffdhe8192"];
+    for (digest, group) in
+        digests.iter().map(|one| (*one, "null")).chain(groups.iter().map(|one| ("sha256", *one)))
+    {
+        host.ok("nvmf_set_config", json!({ "dhchap_digests": [digest], "dhchap_dhgroups": [group] }));
+        connect(&format!("{} --dhchap-secret '{own}'", as_host(FIRST)));
+        let queues = host.ok("nvmf_subsystem_get_qpairs", json!({ "nqn": NQN }));
+        let auth = &queues[0]["auth"];
+        assert_eq!((&auth["digest"], &auth["dhgroup"]), (&json!(digest), &json!(group)), "{queues}");
+        sh("nvme disconnect-all");
+        wait_for("the end", || (target_controllers(&mut host) == 0).then_some(()));
+    }
+    finish(host);
+}
+
+#[test]
+#[ignore = "needs the kernel of cargo xtask interop"]
+fn reservations_keep_the_other_host_out() {
+    let host = target("");
+    connect(&as_host(FIRST));
+    let mine = device(1).display().to_string();
+    let first = controllers().into_keys().next().unwrap();
+    connect_as(SECOND.0, SECOND.1);
+    let second = controllers().into_keys().find(|name| *name != first).unwrap();
+    // Commands go to the path they name: the devices behind both controllers.
+    let by = |controller: &str| format!("/dev/{controller}");
+    sh(&format!("nvme resv-register {} -n 1 --nrkey=0x11 --rrega=0", by(&first)));
+    sh(&format!("nvme resv-register {} -n 1 --nrkey=0x22 --rrega=0", by(&second)));
+    sh(&format!("nvme resv-acquire {} -n 1 --crkey=0x11 --rtype=1 --racqa=0", by(&first)));
+    let report = sh(&format!("nvme resv-report {} -n 1 -e -o json", by(&second)));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!((&report["rtype"], &report["regctl"]), (&json!(1), &json!(2)), "{report}");
+    let conflict =
+        try_sh(&format!("nvme resv-release {} -n 1 --crkey=0x33 --rtype=1 --rrela=0 2>&1", by(&second)));
+    assert!(conflict.is_err(), "{conflict:?}");
+    sh(&format!("dd if=/dev/zero of={mine} bs=4096 count=1 oflag=direct status=none"));
+    // Preempted by the other.
+    sh(&format!("nvme resv-acquire {} -n 1 --crkey=0x22 --prkey=0x11 --rtype=1 --racqa=1", by(&second)));
+    let report = sh(&format!("nvme resv-report {} -n 1 -e -o json", by(&second)));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["regctl"], 1, "{report}");
+    sh(&format!("nvme resv-release {} -n 1 --crkey=0x22 --rtype=1 --rrela=0", by(&second)));
+    finish(host);
+}
