@@ -27,7 +27,7 @@
 //! and `transports` are its objects and their public operations, `config` and `error` their words.
 //! `controller` serves fabrics and admin commands, `queue` is the data path, `transport` what it knows of a
 //! transport, `auth` how hosts prove who they are, `keyring` by which keys, `reservation` who may use a namespace, `limits` how much, `status` the one mapping of device statuses, `report` what
-//! reactors know, `post` messages that must arrive.
+//! reactors know, `post` messages that must arrive, `jobs` work for the workers.
 //!
 //! # Not implemented
 //!
@@ -43,6 +43,7 @@ mod controller;
 mod discovery;
 mod error;
 mod host_access;
+mod jobs;
 mod keyring;
 mod limits;
 mod listener;

@@ -9,7 +9,8 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use crate::auth::psk::PskDirectory;
 use crate::auth::{AuthenticationOptions, QueueAuthentication};
 use crate::config::{DiscoveryFilter, Referral, TargetOptions};
 use crate::error::TargetError;
+use crate::jobs::Jobs;
 use crate::keyring::Keyring;
 use crate::listener::TargetListener;
 use crate::post::post;
@@ -55,6 +57,9 @@ pub(crate) struct Inner {
     questions: RefCell<HashMap<u64, Question>>,
     numbers: Cell<u64>,
     pub is_shutting_down: Cell<bool>,
+    pub jobs: Jobs,
+    /// Files of reservations that are being written.
+    pub reservation_writes: RefCell<BTreeSet<PathBuf>>,
     pub keyring: RefCell<Keyring>,
     pub authentication: RefCell<AuthenticationOptions>,
     /// Of queues that have to authenticate, or tried.
@@ -109,6 +114,8 @@ pub struct TargetCounts {
     pub questions: usize,
     /// Queues that have to authenticate, or tried.
     pub authentications: usize,
+    /// Work with the workers, or waiting for them.
+    pub jobs: usize,
 }
 
 thread_local! {
@@ -141,6 +148,8 @@ impl Target {
                 questions: RefCell::default(),
                 numbers: Cell::new(0),
                 is_shutting_down: Cell::new(false),
+                jobs: Jobs::default(),
+                reservation_writes: RefCell::default(),
                 keyring: RefCell::default(),
                 authentication: RefCell::default(),
                 authentications: RefCell::default(),
@@ -184,6 +193,7 @@ impl Target {
             transports: self.inner.transports.borrow().len(),
             questions: self.inner.questions.borrow().len(),
             authentications: self.inner.authentications.borrow().len(),
+            jobs: self.inner.jobs.count(),
         }
     }
 

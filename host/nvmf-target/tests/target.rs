@@ -385,6 +385,65 @@ fn limits_of_a_namespace_are_its_devices() {
 }
 
 #[test]
+fn a_host_that_understands_it_is_told_how_long_to_wait() {
+    let world = World::serving(18, &[("m0", 64)]);
+    let host = world.session("a", 1);
+    let failed = |status: i32| {
+        rig::device::fail_next("m0", status);
+        let status = world.command(host.queues[0], read(1, 0, 1), vec![]).cqe.status;
+        (status.code(), status.crd())
+    };
+    let away = tenon_abi::errno::ENODEV;
+    assert_eq!(failed(away), (StatusCode::NAMESPACE_NOT_READY, 0));
+    let mut behavior = vec![0; 512];
+    behavior[0] = 1;
+    let set = admin(AdminOpcode::SET_FEATURES, 0, 0x16, 0, 512);
+    assert_eq!(world.status(host.admin, set, behavior), StatusCode::SUCCESS);
+    assert_eq!(failed(away), (StatusCode::NAMESPACE_NOT_READY, 2));
+    assert_eq!(failed(tenon_abi::errno::EAGAIN), (StatusCode::COMMAND_INTERRUPTED, 1));
+    assert_eq!(failed(tenon_abi::errno::EIO), (StatusCode::INTERNAL_ERROR, 0));
+    world.finish();
+}
+
+#[test]
+fn modules_get_transports_by_name() {
+    use std::cell::RefCell;
+    use std::ffi::c_void;
+    use tenon_abi::transport::initiator::{TransportFn, TransportTableApiV2};
+    use tenon_abi::transport::{QUERY_TARGET, QUERY_TRANSPORT_TABLE, TransportV1};
+    thread_local! {
+        static ANSWERS: RefCell<Vec<(bool, String)>> = const { RefCell::new(Vec::new()) };
+    }
+    unsafe extern "C" fn answered(_: *mut c_void, transport: *const TransportV1, reason: tenon_abi::Str) {
+        // SAFETY: the text is readable during the call.
+        let reason = unsafe { reason.as_str() }.unwrap_or_default().to_owned();
+        ANSWERS.with(|answers| answers.borrow_mut().push((!transport.is_null(), reason)));
+    }
+    let world = World::new(19);
+    world.on(|world| {
+        let query = tenon_bdev::host_api().query;
+        // SAFETY: the host's functions, on the control reactor, with texts that live during the calls.
+        unsafe {
+            assert!(!query(tenon_abi::Str::new(QUERY_TARGET), 1).is_null());
+            let table: *const TransportTableApiV2 =
+                query(tenon_abi::Str::new(QUERY_TRANSPORT_TABLE), 2).cast();
+            let ask = |name| {
+                let name = tenon_abi::Str::new(name);
+                ((*table).acquire)(std::ptr::null_mut(), name, TransportFn(answered), std::ptr::null_mut())
+            };
+            assert_eq!(ask("NONE"), 0);
+            assert_eq!(ask("../x"), tenon_abi::errno::EINVAL);
+        }
+        assert_eq!(world.target.transport_users(), []);
+    });
+    world.settle();
+    let answers = ANSWERS.take();
+    assert_eq!(answers.len(), 1);
+    assert!(!answers[0].0 && answers[0].1.contains("transport_none"), "{answers:?}");
+    world.finish();
+}
+
+#[test]
 fn ana_states_are_per_listener() {
     let world = World::serving(10, &[("m0", 64)]);
     world.listen(NQN, "b");
@@ -448,7 +507,7 @@ fn every_log_page_and_feature_answers() {
         (0x80, 0),
         (0x81, 16),
     ] {
-        let get = admin(AdminOpcode::GET_FEATURES, 0, fid, 0, len);
+        let get = admin(AdminOpcode::GET_FEATURES, 0, fid, 1, len);
         assert_eq!(world.status(host.admin, get, vec![]), StatusCode::SUCCESS, "feature {fid:#x}");
     }
     let protect = admin(AdminOpcode::SET_FEATURES, 1, 0x84, 1, 0);

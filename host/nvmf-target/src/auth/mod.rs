@@ -126,13 +126,16 @@ impl Target {
         let key = capsule.facts.key;
         let own = self.authentication_of(key);
         let was_running = own.exchange.borrow().is_running();
+        let mut entropy = [0; ENTROPY_BYTES];
+        if getrandom::fill(&mut entropy).is_err() {
+            log::error!("the system gives no random bytes: nobody can authenticate");
+            return Some(Answer::status(StatusCode::INTERNAL_ERROR.into()));
+        }
+        let mut rest = entropy.into_iter();
         let sent = own.exchange.borrow_mut().handle_message(
             &capsule.data,
             || self.parties(controller),
-            |bytes| {
-                // Without randomness nobody may authenticate; the process is in no state to serve.
-                getrandom::fill(bytes).expect("the system gives random bytes");
-            },
+            |bytes| bytes.iter_mut().zip(&mut rest).for_each(|(to, byte)| *to = byte),
         );
         if !was_running && own.timer.get().is_none() {
             self.watch_authentication(key, &own, self.inner.options.authentication_timeout);
@@ -251,5 +254,7 @@ fn check(sqe: &Sqe) -> Result<(), StatusCode> {
 
 /// How long a host may take to say that it heard of its failure.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// Random bytes of one message: a challenge, its number, and a secret exponent.
+const ENTROPY_BYTES: usize = 64 + 4 + dh::SECRET_BYTES;
 /// Longest message a host may send or ask for.
 pub(crate) const MAX_MESSAGE_BYTES: u32 = 16 << 10;

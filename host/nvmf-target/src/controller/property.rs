@@ -1,6 +1,7 @@
 //! Properties: what takes the place of a controller's registers over fabrics.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use nvme_spec::command::Sqe;
 use nvme_spec::fabrics::{PropertyGet, PropertySet};
@@ -75,6 +76,7 @@ impl Target {
         self.close_io_queues(controller);
         self.abort_event_requests(controller);
         *controller.features.borrow_mut() = super::Features::new(&self.inner.options);
+        controller.association.retries_advanced.store(false, Ordering::Relaxed);
         *controller.changed.borrow_mut() = Some(Default::default());
     }
 

@@ -172,6 +172,10 @@ impl QueuePair {
             AdminOpcode::GET_FEATURES => match sqe.view::<GetFeatures>().fid {
                 // Supported capabilities are told without data.
                 _ if sqe.view::<GetFeatures>().sel.0 & 0b111 == 0b011 => Payload::NONE,
+                // Over fabrics an identifier has 128 bits, and the host has to ask for that.
+                FeatureId::HOST_IDENTIFIER if sqe.view::<GetFeatures>().cdw11.get() & 1 == 0 => {
+                    return Err(StatusCode::INVALID_FIELD);
+                }
                 FeatureId::HOST_IDENTIFIER => Payload::to_host(16),
                 FeatureId::HOST_BEHAVIOR_SUPPORT => Payload::to_host(size_of::<HostBehavior>() as u32),
                 _ => Payload::NONE,

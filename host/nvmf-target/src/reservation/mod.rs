@@ -141,18 +141,6 @@ impl Target {
         self.offload(move || ptpl::load(&file, uuid), loaded);
     }
 
-    /// Runs `work` where it may block, and `done` with its result back here.
-    pub(crate) fn offload<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-        done: impl FnOnce(T) + 'static,
-    ) {
-        // Both are bounded by the commands that queues may hold, far below the workers' bound.
-        if let Err(error) = tenon_reactor::current().offload(work, done) {
-            ::log::error!("work was not handed to a worker error={error}");
-        }
-    }
-
     /// A reservation command of an I/O queue.
     pub(crate) fn reservation_command(
         &self,
@@ -257,20 +245,29 @@ impl Target {
         };
         let (target, slot) = (self.clone(), slot.clone());
         let (uuid, next) = (slot.uuid, outcome.next.clone());
+        let writing = file.clone();
+        self.inner.reservation_writes.borrow_mut().insert(file.clone());
         self.offload(
             move || ptpl::store(&file, uuid, &next),
-            move |stored| match stored {
-                Ok(()) => target.publish_reservations(&slot, outcome, done),
-                Err(error) => {
-                    ::log::error!("reservation is not kept nsid={} error={error}", slot.nsid);
-                    let failed = Err(StatusField::new(StatusCode::INTERNAL_ERROR));
-                    target.reservation_changed(&slot, None, done, failed);
+            move |stored| {
+                target.inner.reservation_writes.borrow_mut().remove(&writing);
+                match stored {
+                    Ok(()) => target.publish_reservations(&slot, outcome, done),
+                    Err(error) => {
+                        ::log::error!("reservation is not kept nsid={} error={error}", slot.nsid);
+                        let failed = Err(StatusField::new(StatusCode::INTERNAL_ERROR));
+                        target.reservation_changed(&slot, None, done, failed);
+                    }
                 }
             },
         );
     }
 
     fn publish_reservations(&self, slot: &Rc<NamespaceReservations>, outcome: Outcome, done: Changed) {
+        if slot.is_gone.get() {
+            // Another namespace may have its number by now.
+            return self.reservation_changed(slot, None, done, Ok(()));
+        }
         let view = outcome.next.view();
         let (target, own) = (self.clone(), slot.clone());
         let aborted = outcome.aborted.clone();
@@ -298,7 +295,7 @@ impl Target {
         attempts: u32,
         done: Changed,
     ) {
-        if hosts.is_empty() {
+        if hosts.is_empty() || slot.is_gone.get() {
             return self.reservation_changed(slot, Some(outcome), done, Ok(()));
         }
         let (target, own) = (self.clone(), slot.clone());
@@ -348,8 +345,11 @@ impl Target {
         self.next_reservation(slot);
     }
 
-    /// Whether another namespace keeps its reservations in `file`.
+    /// Whether another namespace keeps its reservations in `file`, or one that has gone still writes it.
     pub(crate) fn is_reservation_file_taken(&self, file: &Path) -> bool {
+        if self.inner.reservation_writes.borrow().contains(file) {
+            return true;
+        }
         let subsystems = self.inner.subsystems.borrow();
         let taken = |subsystem: &Rc<Subsystem>| {
             let namespaces = subsystem.namespaces.borrow();

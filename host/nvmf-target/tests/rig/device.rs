@@ -17,6 +17,8 @@ struct Device {
     lent: Cell<u32>,
     handle: Cell<BdevHandle>,
     waiting: RefCell<Vec<*mut BdevIo>>,
+    /// What the next I/O ends with, if not as it should.
+    failure: Cell<Option<i32>>,
 }
 
 thread_local! {
@@ -57,6 +59,10 @@ pub fn resize(name: &str, blocks: u64) {
     assert_eq!(unsafe { (host().bdev_resize)(device.handle.get(), blocks) }, 0);
 }
 
+pub fn fail_next(name: &str, status: i32) {
+    device(name).failure.set(Some(status));
+}
+
 pub fn lent(name: &str) -> u32 {
     device(name).lent.get()
 }
@@ -88,6 +94,7 @@ unsafe extern "C" fn create(params: Str, token: OpToken) {
         lent: Cell::new(0),
         handle: Cell::new(BdevHandle(0)),
         waiting: RefCell::default(),
+        failure: Cell::new(None),
     }));
     let mut limits = Limits::new(512, blocks);
     limits.atomic_compare_write_blocks = 8;
@@ -219,6 +226,9 @@ unsafe fn run(device: &Device, io: *mut BdevIo) -> IoStatus {
     // SAFETY: the I/O and its memory are valid until the completion.
     unsafe {
         let io = &mut *io;
+        if let Some(status) = device.failure.take() {
+            return IoStatus(status);
+        }
         let mut data = device.data.borrow_mut();
         let at = io.offset_blocks as usize * 512;
         let range = at..at + io.num_blocks as usize * 512;
