@@ -4,10 +4,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tenon_sdk::{Bdev, Error, Exported, Host, OpToken, Reactor};
+use tenon_sdk::{Bdev, Error, Host, OpToken, Reactor};
 
-use crate::NvmeModule;
 use crate::channel::NvmeChannel;
+use crate::module;
 use crate::side::Side;
 use crate::table::Table;
 
@@ -27,12 +27,14 @@ impl Bdev for NvmeBdev {
     fn destruct(self: Arc<Self>, token: OpToken) {
         let device = self.table.device;
         drop(self);
-        NvmeModule::with(|module| module.registry().device_destroyed(device));
+        if let Some(registry) = module::registry() {
+            registry.device_destroyed(device);
+        }
         token.done();
     }
 
     fn dump(&self) -> Value {
         let device = self.table.device;
-        NvmeModule::with(|module| module.registry().dump(device)).unwrap_or_else(|| json!({}))
+        module::registry().map_or_else(|| json!({}), |registry| registry.dump(device))
     }
 }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use nvme_spec::completion::Cqe;
 use nvme_spec::log::AnaState;
 use tenon_sdk::{
-    Alarm, BdevOp, Channel, FabricCommand, Host, Io, IoBatch, IoQueue as Waiting, IoStatus, PayloadOf, Reactor,
-    Victim,
+    Alarm, BdevOp, Channel, FabricCommand, Host, Io, IoBatch, IoQueue as Waiting, IoStatus, PayloadOf,
+    Reactor, Victim,
 };
 
 use crate::encode::{Travels, Wanted, encode};

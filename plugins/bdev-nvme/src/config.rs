@@ -308,7 +308,8 @@ mod tests {
     #[test]
     fn addresses_get_their_family_and_the_usual_port() {
         let params = |json: &str| serde_json::from_str::<NvmeParams>(json).unwrap();
-        let tcp = params(r#"{"name":"n","trtype":"tcp","traddr":"127.0.0.1","subnqn":"nqn.2026-01.io.tenon:a"}"#);
+        let tcp =
+            params(r#"{"name":"n","trtype":"tcp","traddr":"127.0.0.1","subnqn":"nqn.2026-01.io.tenon:a"}"#);
         assert!(tcp.check().is_ok());
         let address = tcp.address(3);
         assert_eq!((address.adrfam, &*address.trsvcid), (1, "4420"));

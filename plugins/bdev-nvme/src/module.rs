@@ -1,12 +1,28 @@
 //! Messages to the control thread, and the way from there to the module.
 
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tenon_sdk::{Exported, Host, Reactor};
+use tenon_sdk::{Host, Reactor};
 
-use crate::NvmeModule;
 use crate::registry::Registry;
+
+thread_local! {
+    /// On the control thread. Not by way of the module: messages arrive also while it is finishing.
+    static REGISTRY: RefCell<Weak<Registry>> = const { RefCell::new(Weak::new()) };
+}
+
+/// Makes messages reach a registry.
+pub(crate) fn install(registry: &Rc<Registry>) {
+    REGISTRY.set(Rc::downgrade(registry));
+}
+
+/// The registry, on the control thread.
+pub(crate) fn registry() -> Option<Rc<Registry>> {
+    REGISTRY.with_borrow(Weak::upgrade)
+}
 
 /// An I/O queue was lost.
 pub(crate) fn queue_lost(host: Host, controller: u64, generation: u64, reason: String) {
@@ -59,8 +75,8 @@ fn send<F: FnOnce(&Registry) + Send + 'static>(host: Host, message: Arc<Mutex<Op
     let sent = Arc::clone(&message);
     let result = host.send(host.control(), move || {
         let message = sent.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(message) = message {
-            NvmeModule::with(|module| message(&module.registry()));
+        if let (Some(message), Some(registry)) = (message, registry()) {
+            message(&registry);
         }
     });
     if result.is_ok() {

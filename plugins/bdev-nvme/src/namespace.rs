@@ -150,8 +150,9 @@ impl NamespaceFacts {
             .eui64(self.identity.eui64)
             .limits(|limits| {
                 // A command counts at most 65,536 blocks, whatever the transfer size.
-                let by_size =
-                    controller.max_transfer_bytes.map_or(u64::MAX, |bytes| bytes / u64::from(self.block_size));
+                let by_size = controller
+                    .max_transfer_bytes
+                    .map_or(u64::MAX, |bytes| bytes / u64::from(self.block_size));
                 limits.max_transfer_blocks = by_size.clamp(1, MAX_COMMAND_BLOCKS) as u32;
                 limits.max_write_zeroes_blocks = MAX_COMMAND_BLOCKS as u32;
                 limits.max_unmap_blocks = u32::MAX;

@@ -9,10 +9,11 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use nvme_spec::completion::Cqe;
+use nvme_spec::status::CommandKind;
 use tenon_sdk::abi::transport::CloseReason;
 use tenon_sdk::{
-    ConnectOptions, FabricCommand, FabricEvent, FabricQueue, Io, IoOrOwn, NotSubmitted, OwnPayload, PayloadOf,
-    Victim,
+    ConnectOptions, FabricCommand, FabricEvent, FabricQueue, Io, IoOrOwn, NotSubmitted, OwnPayload,
+    PayloadOf, Victim,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -235,7 +236,11 @@ impl IoQueue {
         let refused = match result {
             Ok(cqe) => {
                 let cqe = Cqe::read_from_bytes(&cqe[..]).expect("a completion queue entry has 16 bytes");
-                (!cqe.status.is_success()).then(|| format!("connect was refused: {:?}", cqe.status))
+                (!cqe.status.is_success()).then(|| {
+                    let code = cqe.status.code();
+                    let name = code.name_for(CommandKind::Fabrics).unwrap_or("unknown");
+                    format!("connect of an i/o queue was refused: {name} ({:#x})", code.get())
+                })
             }
             Err(status) => Some(format!("connect was lost (error {status})")),
         };

@@ -23,6 +23,7 @@ use crate::controller::setup::ControllerFacts;
 use crate::controller::state::Event;
 use crate::controller::{Controller, Plan};
 use crate::door::Door;
+use crate::module;
 use crate::namespace::NamespaceFacts;
 use crate::side::Side;
 use crate::status::NO_PATH;
@@ -74,7 +75,7 @@ struct Wait {
 
 impl Registry {
     pub(crate) fn new(host: Host, config: NvmeConfig, identity: HostIdentity) -> Rc<Self> {
-        Rc::new(Registry {
+        let registry = Rc::new(Registry {
             host,
             config: RefCell::new(config),
             identity,
@@ -83,7 +84,9 @@ impl Registry {
             last_id: Cell::new(0),
             attaching: RefCell::default(),
             waits: RefCell::default(),
-        })
+        });
+        module::install(&registry);
+        registry
     }
 
     fn next_id(&self) -> u64 {
@@ -98,7 +101,8 @@ impl Registry {
     /// The controllers of a name, of all names without one.
     pub(crate) fn controllers(&self, name: Option<&str>) -> Vec<Rc<Controller>> {
         let controllers = self.controllers.borrow();
-        let wanted = |controller: &&Rc<Controller>| name.is_none_or(|name| controller.plan.params.name == name);
+        let wanted =
+            |controller: &&Rc<Controller>| name.is_none_or(|name| controller.plan.params.name == name);
         controllers.values().filter(wanted).cloned().collect()
     }
 
@@ -137,7 +141,9 @@ impl Registry {
         params.check()?;
         timers.check().map_err(|error| error.object(&*params.name))?;
         if params.subnqn.is_empty() {
-            return Err(Error::invalid("subnqn is empty: must be the NQN of a subsystem").object(&*params.name));
+            return Err(
+                Error::invalid("subnqn is empty: must be the NQN of a subsystem").object(&*params.name)
+            );
         }
         for other in self.controllers(Some(&params.name)) {
             let (new, old) = (params.address(0), other.plan.params.address(0));
@@ -182,7 +188,8 @@ impl Registry {
         let plan = Plan {
             timers,
             keep_alive_ms: config.keep_alive_timeout_ms,
-            admin_timeout: (config.timeout_admin_us > 0).then(|| Duration::from_micros(config.timeout_admin_us)),
+            admin_timeout: (config.timeout_admin_us > 0)
+                .then(|| Duration::from_micros(config.timeout_admin_us)),
             ns_absent_timeout: (absent_sec > 0).then(|| Duration::from_secs(absent_sec.into())),
             transport_options: params.transport_options(&config),
             params,
@@ -234,9 +241,8 @@ impl Registry {
     }
 
     fn devices_of(&self, controller: u64) -> Vec<Rc<Device>> {
-        let has_path = |device: &Rc<Device>| {
-            device.table.read().0.iter().any(|entry| entry.door.id == controller)
-        };
+        let has_path =
+            |device: &Rc<Device>| device.table.read().0.iter().any(|entry| entry.door.id == controller);
         self.devices().into_iter().filter(has_path).collect()
     }
 
@@ -250,7 +256,10 @@ impl Registry {
                 || (old.identity.is_unknown() && namespace.identity.is_unknown());
             if same && old.block_size == namespace.block_size {
                 device.table.change(|entries| {
-                    entries.iter_mut().filter(|entry| is_own(entry)).for_each(|entry| entry.is_present = true);
+                    entries
+                        .iter_mut()
+                        .filter(|entry| is_own(entry))
+                        .for_each(|entry| entry.is_present = true);
                 });
                 return self.update_device(&device, namespace);
             }
@@ -382,7 +391,11 @@ impl Registry {
                     };
                     entry.is_updating = false;
                     if entry.ana != state {
-                        log::info!("ana state changed name={} nsid={} state={state}", device.name, entry.nsid);
+                        log::info!(
+                            "ana state changed name={} nsid={} state={state}",
+                            device.name,
+                            entry.nsid
+                        );
                         (entry.ana, entry.ana_since_ns) = (state, now_ns);
                     }
                 }
@@ -478,9 +491,8 @@ impl Registry {
     /// Detaches controllers; `done` is called when they and their devices are gone.
     pub(crate) fn detach(&self, controllers: &[Rc<Controller>], done: impl FnOnce() + 'static) {
         let ids: Vec<u64> = controllers.iter().map(|controller| controller.id).collect();
-        let goes = |device: &Rc<Device>| {
-            device.table.read().0.iter().all(|entry| ids.contains(&entry.door.id))
-        };
+        let goes =
+            |device: &Rc<Device>| device.table.read().0.iter().all(|entry| ids.contains(&entry.door.id));
         let devices = self.devices().into_iter().filter(goes).map(|device| device.id).collect();
         self.waits.borrow_mut().push(Wait { controllers: ids, devices, done: Box::new(done) });
         for controller in controllers {

@@ -68,7 +68,9 @@ impl Registry {
 
     /// `driver_specific` of a device.
     pub(crate) fn dump(&self, device: u64) -> Value {
-        let Some(device) = self.devices().into_iter().find(|other| other.id == device) else { return json!({}) };
+        let Some(device) = self.devices().into_iter().find(|other| other.id == device) else {
+            return json!({});
+        };
         let (entries, rules, _) = device.table.read();
         let paths: Vec<Value> = entries
             .iter()
@@ -126,7 +128,8 @@ impl Registry {
             move |reactor| {
                 let Some(side) = Side::existing(host) else { return };
                 for channel in side.channels(None) {
-                    let reports = channel.report(reactor).into_iter().map(|report| (channel.device(), report));
+                    let reports =
+                        channel.report(reactor).into_iter().map(|report| (channel.device(), report));
                     found.lock().unwrap_or_else(PoisonError::into_inner).extend(reports);
                 }
             },

@@ -151,9 +151,9 @@ fn set_preferred(module: &NvmeModule, params: Preferred, token: OpToken) {
         let device = registry.device_named(&params.name).ok_or_else(|| Error::not_found(&*params.name))?;
         let found = device.table.change(|entries| {
             let is_meant = |id: u64| {
-                registry.controller(id).is_some_and(|controller| {
-                    controller.facts.borrow().cntlid == params.cntlid
-                })
+                registry
+                    .controller(id)
+                    .is_some_and(|controller| controller.facts.borrow().cntlid == params.cntlid)
             };
             let found = entries.iter().any(|entry| is_meant(entry.door.id));
             if found {

@@ -96,7 +96,9 @@ pub(crate) fn select(paths: &[PathFacts], rules: &Rules, cursor: Cursor) -> Opti
             if has_turn && paths.get(cursor.last).is_some_and(is_candidate) {
                 return Some(cursor.last);
             }
-            (1..=paths.len()).map(|step| (cursor.last + step) % paths.len()).find(|at| is_candidate(&paths[*at]))
+            (1..=paths.len())
+                .map(|step| (cursor.last + step) % paths.len())
+                .find(|at| is_candidate(&paths[*at]))
         }
         (Policy::ActiveActive, Selector::QueueDepth) => {
             let candidates = paths.iter().enumerate().filter(|(_, path)| is_candidate(path));

@@ -54,28 +54,29 @@ impl AdminQueue {
         let on_event: Rc<dyn Fn(AdminEvent)> = Rc::new(on_event);
         let is_closing = Rc::new(Cell::new(false));
         let (tell, closing) = (Rc::clone(&on_event), Rc::clone(&is_closing));
-        let fabric = FabricQueue::connect(group, options, move |event: FabricEvent<OwnPayload<Kind>>| match event {
-            FabricEvent::Connected { .. } => tell(AdminEvent::Connected),
-            FabricEvent::Done { item, result } => {
-                let (memory, kind) = item.into_parts();
-                let result = result.map(|cqe| {
-                    let cqe = Cqe::read_from_bytes(&cqe[..]);
-                    (cqe.expect("a completion queue entry has 16 bytes"), memory)
-                });
-                (kind.reply)(result);
-            }
-            FabricEvent::Closing { detail, status, .. } => {
-                if !closing.replace(true) {
-                    tell(AdminEvent::Lost(describe(&detail, status)));
+        let fabric =
+            FabricQueue::connect(group, options, move |event: FabricEvent<OwnPayload<Kind>>| match event {
+                FabricEvent::Connected { .. } => tell(AdminEvent::Connected),
+                FabricEvent::Done { item, result } => {
+                    let (memory, kind) = item.into_parts();
+                    let result = result.map(|cqe| {
+                        let cqe = Cqe::read_from_bytes(&cqe[..]);
+                        (cqe.expect("a completion queue entry has 16 bytes"), memory)
+                    });
+                    (kind.reply)(result);
                 }
-            }
-            FabricEvent::Closed { detail, status, .. } => {
-                if !closing.replace(true) {
-                    tell(AdminEvent::Lost(describe(&detail, status)));
+                FabricEvent::Closing { detail, status, .. } => {
+                    if !closing.replace(true) {
+                        tell(AdminEvent::Lost(describe(&detail, status)));
+                    }
                 }
-                tell(AdminEvent::Closed);
-            }
-        })?;
+                FabricEvent::Closed { detail, status, .. } => {
+                    if !closing.replace(true) {
+                        tell(AdminEvent::Lost(describe(&detail, status)));
+                    }
+                    tell(AdminEvent::Closed);
+                }
+            })?;
         Ok(AdminQueue { host, fabric, is_closing, on_event })
     }
 

@@ -142,7 +142,11 @@ impl Controller {
         let (next, action) = old.on(event);
         self.state.set(next);
         if old != next {
-            log::info!(
+            // Attempts that go on and on are told once.
+            let retries = |state: State| matches!(state.as_str(), "resetting" | "reconnect_is_delayed");
+            let level = if retries(old) && retries(next) { log::Level::Debug } else { log::Level::Info };
+            log::log!(
+                level,
                 "controller changed name={} traddr={} from={} to={}",
                 self.plan.params.name,
                 self.plan.params.traddr,
@@ -181,9 +185,8 @@ impl Controller {
             deadline_ns: self.host.now_ns() + door.connect_timeout_ns,
         };
         let me = self.me.clone();
-        let connected = Side::current(self.host)
-            .group(&door.transport, door.address.trtype)
-            .and_then(|group| {
+        let connected =
+            Side::current(self.host).group(&door.transport, door.address.trtype).and_then(|group| {
                 AdminQueue::connect(self.host, &group, &options, move |event| {
                     if let Some(controller) = me.upgrade() {
                         controller.admin_event(attempt, event);
@@ -218,12 +221,14 @@ impl Controller {
         if !is_serving {
             return;
         }
-        log::warn!(
+        let old_reason = self.last_error.replace(reason.clone());
+        let level = if old_reason == reason { log::Level::Debug } else { log::Level::Warn };
+        log::log!(
+            level,
             "controller lost name={} traddr={} reason=\"{reason}\"",
             self.plan.params.name,
             self.plan.params.traddr
         );
-        *self.last_error.borrow_mut() = reason;
         let failure = Failure {
             was_attached: self.was_attached.get(),
             ready_ns: self.ready_since_ns.get().map(|since| now_ns.saturating_sub(since)),
@@ -501,20 +506,23 @@ impl Controller {
             return;
         }
         let me = self.me.clone();
-        let timer = self.host.timer(Duration::from_millis(u64::from(self.plan.keep_alive_ms / 2).max(1)), move || {
-            let Some(controller) = me.upgrade() else { return };
-            let timeout = Duration::from_millis(controller.plan.keep_alive_ms.into());
-            controller.send_within(&AdminCommand::keep_alive(), Some(timeout), |controller, answer| {
-                if let Ok((cqe, _)) = answer
-                    && !cqe.status.is_success()
-                {
-                    controller.lost(format!("keep alive was refused: {:?}", cqe.status));
+        let timer = self.host.timer(
+            Duration::from_millis(u64::from(self.plan.keep_alive_ms / 2).max(1)),
+            move || {
+                let Some(controller) = me.upgrade() else { return };
+                let timeout = Duration::from_millis(controller.plan.keep_alive_ms.into());
+                controller.send_within(&AdminCommand::keep_alive(), Some(timeout), |controller, answer| {
+                    if let Ok((cqe, _)) = answer
+                        && !cqe.status.is_success()
+                    {
+                        controller.lost(format!("keep alive was refused: {:?}", cqe.status));
+                    }
+                });
+                if controller.state.get() == State::Ready {
+                    controller.keep_alive();
                 }
-            });
-            if controller.state.get() == State::Ready {
-                controller.keep_alive();
-            }
-        });
+            },
+        );
         match timer {
             Ok(timer) => self.clocks.borrow_mut().keep_alive = Some(timer),
             Err(error) => log::error!("controller has no keep alive error=\"{error}\""),

@@ -8,6 +8,7 @@ use nvme_spec::completion::Cqe;
 use nvme_spec::identify::{Cns, IdDescriptors, IdentifyNamespace, NamespaceList};
 use nvme_spec::log::ana::AnaLog;
 use nvme_spec::log::{AnaState, LogPageId};
+use nvme_spec::status::CommandKind;
 use zerocopy::FromBytes;
 
 use super::command::AdminCommand;
@@ -93,7 +94,8 @@ impl Scan {
             Step::List { .. } => {
                 if !is_good {
                     let status = cqe.status.code();
-                    return Err(SetupError::Refused { step: "identify active namespaces", status });
+                    let (step, kind) = ("identify active namespaces", CommandKind::AdminOrIo);
+                    return Err(SetupError::Refused { step, status, kind });
                 }
                 self.list(data);
                 self.next()

@@ -10,7 +10,7 @@ use nvme_spec::identify::{Cns, IdentifyController};
 use nvme_spec::property::{
     Capabilities, CommandSetSelected, ControllerConfiguration, ControllerStatus, PropertyOffset, Version,
 };
-use nvme_spec::status::StatusCode;
+use nvme_spec::status::{CommandKind, StatusCode};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{U32, U64};
 
@@ -62,7 +62,7 @@ impl ControllerFacts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SetupError {
     /// A command failed.
-    Refused { step: &'static str, status: StatusCode },
+    Refused { step: &'static str, status: StatusCode, kind: CommandKind },
     /// It wants something this host cannot do.
     Unsupported(String),
     /// It is broken.
@@ -74,7 +74,7 @@ pub(crate) enum SetupError {
 impl std::fmt::Display for SetupError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            SetupError::Refused { step, status } => match status.name() {
+            SetupError::Refused { step, status, kind } => match status.name_for(*kind) {
                 Some(name) => write!(f, "{step} was refused: {name}"),
                 None => write!(f, "{step} was refused: status {:#x}", status.get()),
             },
@@ -176,7 +176,8 @@ impl Setup {
     pub(crate) fn answered(&mut self, cqe: &Cqe, data: &[u8]) -> Result<Progress, SetupError> {
         // Which events a controller can report is its own matter: one that refuses reports none.
         if !cqe.status.is_success() && self.step != Step::Events {
-            return Err(SetupError::Refused { step: self.step.name(), status: cqe.status.code() });
+            let (step, status) = (self.step.name(), cqe.status.code());
+            return Err(SetupError::Refused { step, status, kind: self.step.kind() });
         }
         match self.step {
             Step::Connect => {
@@ -275,6 +276,15 @@ impl Setup {
 }
 
 impl Step {
+    fn kind(self) -> CommandKind {
+        match self {
+            Step::Connect | Step::Capabilities | Step::Version | Step::Enable | Step::AwaitReady => {
+                CommandKind::Fabrics
+            }
+            Step::Identify | Step::Events | Step::Queues => CommandKind::AdminOrIo,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Step::Connect => "connect",
