@@ -56,6 +56,7 @@ mod filter;
 mod host;
 mod plan;
 mod rng;
+mod transport;
 mod violation;
 
 pub use base::{Arrival, BaseSpec, TestBase};
@@ -67,6 +68,7 @@ pub use host::{
 };
 pub use plan::FaultPlan;
 pub use rng::Rng;
+pub use transport::{TransportSuite, transport_conformance};
 /// The contract itself, for the constants that tests name.
 pub use tenon_abi as abi;
 pub use violation::{Fault, Violation};

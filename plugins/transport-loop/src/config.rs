@@ -25,9 +25,14 @@ impl LoopOptions {
     pub(crate) fn parse(json: &str) -> Result<Self, Error> {
         let json = if json.trim().is_empty() { "{}" } else { json };
         let options: LoopOptions = serde_json::from_str(json)?;
-        in_range("max_queue_depth", options.max_queue_depth, 2, MAX_QUEUE_DEPTH)?;
-        in_range("in_capsule_data_size", options.in_capsule_data_size, 0, MAX_IN_CAPSULE_BYTES)?;
+        options.check()?;
         Ok(options)
+    }
+
+    /// Refuses what cannot be kept to.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        in_range("max_queue_depth", self.max_queue_depth, 2, MAX_QUEUE_DEPTH)?;
+        in_range("in_capsule_data_size", self.in_capsule_data_size, 0, MAX_IN_CAPSULE_BYTES)
     }
 }
 

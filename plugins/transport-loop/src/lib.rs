@@ -23,17 +23,28 @@ use std::ffi::c_void;
 
 use tenon_sdk::abi::Str;
 use tenon_sdk::abi::transport::{QUERY_TRANSPORT, TransportFlags, TransportV1};
-use tenon_sdk::{Error, Host, Module, NoConfig, NoParams, export_plugin};
+use tenon_sdk::{Error, Host, Module, NoConfig, export_plugin, transport_schema};
+
+use crate::config::LoopOptions;
 
 /// The module; it keeps nothing.
 pub struct LoopModule;
 
 impl Module for LoopModule {
     type Config = NoConfig;
-    type Params = NoParams;
+    /// Of a `[[transport]]` table; the module makes no devices.
+    type Params = LoopOptions;
 
     fn init(_: Host, _: NoConfig) -> Result<Self, Error> {
         Ok(LoopModule)
+    }
+
+    fn validate(options: &LoopOptions) -> Result<(), Error> {
+        options.check()
+    }
+
+    fn schema() -> serde_json::Value {
+        transport_schema::<LoopOptions>()
     }
 
     fn query(id: &str, version: u32) -> *const c_void {

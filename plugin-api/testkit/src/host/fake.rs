@@ -271,6 +271,19 @@ impl FakeHost {
         self.world.enter(Where::Reactor(place.index()), ModuleId::HOST, f)
     }
 
+    /// Runs `f` on a reactor as a call into a module: what it starts there is the module's.
+    pub fn on_behalf_of<R>(&self, module: ModuleId, place: Place, f: impl FnOnce() -> R) -> R {
+        self.world.enter(Where::Reactor(place.index()), module, f)
+    }
+
+    /// Calls a function of a module's own table that answers by a token, on the control reactor.
+    pub fn ask(&self, module: ModuleId, label: &str, f: impl FnOnce(tenon_abi::OpToken)) -> Pending {
+        let operation = self.world.new_operation(module, label.to_owned(), OpKind::Plain, "");
+        let id = operation.id;
+        self.on_behalf_of(module, Place::Control, || f(tenon_abi::OpToken(id)));
+        Pending(operation)
+    }
+
     /// Everything logged so far.
     #[must_use]
     pub fn logs(&self) -> Vec<LogLine> {
