@@ -108,6 +108,30 @@ fn parameters_that_do_not_fit_are_named() {
     assert!(error.message.contains("nam"), "{error:?}");
     let error = host.err("bdev_get_bdevs", json!({ "name": "x" }));
     assert_eq!((error.code, &error.data["object"]), (-19, &Value::from("x")));
+    // What a module's method does not take is named by the method.
+    let latency = json!({ "delay_bdev_name": "d0", "latency_type": "p50", "latency_us": 1 });
+    let error = host.err("bdev_delay_update_latency", latency);
+    assert_eq!(error.data["object"], "bdev_delay_update_latency");
+    assert!(error.message.contains("p50") && error.message.contains("p99_read"), "{error:?}");
+    host.stop();
+}
+
+#[test]
+fn log_lines_begin_with_the_time_unless_told_otherwise() {
+    let mut host = Host::start("");
+    let null = |name: &str| json!({ "name": name, "num_blocks": 8, "block_size": 512 });
+    let mut line_of = |host: &mut Host, name: &str| -> String {
+        host.ok("bdev_null_create", null(name));
+        let words = format!("bdev is registered bdev={name} ");
+        host.log().lines().find(|line| line.contains(&words)).expect("the line is logged").to_owned()
+    };
+    let with_time = line_of(&mut host, "n0");
+    assert!(with_time.contains("Z INFO"), "{with_time}");
+    host.ok("log_enable_timestamps", json!({ "enabled": false }));
+    let without = line_of(&mut host, "n1");
+    assert!(without.starts_with("[INFO "), "{without}");
+    host.ok("log_enable_timestamps", json!({ "enabled": true }));
+    assert!(line_of(&mut host, "n2").contains("Z INFO"));
     host.stop();
 }
 

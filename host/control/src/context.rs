@@ -23,6 +23,8 @@ pub trait LogControl {
     fn flags(&self) -> Vec<(String, bool)>;
     /// Sets or clears one; false if no such target is known.
     fn set_flag(&self, target: &str, on: bool) -> bool;
+    /// Whether lines begin with the time.
+    fn set_timestamps(&self, on: bool);
 }
 
 /// How the process is to stop.

@@ -2,7 +2,7 @@
 //! per-target flags that can be changed while the host runs.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 
 use log::{LevelFilter, Log, Metadata, Record};
@@ -11,6 +11,9 @@ use tenon_control::LogControl;
 /// The logger; one per process.
 struct Logger {
     inner: env_logger::Logger,
+    /// The same without the time.
+    plain: env_logger::Logger,
+    has_timestamps: AtomicBool,
     level: AtomicU8,
     flags: RwLock<BTreeSet<String>>,
 }
@@ -26,10 +29,17 @@ static LOGGER: OnceLock<Arc<Logger>> = OnceLock::new();
 /// Installs the logger. `RUST_LOG`, if set, decides instead of `level` until the level is changed.
 pub fn install(level: LevelFilter) {
     let has_directives = std::env::var_os("RUST_LOG").is_some();
-    let environment = env_logger::Env::default().default_filter_or("trace");
-    let inner = env_logger::Builder::from_env(environment).format_timestamp_micros().build();
+    let builder = || env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("trace"));
+    let inner = builder().format_timestamp_micros().build();
+    let plain = builder().format_timestamp(None).build();
     let level = if has_directives { inner.filter() } else { level };
-    let logger = Arc::new(Logger { inner, level: AtomicU8::new(level as u8), flags: RwLock::default() });
+    let logger = Arc::new(Logger {
+        inner,
+        plain,
+        has_timestamps: AtomicBool::new(true),
+        level: AtomicU8::new(level as u8),
+        flags: RwLock::default(),
+    });
     if LOGGER.set(logger.clone()).is_ok() && log::set_boxed_logger(Box::new(Forward(logger))).is_ok() {
         log::set_max_level(level);
     }
@@ -50,18 +60,22 @@ impl Log for Forward {
 
     fn log(&self, record: &Record<'_>) {
         if self.0.admits(record.metadata()) {
-            self.0.inner.log(record);
+            self.0.writer().log(record);
         }
     }
 
     fn flush(&self) {
-        self.0.inner.flush();
+        self.0.writer().flush();
     }
 }
 
 impl Logger {
     fn admits(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() as u8 <= self.level.load(Ordering::Relaxed) || self.is_flagged(metadata.target())
+    }
+
+    fn writer(&self) -> &env_logger::Logger {
+        if self.has_timestamps.load(Ordering::Relaxed) { &self.inner } else { &self.plain }
     }
 
     fn is_flagged(&self, target: &str) -> bool {
@@ -95,6 +109,10 @@ impl LogControl for Logs {
         self.logger.apply();
     }
 
+    fn set_timestamps(&self, on: bool) {
+        self.logger.has_timestamps.store(on, Ordering::Relaxed);
+    }
+
     fn flags(&self) -> Vec<(String, bool)> {
         let set = self.logger.flags.read().map(|flags| flags.clone()).unwrap_or_default();
         let mut names: Vec<String> = HOST_FLAGS.iter().map(ToString::to_string).collect();
@@ -121,7 +139,7 @@ impl LogControl for Logs {
 }
 
 const ALL: &str = "all";
-const HOST_FLAGS: &[&str] = &["reactor", "modules", "bdev", "control", "tenon"];
+const HOST_FLAGS: &[&str] = &["reactor", "modules", "bdev", "nvmf_target", "control", "tenon"];
 const LEVELS: [LevelFilter; 6] = [
     LevelFilter::Off,
     LevelFilter::Error,

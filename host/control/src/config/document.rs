@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 use toml::de::{DeTable, DeValue};
 
+use super::sections::SECTIONS;
 use super::suggest::nearest;
 
 /// A place in a configuration file.
@@ -159,6 +160,23 @@ impl Table {
         }
     }
 
+    /// Refuses keys outside `known` in the table `value`, which stands at `path` in this one.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownKey`] for the first such key.
+    pub fn check_nested_keys(&self, path: &str, value: &Value, known: &[String]) -> Result<(), ConfigError> {
+        let keys = value.as_object().into_iter().flat_map(Map::keys);
+        match keys.into_iter().find(|key| !known.contains(key)) {
+            None => Ok(()),
+            Some(key) => Err(ConfigError::UnknownKey {
+                at: self.location_of(&format!("{path}.{key}")),
+                table: format!("{} `{path}`", self.title),
+                key: key.clone(),
+                remedy: remedy(key, known.iter().map(String::as_str)),
+            }),
+        }
+    }
+
     /// Takes the text under `key` out of the table.
     ///
     /// # Errors
@@ -259,10 +277,16 @@ pub fn read(file: &Path, text: &str) -> Result<Vec<(String, Table)>, ConfigError
                 }
             }
             _ => {
-                return Err(ConfigError::BadValue {
-                    at: Location { file: file.to_owned(), line },
-                    key: format!("`{name}`"),
-                    reason: "must be a table".to_owned(),
+                let at = Location { file: file.to_owned(), line };
+                return Err(if SECTIONS.contains(&name.as_str()) {
+                    ConfigError::BadValue {
+                        at,
+                        key: format!("`{name}`"),
+                        reason: "must be a table".to_owned(),
+                    }
+                } else {
+                    let remedy = remedy(&name, SECTIONS.iter().copied());
+                    ConfigError::UnknownKey { at, table: "the configuration".to_owned(), key: name, remedy }
                 });
             }
         }

@@ -2,6 +2,7 @@
 //! modules as JSON under the module's name. Defaults are in the doc comments,
 //! which are also the schema's descriptions.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use schemars::{JsonSchema, Schema, schema_for};
@@ -183,7 +184,7 @@ impl Config {
             match (section.as_str(), single) {
                 ("host", true) => config.host = parse_section(&table)?,
                 ("plugins", true) => config.plugins = parse_section(&table)?,
-                ("metrics", true) => config.metrics = parse_section(&table)?,
+                ("metrics", true) => config.metrics = metrics(&table)?,
                 ("bdev_options", true) => config.bdev = parse_section(&table)?,
                 ("module", false) => config.modules.push(module_entry(table)?),
                 ("bdev", false) => config.bdevs.push(bdev_entry(table)?),
@@ -229,11 +230,26 @@ pub(super) fn required_keys<T: JsonSchema>() -> Vec<String> {
 pub(super) fn parse_section<T: JsonSchema + for<'de> Deserialize<'de>>(
     table: &Table,
 ) -> Result<T, ConfigError> {
-    let schema = schema_for!(T).to_value();
-    let known: Vec<&str> =
-        schema["properties"].as_object().into_iter().flat_map(Map::keys).map(String::as_str).collect();
-    table.check_keys(known.iter().copied())?;
+    let known = known_keys::<T>();
+    table.check_keys(known.iter().map(String::as_str))?;
     table.parse()
+}
+
+/// Keys a table of this type may have.
+fn known_keys<T: JsonSchema>() -> Vec<String> {
+    let schema = schema_for!(T).to_value();
+    schema["properties"].as_object().into_iter().flat_map(Map::keys).cloned().collect()
+}
+
+fn metrics(table: &Table) -> Result<MetricsSection, ConfigError> {
+    let section: MetricsSection = parse_section(table)?;
+    if let Some(listen) = &section.listen
+        && listen.parse::<SocketAddr>().is_err()
+    {
+        let reason = format!("`{listen}` is no ADDRESS:PORT, such as 127.0.0.1:9464");
+        return Err(table.bad_value("listen", reason));
+    }
+    Ok(section)
 }
 
 fn module_entry(mut table: Table) -> Result<ModuleEntry, ConfigError> {
@@ -250,8 +266,12 @@ fn bdev_entry(mut table: Table) -> Result<BdevEntry, ConfigError> {
     let module = table.take_text("module")?;
     let qos = match table.value.remove("qos") {
         None => QosTable::default(),
-        Some(value) => serde_path_to_error::deserialize(value)
-            .map_err(|error| table.bad_value("qos", error.to_string()))?,
+        Some(value) => {
+            table.check_nested_keys("qos", &value, &known_keys::<QosTable>())?;
+            serde_path_to_error::deserialize(value).map_err(|error| {
+                table.bad_value(&format!("qos.{}", error.path()), error.inner().to_string())
+            })?
+        }
     };
     let name = match table.value.get("name") {
         Some(Value::String(name)) if !name.is_empty() => name.clone(),
@@ -307,7 +327,8 @@ fn unknown_section(section: &str, table: &Table) -> ConfigError {
     }
 }
 
-const SECTIONS: &[&str] = &[
+/// Names of the top-level tables.
+pub(super) const SECTIONS: &[&str] = &[
     "host",
     "plugins",
     "metrics",

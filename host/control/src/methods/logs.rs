@@ -17,6 +17,7 @@ pub const METHODS: &[(&str, Method)] = &[
     ("log_set_flag", set_flag),
     ("log_clear_flag", clear_flag),
     ("log_get_flags", get_flags),
+    ("log_enable_timestamps", enable_timestamps),
 ];
 
 /// Names of the levels on the wire; `NOTICE` is what a host logs by default.
@@ -95,5 +96,18 @@ fn get_flags(control: &Control, params: Value, reply: Reply) {
         let flags: Map<String, Value> =
             control.logs().flags().into_iter().map(|(name, on)| (name, json!(on))).collect();
         reply.send(Ok(Value::Object(flags)));
+    });
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EnableTimestamps {
+    enabled: bool,
+}
+
+fn enable_timestamps(control: &Control, params: Value, reply: Reply) {
+    with("log_enable_timestamps", params, reply, |params: EnableTimestamps, reply| {
+        control.logs().set_timestamps(params.enabled);
+        reply.send(Ok(json!(true)));
     });
 }

@@ -36,9 +36,7 @@ impl Handler for Control {
             reply.send(Err(unknown(self, &request.method)));
             return;
         }
-        let answered = self.core().rpc(&request.method, &request.params, move |result| {
-            reply.send(result.map(|answer| answer.result).map_err(RpcError::from));
-        });
+        let answered = self.core().rpc(&request.method, &request.params, answer(&request.method, reply));
         debug_assert!(answered, "{} is listed and served by nobody", request.method);
     }
 }
@@ -69,17 +67,27 @@ fn device_call(control: &Control, method: &str) -> Option<(String, DeviceVerb)> 
 
 impl DeviceVerb {
     fn call(self, control: &Control, module: &str, request: Request, reply: Reply) {
-        let answer = |reply: Reply| {
-            move |result: Result<Answer, OpError>| {
-                reply.send(result.map(|answer| answer.result).map_err(RpcError::from));
-            }
-        };
         match self {
-            DeviceVerb::Create => control.core().create(module, &request.params, answer(reply)),
+            DeviceVerb::Create => {
+                control.core().create(module, &request.params, answer(&request.method, reply))
+            }
             DeviceVerb::Delete => with(&request.method, request.params, reply, |params: Named, reply| {
-                control.engine().delete(&params.name, module, answer(reply));
+                control.engine().delete(&params.name, module, answer(&request.method, reply));
             }),
         }
+    }
+}
+
+/// Sends what came of an operation; an error that names no object is about the call itself.
+fn answer(method: &str, reply: Reply) -> impl FnOnce(Result<Answer, OpError>) + 'static {
+    let method = method.to_owned();
+    move |result| {
+        reply.send(result.map(|answer| answer.result).map_err(|mut error| {
+            if error.object.is_empty() {
+                error.object = method;
+            }
+            RpcError::from(error)
+        }));
     }
 }
 
