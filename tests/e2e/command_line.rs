@@ -64,6 +64,22 @@ fn plugins_are_listed_inspected_and_checked() {
 }
 
 #[test]
+fn a_reader_that_leaves_ends_a_command_silently() {
+    use std::io::Read;
+    for args in [&["config", "schema"][..], &["completions", "bash"]] {
+        let mut command = std::process::Command::new(tenon_tests::tenon());
+        let command =
+            command.args(args).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stdout.take());
+        let mut complaint = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut complaint).unwrap();
+        child.wait().unwrap();
+        assert_eq!(complaint, "", "{args:?}");
+    }
+}
+
+#[test]
 fn completions_and_man_pages_are_made() {
     for shell in ["bash", "zsh", "fish"] {
         let output = run(&["completions", shell]);

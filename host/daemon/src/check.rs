@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use serde_json::Value;
-use tenon_control::config::{BdevEntry, Config, ConfigError, TransportEntry, nearest};
+use tenon_control::config::{BdevEntry, Config, ConfigError, Table, TransportEntry, nearest};
 use tenon_control::schema::{ModuleSchema, of_file};
 use tenon_modules::{Catalog, LayoutCheck, ModuleRef, Trust, open_unstarted};
 
@@ -114,6 +114,7 @@ pub fn schema(args: &SchemaArgs) -> anyhow::Result<()> {
         }
     }
     modules.dedup_by(|a, b| a.name == b.name);
+    crate::exit::end_with_reader();
     println!("{}", serde_json::to_string_pretty(&of_file(&modules)).context("cannot print")?);
     Ok(())
 }
@@ -175,8 +176,11 @@ impl Plugins {
                 return Some(format!("{at}: no plugin provides transport `{}`; {remedy}", entry.trtype));
             }
         };
-        let keys = plugin.schema.as_ref().and_then(tenon_control::schema::transport_keys)?;
-        entry.options.check_keys(keys.iter().map(String::as_str)).err().map(|error| error.to_string())
+        let unknown_key = plugin.schema.as_ref().and_then(|schema| {
+            let keys = tenon_control::schema::transport_keys(schema)?;
+            entry.options.check_keys(keys.iter().map(String::as_str)).err()
+        });
+        plugin.complaint(&entry.options, unknown_key)
     }
 
     /// Transports there are plugins for.
@@ -190,13 +194,20 @@ impl Plugins {
             Ok(plugin) => plugin,
             Err(reason) => return Some(format!("{}: {reason}", entry.params.location_of("module"))),
         };
-        let params = Value::Object(entry.params.value.clone()).to_string();
-        let reason = plugin.module.validate(&params).err()?.text;
         let unknown_key = plugin.schema.as_ref().and_then(|schema| host::check_keys(entry, schema).err());
+        plugin.complaint(&entry.params, unknown_key)
+    }
+}
+
+impl Plugin {
+    /// What the module says against a table, with its line; `unknown_key` is what its schema says.
+    fn complaint(&self, table: &Table, unknown_key: Option<ConfigError>) -> Option<String> {
+        let params = Value::Object(table.value.clone()).to_string();
+        let reason = self.module.validate(&params).err()?.text;
         Some(match unknown_key {
             // The module knows more names for its keys than its schema tells; it has the last word.
             Some(error @ ConfigError::UnknownKey { .. }) if names_key(&error, &reason) => error.to_string(),
-            _ => value_error(entry, &reason).to_string(),
+            _ => value_error(table, &reason).to_string(),
         })
     }
 }
@@ -206,9 +217,9 @@ fn names_key(error: &ConfigError, reason: &str) -> bool {
 }
 
 /// A module's complaint, put on the line of the key it names first.
-fn value_error(entry: &BdevEntry, reason: &str) -> ConfigError {
-    let key = entry.params.value.keys().find(|key| {
+fn value_error(table: &Table, reason: &str) -> ConfigError {
+    let key = table.value.keys().find(|key| {
         reason.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == key.as_str())
     });
-    entry.params.bad_value(key.map_or(".", String::as_str), reason.to_owned())
+    table.bad_value(key.map_or(".", String::as_str), reason.to_owned())
 }

@@ -150,6 +150,7 @@ pub enum ConfigCommand {
 
 /// Prints a completion script.
 pub fn completions(shell: Shell) -> anyhow::Result<()> {
+    crate::exit::end_with_reader();
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "tenon", &mut script);
     std::io::stdout().write_all(&script).context("cannot print")
@@ -157,6 +158,7 @@ pub fn completions(shell: Shell) -> anyhow::Result<()> {
 
 /// Prints the page of `tenon`, or writes all pages.
 pub fn man(out: Option<&Path>) -> anyhow::Result<()> {
+    crate::exit::end_with_reader();
     match out {
         Some(directory) => {
             std::fs::create_dir_all(directory)

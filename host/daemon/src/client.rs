@@ -33,6 +33,7 @@ pub fn rpc(args: &RpcArgs) -> anyhow::Result<()> {
     }
     let mut client = Client::connect(&args.socket.rpc_socket, Duration::from_secs(args.timeout))?;
     let result = client.call(&args.method, params)?;
+    crate::exit::end_with_reader();
     println!("{}", serde_json::to_string_pretty(&result)?);
     Ok(())
 }

@@ -1,7 +1,10 @@
 //! Exit codes, so that a service manager or a script can tell what happened.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::SIGPIPE;
 
 /// The configuration or a plugin file is wrong; starting again will not help (`EX_CONFIG`).
 pub const CONFIG: u8 = 78;
@@ -44,6 +47,12 @@ pub fn skip_exit_handlers() {
 /// Ends the process without any handler: what is urgent, or cannot be done otherwise.
 pub fn at_once(code: u8) -> ! {
     signal_hook::low_level::exit(i32::from(code))
+}
+
+/// From now on the process ends silently when nobody reads its output any more, as after `tenon status | head`.
+pub fn end_with_reader() {
+    // If it cannot be, a broken pipe is an error like any other.
+    let _ = signal_hook::flag::register_conditional_default(SIGPIPE, Arc::new(AtomicBool::new(true)));
 }
 
 /// Prints what went wrong and ends the process with its code.

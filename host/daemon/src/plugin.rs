@@ -5,11 +5,12 @@ use tenon_control::config::Config;
 use tenon_modules::{LayoutCheck, Trust};
 
 use crate::cli::PluginCommand;
-use crate::exit::{CONFIG, Exit};
+use crate::exit::{self, CONFIG, Exit};
 use crate::host;
 
 /// Runs the command.
 pub fn plugin(command: &PluginCommand) -> anyhow::Result<()> {
+    exit::end_with_reader();
     match command {
         PluginCommand::List { plugin_dir, json } => list(plugin_dir, *json),
         PluginCommand::Inspect { file } => {
