@@ -6,14 +6,19 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use tenon_perf::{Access, End, Timing, Workload};
 
-use super::units;
+use super::{trid, units};
 
 /// Arguments of `tenon perf`.
 #[derive(Args)]
 pub struct PerfArgs {
     /// Configuration file with the devices.
-    #[arg(short, long, value_name = "FILE")]
-    pub config: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present = "nvmf")]
+    pub config: Option<PathBuf>,
+    /// NVMe-oF controller whose namespaces get the load, e.g.
+    /// 'trtype:TCP traddr:127.0.0.1 trsvcid:4420 subnqn:nqn.2026-01.io.tenon:one'; may be repeated. Further words are
+    /// parameters of bdev_nvme_attach_controller, e.g. hdgst:true.
+    #[arg(long, value_name = "TRID", value_parser = trid::parse)]
+    pub nvmf: Vec<trid::Trid>,
     /// Device to put load on; may be repeated [default: all that nobody claims].
     #[arg(long, value_name = "NAME")]
     pub bdev: Vec<String>,

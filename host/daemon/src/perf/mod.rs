@@ -9,6 +9,7 @@ mod args;
 mod chart;
 mod stall;
 mod table;
+mod trid;
 mod units;
 
 use std::cell::Cell;
@@ -35,6 +36,7 @@ pub use args::PerfArgs;
 use crate::exit::{self, CONFIG, Exit, FAILURE, UNAVAILABLE, at_once};
 use crate::{host, logs, run};
 use stall::{Stall, Verdict};
+use trid::Trid;
 
 /// How long the reactors may take to end after everything is drained.
 const REACTORS_END: Duration = Duration::from_secs(5);
@@ -55,6 +57,7 @@ struct Order {
     config: Config,
     catalog: Catalog,
     plan: Plan,
+    controllers: Vec<Trid>,
     socket: Option<PathBuf>,
     events: Sender<Event>,
 }
@@ -67,7 +70,7 @@ thread_local! {
 /// Runs the command.
 pub fn perf(args: &PerfArgs) -> anyhow::Result<()> {
     let workload = args.workload().map_err(|reason| Exit::new(CONFIG, reason))?;
-    let config = host::read_config(Some(&args.config))?;
+    let config = host::read_config(args.config.as_deref())?;
     logs::install(run::level(&config, LevelFilter::Warn));
     let catalog = host::catalog(&config, &args.plugin_dir);
     let cpus = args.reactors.map(Cpus::Count);
@@ -75,7 +78,8 @@ pub fn perf(args: &PerfArgs) -> anyhow::Result<()> {
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
     let plan = Plan { bdevs: args.bdev.clone(), reactors: Vec::new(), workload };
-    let order = Order { config, catalog, plan, socket: args.rpc_socket.clone(), events };
+    let controllers = args.nvmf.clone();
+    let order = Order { config, catalog, plan, controllers, socket: args.rpc_socket.clone(), events };
     let control = reactors.control().clone();
     control.call(host::CONTROL_CALL, move || begin(order)).context("the control reactor does not answer")?;
     let shows_progress = args.progress || std::io::stderr().is_terminal();
@@ -163,7 +167,7 @@ fn finish(args: &PerfArgs, report: Box<Report>) -> anyhow::Result<()> {
 
 /// On the control reactor: starts the host, then the load.
 fn begin(order: Order) {
-    let Order { config, catalog, plan, socket, events } = order;
+    let Order { config, catalog, plan, controllers, socket, events } = order;
     let control = host::compose(&config, catalog, Rc::new(logs::handle(Vec::new)), Rc::new(Process));
     match socket.map(|path| Server::open(&path, Rc::new(control.clone()))).transpose() {
         Ok(server) => SERVER.set(server),
@@ -176,10 +180,40 @@ fn begin(order: Order) {
             failures.push(format!("{}: bdev {} waits for {}", entry.location, entry.name, entry.waits_for));
         }
         if failures.is_empty() {
-            begin_load(control, plan, events);
+            let chooses = plan.bdevs.is_empty();
+            attach(control, plan, controllers, chooses, events);
         } else {
             end(&control, &events, Some(Exit::new(UNAVAILABLE, failures.join("\n       "))));
         }
+    });
+}
+
+/// Attaches the controllers, one after the other; without a device named, their namespaces get the load.
+fn attach(
+    control: Control,
+    mut plan: Plan,
+    mut controllers: Vec<Trid>,
+    chooses: bool,
+    events: Sender<Event>,
+) {
+    if controllers.is_empty() {
+        return begin_load(control, plan, events);
+    }
+    let trid = controllers.remove(0);
+    let core = control.core().clone();
+    let params = trid.params(&format!("nvme{}", core.bdev_count()));
+    core.create("nvme", &params, move |result| match result {
+        Ok(answer) if answer.bdevs.is_empty() => {
+            let exit = Exit::new(UNAVAILABLE, format!("{trid}: the controller has no namespace"));
+            end(&control, &events, Some(exit));
+        }
+        Ok(answer) => {
+            if chooses {
+                plan.bdevs.extend(answer.bdevs);
+            }
+            attach(control, plan, controllers, chooses, events);
+        }
+        Err(error) => end(&control, &events, Some(Exit::new(UNAVAILABLE, format!("{trid}: {error}")))),
     });
 }
 
