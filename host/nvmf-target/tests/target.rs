@@ -538,6 +538,17 @@ fn every_log_page_and_feature_answers() {
         let identify = admin(AdminOpcode::IDENTIFY, nsid, cns, 0, 4096);
         assert_eq!(world.status(host.admin, identify, vec![]), StatusCode::SUCCESS, "cns {cns:#x}");
     }
+    let nothing = admin(AdminOpcode::IDENTIFY, 1, 0x18, 0, 4096);
+    assert_eq!(world.status(host.admin, nothing, vec![]), StatusCode::INVALID_FIELD);
+    let unknown = admin(AdminOpcode::FORMAT_NVM, 1, 0, 0, 0);
+    assert_eq!(world.status(host.admin, unknown, vec![]), StatusCode::INVALID_OPCODE);
+    world.finish();
+}
+
+#[test]
+fn what_is_uniform_here_is_told_all_the_same() {
+    let world = World::serving(20, &[("m0", 64)]);
+    let host = world.session("a", 1);
     let sets = world.command(host.admin, admin(AdminOpcode::IDENTIFY, 0, 4, 0, 4096), vec![]).data;
     assert_eq!((sets[0], sets[128], sets[130], sets[144..148].to_vec()), (1, 1, 1, vec![0, 0x80, 0, 0]));
     let feature = |opcode, cdw11| world.command(host.admin, admin(opcode, 0, 0x18, cdw11, 0), vec![]).cqe;
@@ -557,10 +568,6 @@ fn every_log_page_and_feature_answers() {
         let set = admin(AdminOpcode::SET_FEATURES, 0, 0x10, tmt1 << 16 | tmt2, 0);
         assert_eq!(world.status(host.admin, set, vec![]), code, "{tmt1} {tmt2}");
     }
-    let nothing = admin(AdminOpcode::IDENTIFY, 1, 0x18, 0, 4096);
-    assert_eq!(world.status(host.admin, nothing, vec![]), StatusCode::INVALID_FIELD);
-    let unknown = admin(AdminOpcode::FORMAT_NVM, 1, 0, 0, 0);
-    assert_eq!(world.status(host.admin, unknown, vec![]), StatusCode::INVALID_OPCODE);
     world.finish();
 }
 

@@ -599,4 +599,36 @@ pub(crate) mod tests {
         check(&|message, _| message[80..].fill(0), payload);
         check(&|message, _| message[20] ^= 1, FailureExplanation::AUTHENTICATION_FAILED);
     }
+
+    #[test]
+    fn no_message_whatever_its_bytes_breaks_a_transaction() {
+        let own = parties(HashId::SHA_256, DhGroupId::NULL);
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut chance = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        for _ in 0..20_000 {
+            let mut exchange = Exchange::new();
+            for _ in 0..3 {
+                let mut message = negotiate(&HASHES, &[DhGroupId::NULL]);
+                if chance().is_multiple_of(3) {
+                    message = vec![0; chance() as usize % 200];
+                }
+                for _ in 0..chance() % 4 {
+                    let at = chance() as usize % message.len().max(1);
+                    if let Some(byte) = message.get_mut(at) {
+                        *byte = [0, 1, 2, 0xf0, 0xf1, 0xff, chance() as u8][chance() as usize % 7];
+                    }
+                }
+                assert!(!send(&mut exchange, &message, &own), "nobody proves anything by chance");
+                let length = exchange.pending_len();
+                let received = exchange.poll_message().map(|received| received.message.len());
+                assert_eq!(received, length);
+            }
+            assert_eq!(exchange.proven, None);
+        }
+    }
 }

@@ -633,4 +633,39 @@ mod tests {
         }
         refused(&state, [0xff; 16], Request::Register { key: 1, persist: None }, StatusCode::INTERNAL_ERROR);
     }
+
+    #[test]
+    fn whatever_hosts_ask_the_state_stays_whole() {
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let mut chance = move |below: u64| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed >> 8) % below
+        };
+        let mut state = Reservations::default();
+        for _ in 0..100_000 {
+            let host = [A, B, C][chance(3) as usize];
+            let mut sqe: Sqe = crate::queue::command::zeroed();
+            sqe.opc = [0x0d, 0x11, 0x15, 0x0e][chance(4) as usize];
+            sqe.cdw10.set((chance(9) << 8 | chance(16) | chance(4) << 30) as u32);
+            let data: Vec<u8> = [chance(4), chance(4)].iter().flat_map(|key| key.to_le_bytes()).collect();
+            let data = &data[..[8, 16, 16][chance(3) as usize]];
+            let Ok(request) = Request::parse(&sqe, data) else { continue };
+            let Ok(outcome) = state.apply(host, &request) else { continue };
+            let next = outcome.next;
+            let is_whole = match next.held {
+                None => true,
+                Some(Held { rtype, by: Some(by) }) => {
+                    !rtype.is_all_registrants() && next.is_registrant(&by) && (1..=6).contains(&rtype.0)
+                }
+                Some(Held { rtype, by: None }) => rtype.is_all_registrants() && !next.registrants.is_empty(),
+            };
+            assert!(is_whole, "{request:?} made {next:?}");
+            assert!(outcome.notices.iter().all(|(told, _)| *told != host && state.is_registrant(told)));
+            assert!(outcome.aborted.iter().all(|other| !next.is_registrant(other)), "{request:?}");
+            assert!(next.registrants.values().all(|key| *key != 0));
+            state = next;
+        }
+    }
 }
