@@ -11,7 +11,7 @@ const HOST: &str = "nqn.2026-01.io.tenon:host";
 /// As `nvme gen-dhchap-key` makes them, for nobody.
 const DHCHAP_KEY: &str = "DHHC-1:00:yYcxRFIaRqM47yhSUQ+QkXcqTQkf+1Dc1OuJs26/RXJHzlE7:\n";
 
-fn address(traddr: &str) -> Value {
+fn address_of_loop(traddr: &str) -> Value {
     json!({ "trtype": "LOOP", "adrfam": "loop", "traddr": traddr, "trsvcid": "" })
 }
 
@@ -32,7 +32,7 @@ fn export(host: &mut Host) {
     assert_eq!(host.ok("nvmf_create_subsystem", create), true);
     let namespace = json!({ "nqn": NQN, "namespace": { "bdev_name": "m0", "nsid": 3 } });
     assert_eq!(host.ok("nvmf_subsystem_add_ns", namespace), 3);
-    let listener = json!({ "nqn": NQN, "tgt_name": "nvmf_tgt", "listen_address": address("a") });
+    let listener = json!({ "nqn": NQN, "tgt_name": "nvmf_tgt", "listen_address": address_of_loop("a") });
     assert_eq!(host.ok("nvmf_subsystem_add_listener", listener), true);
 }
 
@@ -43,7 +43,7 @@ fn a_device_is_exported_by_the_calls_existing_scripts_make() {
     export(&mut host);
     let shown = subsystem(&mut host);
     assert_eq!(shown["subtype"], "NVMe");
-    assert_eq!(shown["listen_addresses"], json!([address("a")]));
+    assert_eq!(shown["listen_addresses"], json!([address_of_loop("a")]));
     assert_eq!((&shown["serial_number"], &shown["max_namespaces"]), (&json!("TENON1"), &json!(8)));
     assert_eq!((&shown["min_cntlid"], &shown["max_cntlid"]), (&json!(10), &json!(20)));
     let uuid = host.ok("bdev_get_bdevs", json!({ "name": "m0" }))[0]["uuid"].clone();
@@ -108,14 +108,14 @@ fn what_is_exported_changes_by_calls() {
     ok(&mut host, "nvmf_subsystem_remove_ns", json!({ "nsid": 1 }));
     host.ok("bdev_malloc_delete", json!({ "name": "m1" }));
     // Paths.
-    let set = json!({ "listen_address": address("a"), "ana_state": "inaccessible", "anagrpid": 2 });
+    let set = json!({ "listen_address": address_of_loop("a"), "ana_state": "inaccessible", "anagrpid": 2 });
     ok(&mut host, "nvmf_subsystem_listener_set_ana_state", set);
     let states = ok(&mut host, "nvmf_subsystem_get_listeners", json!({}))[0]["ana_states"].clone();
     assert_eq!(states[1], json!({ "ana_group": 2, "ana_state": "inaccessible" }));
     assert_eq!(states[0]["ana_state"], "optimized");
-    let second = json!({ "listen_address": address("b"), "ana_state": "non_optimized" });
+    let second = json!({ "listen_address": address_of_loop("b"), "ana_state": "non_optimized" });
     ok(&mut host, "nvmf_subsystem_add_listener", second);
-    ok(&mut host, "nvmf_subsystem_remove_listener", json!({ "listen_address": address("a") }));
+    ok(&mut host, "nvmf_subsystem_remove_listener", json!({ "listen_address": address_of_loop("a") }));
     let listeners = ok(&mut host, "nvmf_subsystem_get_listeners", json!({}));
     assert_eq!(listeners[0]["address"]["traddr"], "b");
     assert_eq!(listeners[0]["ana_state"], "non_optimized");
@@ -145,6 +145,16 @@ fn referrals_and_options_are_kept_and_told() {
     assert_eq!(host.err("nvmf_discovery_add_referral", json!({ "address": address })).code, -17);
     assert_eq!(host.ok("nvmf_discovery_remove_referral", json!({ "address": address })), true);
     assert_eq!(host.err("nvmf_discovery_remove_referral", json!({ "address": address })).code, -2);
+    // The discovery subsystem listens on every address, and on those it is given.
+    host.ok("nvmf_create_transport", json!({ "trtype": "LOOP" }));
+    let discovery =
+        json!({ "nqn": "nqn.2014-08.org.nvmexpress.discovery", "listen_address": address_of_loop("d") });
+    host.ok("nvmf_subsystem_add_listener", discovery.clone());
+    let shown = host.ok("nvmf_get_subsystems", json!({}))[0]["listen_addresses"].clone();
+    assert_eq!(shown, json!([address_of_loop("d")]));
+    let text = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    assert!(text.contains("[[subsystem]]\nnqn = \"nqn.2014-08.org.nvmexpress.discovery\""), "{text}");
+    host.ok("nvmf_subsystem_remove_listener", discovery);
     host.ok("nvmf_set_config", json!({ "discovery_filter": "transport,svcid", "acceptor_poll_rate": 10000 }));
     host.ok("nvmf_set_max_subsystems", json!({ "max_subsystems": 1 }));
     host.ok("nvmf_set_crdt", json!({ "crdt1": 10, "crdt3": 30 }));
@@ -334,7 +344,7 @@ fn a_reload_changes_only_what_differs() {
     host.signal(Signal::HUP);
     wait_for("the reload", || (subsystem(&mut host)["namespaces"][1]["bdev_name"] == "m2").then_some(()));
     wait_for("the listener", || {
-        (subsystem(&mut host)["listen_addresses"] == json!([address("b")])).then_some(())
+        (subsystem(&mut host)["listen_addresses"] == json!([address_of_loop("b")])).then_some(())
     });
     let shown = subsystem(&mut host);
     assert_eq!(shown["namespaces"][0], before["namespaces"][0]);
@@ -424,6 +434,14 @@ fn check_refused(text: &str, words: &[&str]) {
 fn mistakes_in_exports_are_found_without_a_start() {
     let subsystem = "[[subsystem]]\nnqn = \"nqn.2026-01.io.tenon:a\"\n";
     check_refused("[[transport]]\ntrtype = \"LOPO\"\n", &["bad.toml:2", "LOPO", "did you mean `LOOP`"]);
+    check_refused(
+        "[[transport]]\ntrtype = \"LOOP\"\nmax_queue_dept = 4\n",
+        &["bad.toml:3", "max_queue_dept", "did you mean `max_queue_depth`"],
+    );
+    check_refused(
+        "[[transport]]\ntrtype = \"TCP\"\nmax_queue_depth = 1\n",
+        &["bad.toml:3", "max_queue_depth is 1", "2 to 4096"],
+    );
     check_refused(
         &format!("{subsystem}[[subsystem.listener]]\ntrtype = \"LOOP\"\ntraddr = \"a\"\n"),
         &["bad.toml:3", "there is no [[transport]] LOOP"],

@@ -130,7 +130,7 @@ pub use host::{Host, Reactor};
 pub use io::Io;
 pub use lend::Lender;
 pub use let_go::LetGo;
-pub use module::{Exported, Module, NoConfig, NoParams};
+pub use module::{Exported, Module, NoConfig, NoParams, transport_schema};
 pub use op::{BdevOp, OpSet};
 pub use queue::IoQueue;
 pub use spec::BdevSpec;

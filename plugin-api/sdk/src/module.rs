@@ -483,6 +483,19 @@ unsafe fn write_text(text: &str, buffer: *mut c_char, len: usize) {
     }
 }
 
+/// JSON Schema of a transport: the options of its `[[transport]]` table. For [`Module::schema`].
+#[must_use]
+pub fn transport_schema<T: schemars::JsonSchema>() -> serde_json::Value {
+    let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
+    let transport = generator.subschema_for::<T>();
+    serde_json::json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": { "transport": transport },
+        "$defs": generator.take_definitions(true),
+    })
+}
+
 fn schema_of<M: Module>() -> serde_json::Value {
     let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
     let bdev = generator.subschema_for::<M::Params>();

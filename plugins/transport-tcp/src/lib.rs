@@ -38,7 +38,9 @@ use std::ffi::c_void;
 
 use tenon_sdk::abi::Str;
 use tenon_sdk::abi::transport::{QUERY_TRANSPORT, TransportFlags, TransportV1};
-use tenon_sdk::{Error, Host, Module, NoConfig, NoParams, export_plugin};
+use tenon_sdk::{Error, Host, Module, NoConfig, export_plugin, transport_schema};
+
+use crate::config::TcpOptions;
 
 pub use fuzz::{fuzz_codec, fuzz_connection};
 pub use nvme_spec;
@@ -48,10 +50,19 @@ pub struct TcpTransport;
 
 impl Module for TcpTransport {
     type Config = NoConfig;
-    type Params = NoParams;
+    /// Of a `[[transport]]` table; the module makes no devices.
+    type Params = TcpOptions;
 
     fn init(_: Host, _: NoConfig) -> Result<Self, Error> {
         Ok(Self)
+    }
+
+    fn validate(options: &TcpOptions) -> Result<(), Error> {
+        options.check()
+    }
+
+    fn schema() -> serde_json::Value {
+        transport_schema::<TcpOptions>()
     }
 
     fn query(id: &str, version: u32) -> *const c_void {

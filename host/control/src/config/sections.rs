@@ -5,7 +5,8 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use schemars::{JsonSchema, Schema, schema_for};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -206,18 +207,26 @@ impl Config {
 /// JSON Schema of the host's own tables and the frame of the module tables.
 #[must_use]
 pub fn host_schema() -> Map<String, Value> {
-    let section = |schema: Schema| schema.to_value();
-    let list = |schema: Schema| serde_json::json!({ "type": "array", "items": schema.to_value() });
+    let list = |items: Value| serde_json::json!({ "type": "array", "items": items });
     Map::from_iter([
-        ("host".to_owned(), section(schema_for!(HostSection))),
-        ("plugins".to_owned(), section(schema_for!(PluginsSection))),
-        ("metrics".to_owned(), section(schema_for!(MetricsSection))),
-        ("bdev_options".to_owned(), section(schema_for!(BdevSection))),
-        ("nvmf".to_owned(), section(schema_for!(NvmfSection))),
-        ("key".to_owned(), list(schema_for!(KeyTable))),
-        ("subsystem".to_owned(), list(schema_for!(SubsystemTable))),
-        ("referral".to_owned(), list(schema_for!(ReferralTable))),
+        ("host".to_owned(), inline::<HostSection>()),
+        ("plugins".to_owned(), inline::<PluginsSection>()),
+        ("metrics".to_owned(), inline::<MetricsSection>()),
+        ("bdev_options".to_owned(), inline::<BdevSection>()),
+        ("nvmf".to_owned(), inline::<NvmfSection>()),
+        ("key".to_owned(), list(inline::<KeyTable>())),
+        ("subsystem".to_owned(), list(inline::<SubsystemTable>())),
+        ("referral".to_owned(), list(inline::<ReferralTable>())),
     ])
+}
+
+/// The schema of a type that refers to nothing: a reference would be looked for in the whole file's schema.
+fn inline<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    settings.into_generator().into_root_schema_for::<T>().to_value()
 }
 
 /// Keys a table of this type must have.
@@ -353,6 +362,13 @@ mod tests {
     #[track_caller]
     fn check_error(text: &str, expected: &str) {
         assert_eq!(parse(text).expect_err(text).to_string(), expected);
+    }
+
+    #[test]
+    fn the_schema_of_a_section_refers_to_nothing_outside() {
+        let text = serde_json::to_string(&host_schema()).unwrap();
+        assert!(!text.contains("$ref") && !text.contains("$schema"), "{text}");
+        assert!(text.contains("bdev_name") && text.contains("non_optimized"), "{text}");
     }
 
     #[test]
