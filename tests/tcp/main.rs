@@ -2,6 +2,7 @@
 //! honest hosts and others.
 #![forbid(unsafe_code)]
 
+mod secure;
 mod speaker;
 
 use std::io::{Read, Write};
@@ -18,6 +19,15 @@ const NQN: &str = "nqn.2026-01.io.tenon:tcp";
 const PLAIN: InitiatorOptions = InitiatorOptions::DEFAULT;
 const DIGESTS: InitiatorOptions =
     InitiatorOptions { needs_header_digest: true, needs_data_digest: true, ..InitiatorOptions::DEFAULT };
+
+/// Waits until the transport has no connection.
+fn wait_for_gone(host: &mut Host) {
+    wait_for("connections to go", || {
+        let stats = host.ok("nvmf_get_stats", json!({}));
+        let groups = stats["poll_groups"].as_array().expect("groups").clone();
+        groups.iter().all(|group| group["transports"][0]["connections"] == 0).then_some(())
+    });
+}
 
 /// A process that serves a device of 16 MiB.
 struct Served {

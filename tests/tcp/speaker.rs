@@ -25,9 +25,14 @@ use transport_tcp::connection::{
 use transport_tcp::nvme_spec;
 use zerocopy::{FromZeros, IntoBytes};
 
+/// What bytes go through: a socket, or a program that encrypts them.
+pub trait Wire: Read + Write {}
+
+impl<T: Read + Write> Wire for T {}
+
 /// One queue of a host.
 pub struct Speaker {
-    pub stream: TcpStream,
+    stream: Box<dyn Wire>,
     connection: InitiatorConnection,
     memory: Vec<Vec<u8>>,
     inbox: Vec<u8>,
@@ -60,6 +65,11 @@ impl Speaker {
         stream.set_read_timeout(Some(PATIENCE)).expect("a time");
         stream.set_write_timeout(Some(PATIENCE)).expect("a time");
         stream.set_nodelay(true).expect("tcp");
+        Speaker::over(Box::new(stream), options)
+    }
+
+    /// Uses bytes that go another way.
+    pub fn over(stream: Box<dyn Wire>, options: InitiatorOptions) -> Speaker {
         let connection = InitiatorConnection::new(options, 0).expect("options in range");
         let memory = vec![Vec::new(); connection.slots()];
         Speaker {
@@ -78,6 +88,13 @@ impl Speaker {
     /// Connects as an admin queue and enables the controller; returns its identifier.
     pub fn admin(address: SocketAddr, options: InitiatorOptions, nqn: &str) -> (Speaker, u16) {
         let mut speaker = Speaker::open(address, options);
+        let cntlid = speaker.become_admin(nqn);
+        (speaker, cntlid)
+    }
+
+    /// As [`Speaker::admin`], after the handshake.
+    pub fn become_admin(&mut self, nqn: &str) -> u16 {
+        let speaker = self;
         let cqe = speaker.connect(nqn, 0, 0xffff);
         assert!(cqe.status.is_success(), "{cqe:?}");
         let mut enable = PropertySet::new_zeroed();
@@ -87,16 +104,29 @@ impl Speaker {
         enable.value.set(0x0046_0001);
         let (enabled, _) = speaker.command(Sqe::from_view(&enable), Data::None);
         assert!(enabled.status.is_success(), "{enabled:?}");
-        (speaker, cqe.dw0.get() as u16)
+        cqe.dw0.get() as u16
+    }
+
+    /// Shakes hands; false if the connection ends instead.
+    pub fn shakes_hands(&mut self) -> bool {
+        self.until(|speaker| {
+            speaker.connection.state() == ConnectionState::Ready || speaker.ending.is_some()
+        });
+        self.ending.is_none()
     }
 
     /// Connects as I/O queue `qid`.
     pub fn io(address: SocketAddr, options: InitiatorOptions, nqn: &str, qid: u16, cntlid: u16) -> Speaker {
         let mut speaker = Speaker::open(address, options);
-        let cqe = speaker.connect(nqn, qid, cntlid);
-        assert!(cqe.status.is_success(), "{cqe:?}");
-        speaker.connection.set_in_capsule_bytes(4096);
+        speaker.become_io(nqn, qid, cntlid);
         speaker
+    }
+
+    /// As [`Speaker::io`], after the handshake.
+    pub fn become_io(&mut self, nqn: &str, qid: u16, cntlid: u16) {
+        let cqe = self.connect(nqn, qid, cntlid);
+        assert!(cqe.status.is_success(), "{cqe:?}");
+        self.connection.set_in_capsule_bytes(4096);
     }
 
     pub fn connect(&mut self, nqn: &str, qid: u16, cntlid: u16) -> Cqe {
@@ -109,7 +139,7 @@ impl Speaker {
         data.hostid = HostId([7; 16]);
         data.cntlid.set(cntlid);
         data.subnqn = NqnField::new(nqn).expect("a name");
-        data.hostnqn = NqnField::new("nqn.2026-01.io.tenon:speaker").expect("a name");
+        data.hostnqn = NqnField::new(HOSTNQN).expect("a name");
         self.command(Sqe::from_view(&command), Data::Out(data.as_bytes())).0
     }
 
@@ -251,7 +281,7 @@ impl Speaker {
             if std::mem::take(&mut self.damages) {
                 *out.last_mut().expect("not empty") ^= 1;
             }
-            if self.stream.write_all(&out).is_err() {
+            if self.stream.write_all(&out).and_then(|()| self.stream.flush()).is_err() {
                 return self.eof();
             }
             self.connection.handle_written(out.len(), now_ns);
@@ -259,6 +289,9 @@ impl Speaker {
         }
     }
 }
+
+/// The name of every speaker.
+pub const HOSTNQN: &str = "nqn.2026-01.io.tenon:speaker";
 
 /// A command that reads or writes blocks of 512 bytes of namespace 1.
 pub fn rw(opcode: IoOpcode, slba: u64, len: usize) -> Sqe {

@@ -47,6 +47,8 @@ const PACKAGES: &[DebianPackage] = &[
         group: Group::Base,
         reason: "linker for Rust, compiler for the plugin example in C and for -sys crates",
     },
+    DebianPackage { name: "libssl-dev", group: Group::Base, reason: "TLS of the TCP transport" },
+    DebianPackage { name: "pkg-config", group: Group::Base, reason: "finds libssl" },
     DebianPackage { name: "fio", group: Group::Bench, reason: "load generator of the benchmarks" },
     DebianPackage {
         name: "linux-source-6.12",
@@ -109,6 +111,8 @@ fn is_installed(package: &str) -> bool {
 fn program_of(package: &'static str) -> &'static str {
     match package {
         "build-essential" => "cc",
+        // Its headers come with the program elsewhere.
+        "libssl-dev" => "openssl",
         other => other,
     }
 }

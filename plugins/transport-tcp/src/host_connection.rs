@@ -31,6 +31,7 @@ use tenon_sdk::abi::transport::target::{
 use tenon_sdk::abi::transport::{CloseReason, Direction, TransportId};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::channel::Channel;
 use crate::codec::extend_digest;
 use crate::connection::options::OptionError;
 use crate::connection::{ConnectionState, Ending, Piece, Placement, Slot, TargetConnection, TargetEvent};
@@ -76,7 +77,9 @@ pub struct HostConnection {
     pub opened_ns: u64,
     peer: SocketAddr,
     local: SocketAddr,
-    socket: RefCell<Option<Socket>>,
+    channel: RefCell<Option<Channel>>,
+    /// The channel's own handshake is not done.
+    is_securing: Cell<bool>,
     protocol: RefCell<TargetConnection>,
     inbox: RefCell<Inbox>,
     /// Received bytes that wait for a command's end, from an offset on.
@@ -122,7 +125,8 @@ impl HostConnection {
                 opened_ns: now_ns,
                 peer: accepted.peer,
                 local: accepted.local,
-                socket: RefCell::new(Some(accepted.socket)),
+                is_securing: Cell::new(accepted.channel.is_secure()),
+                channel: RefCell::new(Some(accepted.channel)),
                 protocol: RefCell::new(protocol),
                 inbox: RefCell::new(inbox),
                 pending: RefCell::new(None),
@@ -151,7 +155,7 @@ impl HostConnection {
     }
 
     pub fn with_socket<T>(&self, f: impl FnOnce(&Socket) -> T) -> Option<T> {
-        self.socket.borrow().as_ref().map(f)
+        self.channel.borrow().as_ref().map(|channel| f(channel.socket()))
     }
 
     /// The socket's state changed.
@@ -176,7 +180,7 @@ impl HostConnection {
         self.settle(now_ns);
         let may_receive = self.phase.get().receives()
             && (self.is_readable.get() && !self.inbox_is_blocked() || self.pending_can_go_on());
-        let may_send = self.is_writable.get() && self.socket.borrow().is_some() && self.has_output();
+        let may_send = self.is_writable.get() && self.channel.borrow().is_some() && self.has_output();
         may_receive || may_send
     }
 
@@ -224,7 +228,7 @@ impl HostConnection {
     pub fn freed(&self) -> bool {
         self.queue_pair.set(std::ptr::null_mut());
         let is_told = self.protocol.borrow().state() == ConnectionState::Terminating;
-        let event = if is_told && self.socket.borrow().is_some() {
+        let event = if is_told && self.channel.borrow().is_some() {
             PhaseEvent::FreedEarly
         } else {
             PhaseEvent::Freed
@@ -273,6 +277,9 @@ impl HostConnection {
 /// Receiving.
 impl HostConnection {
     fn take_in(&self, now_ns: u64) {
+        if self.is_securing.get() && !self.secure() {
+            return;
+        }
         let pending =
             if self.protocol.borrow().is_stalled() { None } else { self.pending.borrow_mut().take() };
         if let Some((room, from)) = pending {
@@ -292,6 +299,29 @@ impl HostConnection {
         }
     }
 
+    /// Goes on with the channel's handshake; true when it is done.
+    #[cold]
+    fn secure(&self) -> bool {
+        let result = self.channel.borrow().as_ref().map_or(Ok(false), Channel::handshake);
+        match result {
+            Ok(true) => {
+                self.is_securing.set(false);
+                self.is_readable.set(true);
+                true
+            }
+            Ok(false) => {
+                self.is_readable.set(self.is_half_closed.get());
+                false
+            }
+            Err(error) => {
+                self.shared.note("channel cannot be secured", self.peer, &error);
+                self.lost(None);
+                self.close_reason.set(CloseReason::SECURITY);
+                false
+            }
+        }
+    }
+
     /// Receives once; data of a command goes straight to its memory. `Err(None)`: the stream ended.
     fn receive(&self, room: &mut Room, now_ns: u64) -> Result<(), Option<io::Error>> {
         let placement = self.protocol.borrow().placement();
@@ -305,10 +335,10 @@ impl HostConnection {
         let is_large = self.large_receives.get() > 0;
         pieces.push(room.spare(if is_large { SMALL_RECEIVE_BYTES } else { usize::MAX }));
         let asked = placed + pieces[pieces.len() - 1].len;
-        let socket = self.socket.borrow();
-        let received = match socket.as_ref() {
+        let channel = self.channel.borrow();
+        let received = match channel.as_ref() {
             // SAFETY: the pieces are a command's memory that is being received to, and a chunk's unused part.
-            Some(socket) => unsafe { socket.receive(&pieces) },
+            Some(channel) => unsafe { channel.receive(&pieces) },
             None => Ok(Some(0)),
         };
         self.shared.counters.receives.set(self.shared.counters.receives.get() + 1);
@@ -382,15 +412,19 @@ impl HostConnection {
     #[cold]
     fn open(&self) {
         let (peer, local) = (TextAddress::of(&self.peer), TextAddress::of(&self.local));
+        let (is_secure, identity) = match self.channel.borrow().as_ref() {
+            Some(channel) => (channel.is_secure(), channel.identity().unwrap_or_default()),
+            None => (false, String::new()),
+        };
         let info = ConnectionInfo {
             size: size_of::<ConnectionInfo>() as u32,
             queue_depth: self.shared.protocol.queue_depth.into(),
             in_capsule_size: self.shared.protocol.in_capsule_bytes,
-            secure: 0,
+            secure: u32::from(is_secure),
             peer: peer.id(),
             local: local.id(),
             listener: self.listener,
-            psk_identity: Str::EMPTY,
+            psk_identity: Str::new(&identity),
         };
         let own = std::ptr::from_ref(self).cast_mut().cast();
         let mut queue_pair = std::ptr::null_mut();
@@ -624,11 +658,11 @@ impl HostConnection {
         }
         drop(protocol);
         let due: usize = pieces.iter().map(|piece| piece.len).sum();
-        let socket = self.socket.borrow();
-        let Some(connected) = socket.as_ref() else { return false };
+        let channel = self.channel.borrow();
+        let Some(connected) = channel.as_ref() else { return false };
         // SAFETY: headers stay until they are written, payload until its request is released.
         let sent = unsafe { connected.send(&pieces) };
-        drop((socket, pieces));
+        drop((channel, pieces));
         self.shared.counters.sends.set(self.shared.counters.sends.get() + 1);
         match sent {
             Ok(sent) => {
@@ -722,7 +756,7 @@ impl HostConnection {
         }
         if self.protocol.borrow().state() == ConnectionState::Closed {
             // Closing the descriptor also ends its watch.
-            drop(self.socket.borrow_mut().take());
+            drop(self.channel.borrow_mut().take());
             self.advance(PhaseEvent::SocketClosed);
         }
         if self.advance(PhaseEvent::Told) {

@@ -18,6 +18,7 @@
 //! cited are those of the NVM Express TCP Transport Specification, revision 1.0.
 // UNSAFETY: answers a query with a raw pointer to a static table.
 
+mod channel;
 pub mod codec;
 pub mod config;
 pub mod connection;
@@ -33,6 +34,8 @@ mod phase;
 mod poll_group;
 pub mod socket;
 mod target;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::ffi::c_void;
 
@@ -73,7 +76,10 @@ impl Module for TcpTransport {
 static TRANSPORT: TransportV1 = TransportV1 {
     size: size_of::<TransportV1>() as u32,
     flags: TransportFlags(
-        TransportFlags::IN_CAPSULE_DATA.0 | TransportFlags::ANY_MEMORY.0 | TransportFlags::LENT_MEMORY.0,
+        TransportFlags::IN_CAPSULE_DATA.0
+            | TransportFlags::ANY_MEMORY.0
+            | TransportFlags::LENT_MEMORY.0
+            | if cfg!(feature = "tls") { TransportFlags::SECURE_CHANNEL.0 } else { 0 },
     ),
     name: Str::new("TCP"),
     trtype: target::TRTYPE_TCP as u32,

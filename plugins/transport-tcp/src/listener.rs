@@ -18,16 +18,19 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use tenon_sdk::{Error, FdWatch, Host, Timer};
 
+use crate::channel::Channel;
 use crate::socket::{Socket, SocketOptions, address_of};
 
 /// A connection that was accepted and belongs to no reactor yet.
-#[derive(Debug)]
 pub struct Accepted {
     pub listener: u64,
-    pub socket: Socket,
+    pub channel: Channel,
     pub peer: SocketAddr,
     pub local: SocketAddr,
 }
+
+/// Makes a channel of an accepted socket.
+pub type Dress = dyn Fn(Socket) -> std::io::Result<Channel>;
 
 /// Takes an accepted connection, or says by `-errno` why it does not.
 pub type Announce = dyn Fn(*mut c_void) -> i32;
@@ -43,6 +46,7 @@ struct Inner {
     fd: OwnedFd,
     address: SocketAddr,
     options: SocketOptions,
+    dress: Box<Dress>,
     announce: Box<Announce>,
     watch: RefCell<Option<FdWatch>>,
     pause: RefCell<Option<Timer>>,
@@ -60,6 +64,7 @@ impl Listener {
         address: SocketAddr,
         backlog: u32,
         options: SocketOptions,
+        dress: Box<Dress>,
         announce: Box<Announce>,
     ) -> Result<Self, Error> {
         let fd = bind(address, backlog).map_err(|error| {
@@ -73,6 +78,7 @@ impl Listener {
             fd,
             address: bound,
             options,
+            dress,
             announce,
             watch: RefCell::default(),
             pause: RefCell::default(),
@@ -120,7 +126,7 @@ impl Inner {
     fn hand_over(&self, fd: OwnedFd, peer: Option<rustix::net::SocketAddrAny>) {
         let accepted = Socket::accepted(fd, &self.options).and_then(|socket| {
             let (peer, local) = (address_of(peer)?, socket.local()?);
-            Ok(Accepted { listener: self.number, socket, peer, local })
+            Ok(Accepted { listener: self.number, channel: (self.dress)(socket)?, peer, local })
         });
         match accepted {
             Ok(accepted) => {

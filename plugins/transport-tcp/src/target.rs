@@ -21,9 +21,10 @@ use tenon_sdk::abi::{JsonSink, OpToken as RawToken, Str};
 use tenon_sdk::{Error, Exported, Host, OpToken, errno};
 
 use crate::TcpTransport;
+use crate::channel::Channel;
 use crate::config::{ListenerOptions, TcpOptions};
 use crate::host_connection::HostConnection;
-use crate::listener::{Accepted, Listener};
+use crate::listener::{Accepted, Dress, Listener};
 use crate::poll_group::PollGroup;
 
 /// An instance of the transport at a target.
@@ -33,7 +34,7 @@ struct Instance {
     api: &'static NvmfTargetApiV1,
     options: TcpOptions,
     /// Control reactor only.
-    listeners: RefCell<HashMap<u64, Listener>>,
+    listeners: RefCell<HashMap<u64, (Listener, ListenerOptions)>>,
     groups: Arc<Groups>,
 }
 
@@ -52,6 +53,36 @@ unsafe impl Send for GroupPointer {}
 impl Groups {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Option<u32>, GroupPointer>> {
         self.by_reactor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Instance {
+    /// What becomes of accepted sockets: a channel, secured if that is wanted.
+    #[cfg(feature = "tls")]
+    fn dress(&self, listener: u64, is_secure: bool) -> Result<Box<Dress>, Error> {
+        if !is_secure {
+            return Ok(Box::new(|socket| Ok(Channel::Plain(socket))));
+        }
+        let (api, host) = (self.api, self.host);
+        Ok(Box::new(move |socket| {
+            let lookup = move |identity: &str, key: &mut [u8]| {
+                // SAFETY: the target core's function, for any thread; text and room live until it returns.
+                let len = unsafe {
+                    (api.psk_lookup)(host, listener, Str::new(identity), key.as_mut_ptr(), key.len())
+                };
+                usize::try_from(len).ok()
+            };
+            crate::tls::SecureChannel::accept(socket, Box::new(lookup)).map(Channel::Secure)
+        }))
+    }
+
+    /// As above, in a build without TLS.
+    #[cfg(not(feature = "tls"))]
+    fn dress(&self, _: u64, is_secure: bool) -> Result<Box<Dress>, Error> {
+        if is_secure {
+            return Err(Error::not_supported("secure_channel is true, and this build has no TLS"));
+        }
+        Ok(Box::new(|socket| Ok(Channel::Plain(socket))))
     }
 }
 
@@ -184,15 +215,14 @@ unsafe extern "C" fn listen(
             let address = socket_address(&*address)?;
             let text = options_json.as_str().ok_or_else(|| Error::invalid("options are not text"))?;
             let options: ListenerOptions = serde_json::from_str(text)?;
-            if options.secure_channel {
-                return Err(Error::not_supported("this build has no TLS").object(address.to_string()));
-            }
+            let dress = own.dress(listener, options.secure_channel)?;
             let (api, host) = (own.api, own.host);
             let announce = move |connection| (api.connection_new)(host, listener, connection);
             let backlog = own.options.acceptor_backlog;
             let socket = own.options.socket();
-            let opened = Listener::open(own.sdk, listener, address, backlog, socket, Box::new(announce))?;
-            own.listeners.borrow_mut().insert(listener, opened);
+            let opened =
+                Listener::open(own.sdk, listener, address, backlog, socket, dress, Box::new(announce))?;
+            own.listeners.borrow_mut().insert(listener, (opened, options));
             Ok(())
         });
     }
@@ -238,11 +268,11 @@ unsafe extern "C" fn listener_discover(
 ) -> i32 {
     // SAFETY: the instance exists; `out` is the target core's.
     unsafe {
-        if !instance(transport).listeners.borrow().contains_key(&listener) {
-            return errno::ENOENT;
-        }
-        (*out).treq = TREQ_NOT_REQUIRED;
-        (*out).tsas[0] = SECURITY_NONE;
+        let listeners = instance(transport).listeners.borrow();
+        let Some((_, options)) = listeners.get(&listener) else { return errno::ENOENT };
+        let is_secure = options.secure_channel;
+        (*out).treq = if is_secure { TREQ_REQUIRED } else { TREQ_NOT_SPECIFIED };
+        (*out).tsas[0] = if is_secure { SECURITY_TLS_1_3 } else { SECURITY_NONE };
     }
     0
 }
@@ -329,9 +359,12 @@ pub const TRTYPE_TCP: u8 = 3;
 pub const FAMILY_IPV4: u8 = 1;
 /// IPv6.
 pub const FAMILY_IPV6: u8 = 2;
-/// TREQ: a secure channel is not required.
-const TREQ_NOT_REQUIRED: u8 = 0b10;
-/// SECTYPE: no security.
+/// TREQ: whether a secure channel is required. Without one nothing is said, as some hosts know only what is so
+/// common.
+const TREQ_NOT_SPECIFIED: u8 = 0b00;
+const TREQ_REQUIRED: u8 = 0b01;
+/// SECTYPE.
 const SECURITY_NONE: u8 = 0;
+const SECURITY_TLS_1_3: u8 = 2;
 /// The port assigned to NVMe over TCP.
 const DEFAULT_PORT: u16 = 4420;

@@ -29,6 +29,14 @@ impl PskDirectory {
     }
 }
 
+/// Whether a channel that this identity secures may be used by a host for a subsystem, or, without one, for
+/// discovery.
+pub(crate) fn is_identity_of(identity: &str, hostnqn: &str, subnqn: Option<&str>) -> bool {
+    Identity::parse(identity).is_some_and(|identity| {
+        identity.hostnqn == hostnqn && subnqn.is_none_or(|subnqn| identity.subnqn == subnqn)
+    })
+}
+
 impl Target {
     /// Makes the directory say what the hosts of a subsystem have now.
     pub(crate) fn publish_psks(&self, subsystem: &Subsystem, is_gone: bool) {
@@ -44,5 +52,21 @@ impl Target {
                 keys.insert((hostnqn.clone(), subsystem.nqn.clone()), key);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_good_for_its_own_names_only() {
+        let identity = "NVMe0R01 nqn.2026-01.io.tenon:host nqn.2026-01.io.tenon:one";
+        let (host, one) = ("nqn.2026-01.io.tenon:host", "nqn.2026-01.io.tenon:one");
+        assert!(is_identity_of(identity, host, Some(one)));
+        assert!(is_identity_of(identity, host, None));
+        assert!(!is_identity_of(identity, host, Some("nqn.2026-01.io.tenon:two")));
+        assert!(!is_identity_of(identity, one, Some(one)));
+        assert!(!is_identity_of("", host, None));
     }
 }

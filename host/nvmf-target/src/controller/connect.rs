@@ -18,6 +18,7 @@ use zerocopy::FromBytes;
 use super::Controller;
 use super::aer::Events;
 use super::features::Features;
+use crate::auth::psk::is_identity_of;
 use crate::queue::interface::{Access, Answer, Association, Capsule, Opening};
 use crate::subsystem::{Subsystem, SubsystemState};
 use crate::target::{QueueRecord, Target};
@@ -76,7 +77,10 @@ impl Target {
         let is_reachable = subsystem.is_discovery || subsystem.listeners.borrow().contains_key(&listener);
         let is_secure_enough = capsule.facts.is_secure
             || !self.inner.listeners.borrow().get(&listener).is_some_and(|listener| listener.is_secure);
-        if !is_reachable || !is_secure_enough || !subsystem.allows(hostnqn) {
+        let named = (!subsystem.is_discovery).then_some(subnqn);
+        let is_own_channel =
+            !capsule.facts.is_secure || is_identity_of(&capsule.facts.psk_identity, hostnqn, named);
+        if !is_reachable || !is_secure_enough || !is_own_channel || !subsystem.allows(hostnqn) {
             return Err(Answer::refuse(StatusCode::CONNECT_INVALID_HOST));
         }
         if connect.qid.get() == 0 {

@@ -42,6 +42,8 @@ pub(crate) struct ConnectionFacts {
     pub queue_depth: u32,
     pub in_capsule_size: u32,
     pub is_secure: bool,
+    /// Identity whose key secures the channel.
+    pub psk_identity: String,
     pub peer: String,
 }
 

@@ -106,6 +106,7 @@ unsafe extern "C" fn queue_pair_open(
             queue_depth: info.queue_depth,
             in_capsule_size: info.in_capsule_size,
             is_secure: info.secure != 0,
+            psk_identity: text(info.psk_identity),
             peer: format!("{}:{}", text(info.peer.traddr), text(info.peer.trsvcid)),
         }
     };

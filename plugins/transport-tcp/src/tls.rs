@@ -1,0 +1,326 @@
+//! Secure channels: TLS 1.3 with a pre-shared key, at the target's end.
+//!
+//! The only file that knows OpenSSL, and only built with the feature `tls`. A
+//! client names an identity, the target core knows its key; nothing else is
+//! accepted, no certificate, no ticket, no early data. Where the kernel can
+//! encrypt, OpenSSL lets it. NVMe/TCP 1.0 §3.6.
+// UNSAFETY: OpenSSL is a C library; one of its callbacks gets our pointer back.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{c_char, c_int, c_long, c_uchar, c_void};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::{NonNull, null_mut};
+use std::sync::OnceLock;
+
+use openssl_sys as ffi;
+use tenon_sdk::IoVec;
+
+use crate::socket::Socket;
+
+/// Finds the key of an identity: writes it and returns its length.
+pub type KeyLookup = dyn Fn(&str, &mut [u8]) -> Option<usize>;
+
+/// A socket whose bytes are encrypted.
+pub struct SecureChannel {
+    ssl: NonNull<ffi::SSL>,
+    socket: Socket,
+    identities: Box<Identities>,
+    /// A record's worth of pieces, in one piece.
+    record: RefCell<Box<[u8]>>,
+    /// The peer has sent its last byte.
+    is_over: Cell<bool>,
+}
+
+/// What the callback of a handshake works with.
+struct Identities {
+    lookup: Box<KeyLookup>,
+    /// The identity whose key was found.
+    found: RefCell<Option<String>>,
+}
+
+/// One context serves all channels.
+struct Context(NonNull<ffi::SSL_CTX>);
+
+// SAFETY: a context that is no longer changed may be used by any thread.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+/// OpenSSL's callback for pre-shared keys of TLS 1.3.
+type FindSession =
+    unsafe extern "C" fn(*mut ffi::SSL, *const c_uchar, usize, *mut *mut ffi::SSL_SESSION) -> c_int;
+
+// What `openssl-sys` does not declare of the library that it links.
+unsafe extern "C" {
+    fn SSL_CTX_set_psk_find_session_callback(ctx: *mut ffi::SSL_CTX, callback: FindSession);
+    fn SSL_set_fd(ssl: *mut ffi::SSL, fd: c_int) -> c_int;
+    fn SSL_CIPHER_find(ssl: *mut ffi::SSL, id: *const c_uchar) -> *const ffi::SSL_CIPHER;
+    fn SSL_SESSION_new() -> *mut ffi::SSL_SESSION;
+    fn SSL_SESSION_set1_master_key(session: *mut ffi::SSL_SESSION, key: *const c_uchar, len: usize) -> c_int;
+    fn SSL_SESSION_set_cipher(session: *mut ffi::SSL_SESSION, cipher: *const ffi::SSL_CIPHER) -> c_int;
+    fn SSL_SESSION_set_protocol_version(session: *mut ffi::SSL_SESSION, version: c_int) -> c_int;
+    fn ERR_error_string_n(code: std::ffi::c_ulong, text: *mut c_char, len: usize);
+}
+
+/// What one call of OpenSSL came to.
+enum Step {
+    Moved(usize),
+    Blocked,
+    Over,
+}
+
+impl SecureChannel {
+    /// Makes a channel of an accepted socket, which begins with a handshake.
+    pub fn accept(socket: Socket, lookup: Box<KeyLookup>) -> io::Result<Self> {
+        let context = context()?;
+        // SAFETY: the context lives as long as the process.
+        let ssl = NonNull::new(unsafe { ffi::SSL_new(context.0.as_ptr()) }).ok_or_else(last_error)?;
+        let identities = Box::new(Identities { lookup, found: RefCell::new(None) });
+        let record = RefCell::new(vec![0; RECORD_BYTES].into());
+        let channel = Self { ssl, socket, identities, record, is_over: Cell::new(false) };
+        let identities = (&raw const *channel.identities).cast_mut().cast::<c_void>();
+        // SAFETY: the descriptor and the box live as long as `ssl`, which is freed first.
+        let is_set = unsafe {
+            ffi::SSL_set_ex_data(ssl.as_ptr(), 0, identities) == 1
+                && SSL_set_fd(ssl.as_ptr(), channel.socket.as_fd().as_raw_fd()) == 1
+        };
+        if is_set { Ok(channel) } else { Err(last_error()) }
+    }
+
+    /// Goes on with the handshake; true when it is done.
+    pub fn handshake(&self) -> io::Result<bool> {
+        // SAFETY: `ssl` is alive, and this is its thread.
+        let result = unsafe {
+            ffi::ERR_clear_error();
+            ffi::SSL_accept(self.ssl.as_ptr())
+        };
+        if result == 1 {
+            return Ok(true);
+        }
+        match self.step(result)? {
+            Step::Over => Err(io::ErrorKind::UnexpectedEof.into()),
+            Step::Moved(_) | Step::Blocked => Ok(false),
+        }
+    }
+
+    /// The identity whose key secures the channel.
+    pub fn identity(&self) -> Option<String> {
+        self.identities.found.borrow().clone()
+    }
+
+    /// The socket below.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// As [`Socket::send`].
+    ///
+    /// # Safety
+    /// Every piece is readable memory.
+    pub unsafe fn send(&self, pieces: &[IoVec]) -> io::Result<Option<usize>> {
+        let mut record = self.record.borrow_mut();
+        let (mut sent, mut piece, mut skip) = (0, 0, 0);
+        // Until all is sent or there is no room: less would tell the caller that there is none.
+        loop {
+            let mut len = 0;
+            while len < record.len() && piece < pieces.len() {
+                let own = &pieces[piece];
+                let count = (own.len - skip).min(record.len() - len);
+                // SAFETY: the caller vouches for the piece; both ranges are inside theirs and do not overlap.
+                unsafe {
+                    let from = own.base.cast::<u8>().add(skip);
+                    record[len..].as_mut_ptr().copy_from_nonoverlapping(from, count);
+                }
+                (len, skip) = (len + count, skip + count);
+                if skip == own.len {
+                    (piece, skip) = (piece + 1, 0);
+                }
+            }
+            if len == 0 {
+                break;
+            }
+            match self.write(&record[..len])? {
+                // What was not taken is presented again, by the next call of this function.
+                Step::Moved(count) if count < len => return Ok(Some(sent + count)),
+                Step::Moved(count) => sent += count,
+                Step::Blocked => break,
+                Step::Over => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+        Ok((sent > 0).then_some(sent))
+    }
+
+    /// As [`Socket::receive`].
+    ///
+    /// # Safety
+    /// Every piece is writable memory that nobody else looks at.
+    pub unsafe fn receive(&self, pieces: &[IoVec]) -> io::Result<Option<usize>> {
+        let mut received = 0;
+        for piece in pieces {
+            let mut at = 0;
+            while at < piece.len && !self.is_over.get() {
+                // SAFETY: the range is inside the piece, for which the caller vouches.
+                let step = unsafe { self.read(piece.base.cast::<u8>().add(at), piece.len - at)? };
+                match step {
+                    Step::Moved(count) => at += count,
+                    Step::Over => self.is_over.set(true),
+                    Step::Blocked => return Ok((received + at > 0).then_some(received + at)),
+                }
+            }
+            received += at;
+        }
+        Ok(Some(received))
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<Step> {
+        let len = c_int::try_from(bytes.len()).unwrap_or(c_int::MAX);
+        // SAFETY: `ssl` is alive, this is its thread, and the bytes live until the call returns.
+        let result = unsafe {
+            ffi::ERR_clear_error();
+            ffi::SSL_write(self.ssl.as_ptr(), bytes.as_ptr().cast(), len)
+        };
+        self.step(result)
+    }
+
+    /// # Safety
+    /// `len` bytes from `base` on are writable.
+    unsafe fn read(&self, base: *mut u8, len: usize) -> io::Result<Step> {
+        let len = c_int::try_from(len).unwrap_or(c_int::MAX);
+        // SAFETY: `ssl` is alive, this is its thread, and the caller vouches for the memory.
+        let result = unsafe {
+            ffi::ERR_clear_error();
+            ffi::SSL_read(self.ssl.as_ptr(), base.cast(), len)
+        };
+        self.step(result)
+    }
+
+    fn step(&self, result: c_int) -> io::Result<Step> {
+        if let Ok(count @ 1..) = usize::try_from(result) {
+            return Ok(Step::Moved(count));
+        }
+        let system = io::Error::last_os_error();
+        // SAFETY: `ssl` is alive; nothing was called since.
+        match unsafe { ffi::SSL_get_error(self.ssl.as_ptr(), result) } {
+            ffi::SSL_ERROR_WANT_READ | ffi::SSL_ERROR_WANT_WRITE => Ok(Step::Blocked),
+            ffi::SSL_ERROR_ZERO_RETURN => Ok(Step::Over),
+            ffi::SSL_ERROR_SYSCALL if result == 0 => Ok(Step::Over),
+            ffi::SSL_ERROR_SYSCALL => Err(system),
+            _ => Err(last_error()),
+        }
+    }
+}
+
+impl Drop for SecureChannel {
+    fn drop(&mut self) {
+        // SAFETY: made by `accept` and freed once; the descriptor is the socket's, which closes it.
+        unsafe { ffi::SSL_free(self.ssl.as_ptr()) };
+    }
+}
+
+/// The context, made when it is first needed.
+fn context() -> io::Result<&'static Context> {
+    static CONTEXT: OnceLock<Option<Context>> = OnceLock::new();
+    CONTEXT.get_or_init(make_context).as_ref().ok_or_else(last_error)
+}
+
+fn make_context() -> Option<Context> {
+    // SAFETY: plain calls on a context that only this thread has yet.
+    unsafe {
+        let context = NonNull::new(ffi::SSL_CTX_new(ffi::TLS_server_method()))?;
+        let raw = context.as_ptr();
+        let set_minimum = ffi::SSL_CTX_ctrl(
+            raw,
+            ffi::SSL_CTRL_SET_MIN_PROTO_VERSION,
+            c_long::from(ffi::TLS1_3_VERSION),
+            null_mut(),
+        );
+        let is_set = set_minimum == 1
+            && ffi::SSL_CTX_set_ciphersuites(raw, CIPHERS.as_ptr()) == 1
+            && ffi::SSL_CTX_set_num_tickets(raw, 0) == 1;
+        ffi::SSL_CTX_set_options(raw, ENABLE_KERNEL_TLS);
+        ffi::SSL_CTX_set_mode(
+            raw,
+            ffi::SSL_MODE_ENABLE_PARTIAL_WRITE | ffi::SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER,
+        );
+        SSL_CTX_set_psk_find_session_callback(raw, find_session);
+        if !is_set {
+            ffi::SSL_CTX_free(raw);
+            return None;
+        }
+        Some(Context(context))
+    }
+}
+
+/// Gives a handshake the key of the identity that its client names. Without one it goes on without, and fails
+/// because there is no certificate.
+unsafe extern "C" fn find_session(
+    ssl: *mut ffi::SSL,
+    identity: *const c_uchar,
+    identity_len: usize,
+    session: *mut *mut ffi::SSL_SESSION,
+) -> c_int {
+    // SAFETY: `accept` set the box, which outlives `ssl`; OpenSSL vouches for the identity during the call, and
+    // for the place of the session.
+    let (identities, identity) = unsafe {
+        *session = null_mut();
+        let identities = ffi::SSL_get_ex_data(ssl, 0).cast::<Identities>();
+        (&*identities, std::slice::from_raw_parts(identity, identity_len))
+    };
+    let Ok(identity) = std::str::from_utf8(identity) else { return 1 };
+    let mut key = [0; MAX_KEY_BYTES];
+    let found = (identities.lookup)(identity, &mut key).and_then(|len| key.get(..len));
+    if let Some(key) = found {
+        // SAFETY: as above.
+        unsafe { *session = session_of(ssl, identity, key) };
+        *identities.found.borrow_mut() = Some(identity.to_owned());
+    }
+    // Not left on the stack; the compiler may not drop the writes.
+    std::hint::black_box(&mut key).fill(0);
+    1
+}
+
+/// A session with this key, or null.
+///
+/// # Safety
+/// `ssl` is in a handshake.
+unsafe fn session_of(ssl: *mut ffi::SSL, identity: &str, key: &[u8]) -> *mut ffi::SSL_SESSION {
+    let suite = if identity.get(6..8) == Some("02") { AES_256_GCM_SHA384 } else { AES_128_GCM_SHA256 };
+    // SAFETY: plain calls on a session that is ours until it is returned.
+    unsafe {
+        let session = SSL_SESSION_new();
+        let cipher = SSL_CIPHER_find(ssl, suite.as_ptr());
+        if session.is_null() || cipher.is_null() {
+            ffi::SSL_SESSION_free(session);
+            return null_mut();
+        }
+        let is_set = SSL_SESSION_set1_master_key(session, key.as_ptr(), key.len()) == 1
+            && SSL_SESSION_set_cipher(session, cipher) == 1
+            && SSL_SESSION_set_protocol_version(session, ffi::TLS1_3_VERSION) == 1;
+        if !is_set {
+            ffi::SSL_SESSION_free(session);
+            return null_mut();
+        }
+        session
+    }
+}
+
+/// What OpenSSL says went wrong last.
+fn last_error() -> io::Error {
+    let mut text = [0_u8; 256];
+    // SAFETY: the library writes a text with its end into the array.
+    unsafe { ERR_error_string_n(ffi::ERR_get_error(), text.as_mut_ptr().cast(), text.len()) };
+    let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+    io::Error::other(String::from_utf8_lossy(&text[..end]).into_owned())
+}
+
+const CIPHERS: &std::ffi::CStr = c"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384";
+/// Cipher suites on the wire.
+const AES_128_GCM_SHA256: [u8; 2] = [0x13, 0x01];
+const AES_256_GCM_SHA384: [u8; 2] = [0x13, 0x02];
+/// `SSL_OP_ENABLE_KTLS`.
+const ENABLE_KERNEL_TLS: u64 = 1 << 3;
+/// Most plain bytes of one record.
+const RECORD_BYTES: usize = 16 << 10;
+/// The largest key: a SHA-384 value.
+const MAX_KEY_BYTES: usize = 64;
