@@ -26,15 +26,16 @@
 //! `target` owns all and joins the reactors; `subsystem`, `namespace`, `host_access`, `listener`, `discovery`
 //! and `transports` are its objects and their public operations, `config` and `error` their words.
 //! `controller` serves fabrics and admin commands, `queue` is the data path, `transport` what it knows of a
-//! transport, `auth` how hosts prove who they are, `keyring` by which keys, `reservation` who may use a namespace, `limits` how much, `status` the one mapping of device statuses, `report` what
-//! reactors know, `post` messages that must arrive, `jobs` work for the workers.
+//! transport, `auth` how hosts prove who they are, `keyring` by which keys, `reservation` who may use a
+//! namespace, `limits` how much, `status` the one mapping of device statuses, `report` what reactors know, `post`
+//! messages that must arrive, `jobs` work for the workers.
 //!
 //! # Not implemented
 //!
 //! These answer as a controller without them: Invalid Opcode or Invalid Field, and no bit that promises them.
 //! * Namespace management by hosts: namespaces are the operator's.
-//! * Copy, Verify and Write Uncorrectable on devices that do not declare them; fused Compare and Write where
-//!   the device cannot do it in one step.
+//! * Copy, Verify and Write Uncorrectable on devices that do not declare them. (What else a device lacks, the
+//!   gate makes of reads and writes: Compare, Write Zeroes, fused Compare and Write.)
 //! * Protection information, and separate metadata: hosts see such a device without its metadata.
 
 mod auth;

@@ -7,9 +7,11 @@ use std::time::Duration;
 use nvme_spec::command::{CommandFlags, Sqe};
 use nvme_spec::completion::StatusField;
 use nvme_spec::fabrics::InvalidParameter;
+use nvme_spec::identify::controller::{Fuses, Oncs};
 use nvme_spec::identify::{Cns, IdentifyController, IdentifyNamespace};
 use nvme_spec::opcode::{AdminOpcode, IoOpcode};
 use nvme_spec::status::StatusCode;
+use rig::transport::Connection;
 use rig::{HOST, NQN, World, admin, connect, log_page, property_set, read, rw, write};
 use serde_json::json;
 use tenon_bdev::QosLimits;
@@ -218,26 +220,50 @@ fn io_commands_do_what_they_say() {
     world.finish();
 }
 
+/// Sends a fused pair for block 4: what is to be there, and what is to be there afterwards.
+fn fused(world: &World, queue: &'static Connection, first: &[u8], second: &[u8]) -> (StatusCode, StatusCode) {
+    let mut compare = rw(IoOpcode::COMPARE, 1, 4, 1, 512);
+    compare.flags = CommandFlags::PSDT_SGL.with(CommandFlags::FUSE_FIRST);
+    let (mut sqe, out) = write(1, 4, second);
+    sqe.flags = CommandFlags::PSDT_SGL.with(CommandFlags::FUSE_SECOND);
+    let one = world.start(queue, compare, first.to_vec());
+    let two = world.start(queue, sqe, out);
+    world.settle();
+    let code = |reply: &rig::transport::Reply| reply.borrow().as_ref().expect("done").cqe.status.code();
+    (code(&one), code(&two))
+}
+
+#[test]
+fn a_device_that_only_reads_and_writes_serves_what_the_gate_makes_of_that() {
+    let world = World::serving(21, &[]);
+    world.device(json!({ "name": "p0", "blocks": 64, "plain": true }));
+    world.namespace(NQN, "p0");
+    let host = world.session("a", 1);
+    let queue = host.queues[0];
+    let data = pattern(5, 512);
+    assert_eq!(fused(&world, queue, &[0; 512], &data), (StatusCode::SUCCESS, StatusCode::SUCCESS));
+    let failed = (StatusCode::COMPARE_FAILURE, StatusCode::ABORTED_FAILED_FUSED);
+    assert_eq!(fused(&world, queue, &[0; 512], &[1; 512]), failed);
+    assert_eq!(world.status(queue, rw(IoOpcode::COMPARE, 1, 4, 1, 512), data), StatusCode::SUCCESS);
+    assert_eq!(world.status(queue, rw(IoOpcode::WRITE_ZEROES, 1, 4, 1, 0), vec![]), StatusCode::SUCCESS);
+    assert_eq!(world.status(queue, rw(IoOpcode::FLUSH, 1, 0, 1, 0), vec![]), StatusCode::SUCCESS);
+    assert_eq!(world.status(queue, rw(IoOpcode::COPY, 1, 0, 1, 32), vec![0; 32]), StatusCode::INVALID_OPCODE);
+    let id = world.command(host.admin, admin(AdminOpcode::IDENTIFY, 0, 1, 0, 4096), vec![]).data;
+    let id = IdentifyController::read_from_bytes(&id).expect("4096 bytes");
+    assert!(id.oncs.contains(Oncs::COMPARE) && !id.oncs.contains(Oncs::COPY));
+    assert!(id.fuses.contains(Fuses::COMPARE_AND_WRITE));
+    world.finish();
+}
+
 #[test]
 fn a_fused_pair_compares_and_writes_in_one_step() {
     let world = World::serving(6, &[("m0", 64)]);
     let host = world.session("a", 1);
     let queue = host.queues[0];
-    let fused = |first: &[u8], second: &[u8]| {
-        let mut compare = rw(IoOpcode::COMPARE, 1, 4, 1, 512);
-        compare.flags = CommandFlags::PSDT_SGL.with(CommandFlags::FUSE_FIRST);
-        let (mut sqe, out) = write(1, 4, second);
-        sqe.flags = CommandFlags::PSDT_SGL.with(CommandFlags::FUSE_SECOND);
-        let one = world.start(queue, compare, first.to_vec());
-        let two = world.start(queue, sqe, out);
-        world.settle();
-        let code = |reply: &rig::transport::Reply| reply.borrow().as_ref().expect("done").cqe.status.code();
-        (code(&one), code(&two))
-    };
     let data = pattern(3, 512);
-    assert_eq!(fused(&[0; 512], &data), (StatusCode::SUCCESS, StatusCode::SUCCESS));
+    assert_eq!(fused(&world, queue, &[0; 512], &data), (StatusCode::SUCCESS, StatusCode::SUCCESS));
     let failed = (StatusCode::COMPARE_FAILURE, StatusCode::ABORTED_FAILED_FUSED);
-    assert_eq!(fused(&[0; 512], &[1; 512]), failed);
+    assert_eq!(fused(&world, queue, &[0; 512], &[1; 512]), failed);
     assert_eq!(world.command(queue, read(1, 4, 1), vec![]).data, data);
     let mut alone = rw(IoOpcode::COMPARE, 1, 4, 1, 512);
     alone.flags = CommandFlags::PSDT_SGL.with(CommandFlags::FUSE_FIRST);

@@ -191,10 +191,10 @@ impl Target {
     fn describe_commands(&self, controller: &Controller, id: &mut IdentifyController) {
         let namespaces = controller.subsystem.namespaces.borrow();
         let any = |op: Op| namespaces.values().any(|namespace| namespace.io_types & op.bit() != 0);
-        id.oncs =
-            Oncs::COMPARE.with(Oncs::DATASET_MANAGEMENT).with(Oncs::WRITE_ZEROES).with(Oncs::SAVE_FEATURES);
-        id.oncs = id.oncs.with(Oncs::RESERVATIONS);
+        id.oncs = Oncs::DATASET_MANAGEMENT.with(Oncs::SAVE_FEATURES).with(Oncs::RESERVATIONS);
         for (op, bit) in [
+            (Op::COMPARE, Oncs::COMPARE),
+            (Op::WRITE_ZEROES, Oncs::WRITE_ZEROES),
             (Op::VERIFY, Oncs::VERIFY),
             (Op::COPY, Oncs::COPY),
             (Op::WRITE_UNCORRECTABLE, Oncs::WRITE_UNCORRECTABLE),

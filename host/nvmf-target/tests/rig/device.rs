@@ -98,7 +98,9 @@ unsafe extern "C" fn create(params: Str, token: OpToken) {
     }));
     let mut limits = Limits::new(512, blocks);
     limits.atomic_compare_write_blocks = 8;
-    let ops = [
+    let is_plain = params["plain"].as_bool().unwrap_or(false);
+    let plain = [Op::READ, Op::WRITE];
+    let every = [
         Op::READ,
         Op::WRITE,
         Op::FLUSH,
@@ -109,6 +111,7 @@ unsafe extern "C" fn create(params: Str, token: OpToken) {
         Op::COPY,
         Op::VERIFY,
     ];
+    let ops = if is_plain { &plain[..] } else { &every[..] };
     let bdev = BdevV1 {
         size: size_of::<BdevV1>() as u32,
         flags: BdevFlags::VOLATILE_WRITE_CACHE,
