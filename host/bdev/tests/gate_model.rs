@@ -32,7 +32,7 @@ const REACTORS: usize = 3;
 const SLOTS: usize = 5;
 const ACTIONS: usize = 260;
 /// What is submitted, as often as it stands here.
-const OPS: [Op; 11] = [
+const OPS: [Op; 12] = [
     Op::READ,
     Op::READ,
     Op::READ,
@@ -44,6 +44,7 @@ const OPS: [Op; 11] = [
     Op::COMPARE,
     Op::FLUSH,
     Op::COPY,
+    Op::COMPARE_AND_WRITE,
 ];
 
 #[test]
@@ -113,6 +114,8 @@ struct Tracked {
     is_open: bool,
     /// For a write: what the blocks hold if it succeeds.
     outcome: Option<Vec<u8>>,
+    /// What a COMPARE_AND_WRITE expects.
+    compared: Vec<u8>,
 }
 
 struct Line {
@@ -135,6 +138,7 @@ struct Model {
     may_fail: bool,
     saw_reset: bool,
     saw_absent: bool,
+    saw_closed: bool,
     saw_resize: bool,
     is_orphaned: bool,
     phase_requests: Rc<Cell<u64>>,
@@ -181,6 +185,7 @@ impl Model {
             may_fail,
             saw_reset: false,
             saw_absent: false,
+            saw_closed: false,
             saw_resize: false,
             is_orphaned: false,
             phase_requests: Rc::default(),
@@ -307,7 +312,7 @@ impl Model {
         let first = self.chance.below(units);
         let blocks = (1 + self.chance.below(units - first)) * self.unit;
         let offset = tracked.region + first * self.unit;
-        let has_payload = matches!(op, Op::READ | Op::WRITE | Op::COMPARE);
+        let has_payload = matches!(op, Op::READ | Op::WRITE | Op::COMPARE | Op::COMPARE_AND_WRITE);
         let bytes = if has_payload { (blocks * BLOCK) as usize } else { 0 };
         let cuts = cuts(&mut self.chance, bytes);
         tracked.slot.misaligned = self.chance.pick(&[0, 0, 0, 1, 512, 64]);
@@ -325,7 +330,20 @@ impl Model {
                 tracked.outcome = Some(tracked.slot.payload().to_vec());
             }
             Op::UNMAP | Op::WRITE_ZEROES => tracked.outcome = Some(vec![0; at.len()]),
-            Op::COMPARE if !known => return false,
+            Op::COMPARE | Op::COMPARE_AND_WRITE if !known => return false,
+            Op::COMPARE_AND_WRITE => {
+                tracked.compared = self.expected[at.clone()].to_vec();
+                tracked.expects_miscompare = self.chance.permille(300);
+                if tracked.expects_miscompare {
+                    let wrong = self.chance.below(bytes as u64) as usize;
+                    tracked.compared[wrong] ^= 0x55;
+                }
+                let byte = self.chance.next() as u8;
+                tracked.slot.payload().fill(byte);
+                tracked.slot.expect(&mut tracked.compared);
+                // What is not what it expects stays as it is.
+                tracked.outcome = (!tracked.expects_miscompare).then(|| vec![byte; bytes]);
+            }
             Op::COMPARE => {
                 tracked.slot.payload().copy_from_slice(&self.expected[at.clone()]);
                 tracked.expects_miscompare = self.chance.permille(300);
@@ -403,6 +421,7 @@ impl Model {
     fn set_phase(&mut self, phase: Phase) {
         self.is_orphaned |= phase == Phase::Orphaned;
         self.saw_absent |= phase == Phase::Absent;
+        self.saw_closed |= phase != Phase::Running;
         let request = self.phase_requests.get() + 1;
         self.phase_requests.set(request);
         self.world.device.is_closed.set(false);
@@ -467,6 +486,7 @@ impl Model {
                 was_aborted: false,
                 is_open: false,
                 outcome: None,
+                compared: Vec::new(),
             });
         }
         line.reset.get_or_insert_with(|| self.world.slot(&channel, 0));
@@ -533,7 +553,12 @@ impl Model {
     }
 
     fn assert_possible(&self, tracked: &Tracked, status: IoStatus) {
+        // SAFETY: the slot's I/O is back.
+        let is_compare_write = unsafe { (*tracked.slot.io).op } == Op::COMPARE_AND_WRITE;
         let is_possible = match status {
+            // Others did not come back in time, or half of it was written when the gate closed.
+            IoStatus::TIMED_OUT => is_compare_write,
+            IoStatus::IO_ERROR if is_compare_write && self.saw_closed => true,
             IoStatus::SUCCESS => !tracked.expects_miscompare,
             IoStatus::MISCOMPARE => tracked.expects_miscompare,
             IoStatus::IO_ERROR => self.may_fail,
