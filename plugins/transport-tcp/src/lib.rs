@@ -13,8 +13,9 @@
 //! [`pdu`] has the wire structures, [`codec`] the framing, [`peer_error`] what a
 //! peer can do wrong, [`connection`] the state machines of target and
 //! initiator. They see bytes, times and events only. `target` is the contract's
-//! table of the target role, `listener`, `poll_group`, `host_connection`, `phase`
-//! and `inbox` what is behind it; `socket` and `config` serve both roles. Sections
+//! table of the target role, `listener`, `poll_group`, `host_connection`,
+//! `host_request`, `phase` and `inbox` what is behind it; `channel` and `tls` secure it, `socket` serves both
+//! roles. Sections
 //! cited are those of the NVM Express TCP Transport Specification, revision 1.0.
 // UNSAFETY: answers a query with a raw pointer to a static table.
 
@@ -24,6 +25,7 @@ pub mod config;
 pub mod connection;
 pub mod fuzz;
 mod host_connection;
+mod host_request;
 mod inbox;
 mod initiator;
 mod initiator_group;
