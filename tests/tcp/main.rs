@@ -222,6 +222,44 @@ fn a_host_that_does_not_read_is_closed_and_starves_nobody() {
     wait_for("the slow queue to be closed", || (served.connections() == 3).then_some(()));
 }
 
+/// Submits more data than one connection may have buffers for; returns the commands.
+fn submit_too_much(io: &mut Speaker) -> Vec<u16> {
+    (0..60)
+        .map(|round| {
+            let slba = round % 15 * 2048;
+            io.submit(rw(IoOpcode::WRITE, slba, 1 << 20), Data::Out(&pattern(slba, 1 << 20)))
+        })
+        .collect()
+}
+
+#[test]
+fn more_data_than_there_are_buffers_waits_its_turn() {
+    let served = serve(json!({}));
+    let (_admin, mut io) = served.session(PLAIN);
+    let commands = submit_too_much(&mut io);
+    for cid in commands {
+        assert!(io.wait_for(cid).0.status.is_success());
+    }
+    for slba in (0..15).map(|at| at * 2048) {
+        assert!(io.read(slba, 1 << 20) == pattern(slba, 1 << 20));
+    }
+}
+
+#[test]
+fn commands_that_wait_for_buffers_go_with_their_connection() {
+    let mut served = serve(json!({}));
+    let (admin, mut io) = served.session(PLAIN);
+    submit_too_much(&mut io);
+    drop((admin, io));
+    wait_for_gone(&mut served.host);
+    assert_eq!(served.group_sum("receive_chunks"), 0);
+    let (_admin, mut io) = served.session(PLAIN);
+    io.write(0, &pattern(1, 4096));
+    assert!(io.read(0, 4096) == pattern(1, 4096));
+    drop((_admin, io));
+    served.host.stop();
+}
+
 #[test]
 fn a_thousand_connections_come_and_go_without_a_trace() {
     let mut served = serve(json!({}));
