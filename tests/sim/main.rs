@@ -1,0 +1,8 @@
+//! The whole host on a virtual clock: target and initiator in one process, over
+//! the loop transport, with the built plugins. A seed chooses every order; a
+//! failure names its seed, and `TENON_TEST_SEED=<seed>` repeats it alone.
+
+mod load;
+mod multipath;
+mod survive;
+mod world;
