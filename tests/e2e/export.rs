@@ -373,6 +373,28 @@ fn a_reload_changes_only_what_differs() {
 }
 
 #[test]
+fn reloads_that_meet_are_made_one_after_the_other() {
+    let mut host = Host::start(FILE);
+    let more = FILE.replace("traddr = \"a\"", "traddr = \"b\"");
+    let mut connection = host.connect();
+    for round in 0..10 {
+        let text = if round % 2 == 0 { &more } else { FILE };
+        // As a whole or not at all: the host reads while the next one is written.
+        let next = host.scratch().write("next.toml", text);
+        std::fs::rename(next, host.scratch().join("tenon.toml")).unwrap();
+        connection.send("config_reload", json!({}));
+    }
+    for _ in 0..10 {
+        let reply = connection.receive().expect("a reply");
+        assert_eq!(reply["result"], true, "{reply}");
+    }
+    // The last file written was the one of the start.
+    assert_eq!(host.ok("config_reload", json!({})), true);
+    assert_eq!(subsystem(&mut host)["listen_addresses"], json!([address_of_loop("a")]));
+    host.stop();
+}
+
+#[test]
 fn a_step_that_fails_is_told_and_tried_again_by_the_next_reload() {
     let mut host = Host::start(FILE);
     let broken = FILE.replace("trtype = \"loop\"", "trtype = \"loop\"\n[[transport]]\ntrtype = \"pigeon\"");

@@ -160,3 +160,35 @@ fn reservations_keep_the_other_host_out() {
     sh(&format!("nvme resv-release {} -n 1 --crkey=0x22 --rtype=1 --rrela=0", by(&second)));
     finish(host);
 }
+
+#[test]
+#[ignore = "needs the kernel of cargo xtask interop"]
+fn a_persistent_reservation_outlives_the_target() {
+    let text = |scratch: &Scratch| {
+        let folder =
+            format!("[nvmf]\nreservation_directory = \"{}\"\n", scratch.join("reservations").display());
+        let identity = "bdev_name = \"m0\"\nuuid = \"7b5c1b36-6a5b-4d0e-8d3b-0a1b2c3d4e5f\"";
+        config("allow_any_host = true", &folder).replace("bdev_name = \"m0\"", identity)
+    };
+    let scratch = Scratch::new();
+    let mut host = {
+        let text = text(&scratch);
+        Host::start_in(scratch, &text, &[])
+    };
+    let first = connect(&format!("{} --reconnect-delay 1 --ctrl-loss-tmo 60", as_host(FIRST)));
+    device(1);
+    sh(&format!("nvme resv-register /dev/{first} -n 1 --nrkey=0x11 --rrega=0 --cptpl=3"));
+    sh(&format!("nvme resv-acquire /dev/{first} -n 1 --crkey=0x11 --rtype=2 --racqa=0"));
+    let scratch = host.kill();
+    let text = text(&scratch);
+    host = Host::start_in(scratch, &text, &[]);
+    wait_for("the return", || (controllers().get(&first).map(String::as_str) == Some("live")).then_some(()));
+    let report = sh(&format!("nvme resv-report /dev/{first} -n 1 -e -o json"));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(
+        (&report["rtype"], &report["regctl"], &report["ptpls"]),
+        (&json!(2), &json!(1), &json!(1)),
+        "{report}"
+    );
+    finish(host);
+}

@@ -152,3 +152,29 @@ fn connecting_over_and_over_leaves_nothing() {
     assert_eq!(tenon_tests::counts(&mut host), before, "something is left");
     finish(host);
 }
+
+#[test]
+#[ignore = "needs the kernel of cargo xtask interop"]
+fn a_persistent_discovery_controller_is_told_of_changes() {
+    let mut host = target("");
+    sh(&format!("nvme discover -t tcp -a 127.0.0.1 -s {PORT} --persistent --keep-alive-tmo 5"));
+    let (name, _) = kernel::controllers().into_iter().next().expect("the controller stays");
+    let page = |name: &str| sh(&format!("nvme discover -d {name} -t tcp -a 127.0.0.1 -s {PORT} 2>&1"));
+    assert!(page(&name).contains("Number of Records 2"));
+    let mut events = std::process::Command::new("busybox")
+        .args(["uevent", "/bin/sh", "-c", "env | grep NVME_AEN >>/run/events"])
+        .spawn()
+        .unwrap();
+    // Nobody says when the listener for events listens: changes go on until it has heard one.
+    let second = json!({ "trtype": "TCP", "traddr": "127.0.0.1", "trsvcid": "4422" });
+    let change = json!({ "nqn": NQN, "listen_address": second });
+    wait_for("the event", || {
+        host.ok("nvmf_subsystem_add_listener", change.clone());
+        host.ok("nvmf_subsystem_remove_listener", change.clone());
+        page(&name);
+        std::fs::read_to_string("/run/events").ok().filter(|text| text.contains("0x70f002"))
+    });
+    events.kill().unwrap();
+    events.wait().unwrap();
+    finish(host);
+}

@@ -9,6 +9,7 @@
 //! part: on a reload, what goes lets go of devices before they change.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ struct Inner {
     expected: RefCell<Vec<(String, Progress)>>,
     /// The start or reload under way: what waited and can now be made belongs to it.
     under_way: RefCell<Option<Progress>>,
+    /// Reloads that wait for its end.
+    queued: RefCell<VecDeque<QueuedReload>>,
 }
 
 #[derive(Clone)]
@@ -41,6 +44,12 @@ struct Waiting {
     entry: BdevEntry,
     base: String,
 }
+
+/// A configuration to come, and who wants to know what came of it.
+type QueuedReload = (Config, Box<dyn FnOnce(Report)>);
+
+/// Most reloads that wait.
+const MAX_QUEUED: usize = 16;
 
 /// A device of the configuration that waits for another one.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
@@ -83,6 +92,7 @@ impl Engine {
             waiting: RefCell::default(),
             expected: RefCell::default(),
             under_way: RefCell::default(),
+            queued: RefCell::default(),
         }));
         let weak = Rc::downgrade(&engine.0);
         core.on_bdev_ready(move |name, aliases| {
@@ -162,9 +172,12 @@ impl Engine {
     fn begin(&self, done: impl FnOnce(Report) + 'static) -> Progress {
         let weak = Rc::downgrade(&self.0);
         let progress = Progress::new(move |report| {
-            let ended = weak.upgrade().and_then(|inner| inner.under_way.take());
-            drop(ended);
+            let engine = weak.upgrade().map(Engine);
+            drop(engine.as_ref().and_then(|engine| engine.0.under_way.take()));
             done(report);
+            if let Some(engine) = engine {
+                engine.reload_next();
+            }
         });
         *self.0.under_way.borrow_mut() = Some(progress.clone());
         progress
@@ -172,7 +185,18 @@ impl Engine {
 
     /// Applies what differs between the configuration in force and `new`. A step that cannot be done is reported
     /// and tried again by the next reload.
+    ///
+    /// One that comes during the start or during another reload is made after it.
     pub fn reload(&self, mut new: Config, done: impl FnOnce(Report) + 'static) {
+        if self.0.under_way.borrow().is_some() {
+            let mut queued = self.0.queued.borrow_mut();
+            if queued.len() >= MAX_QUEUED {
+                let failure = "too many reloads wait for the one under way".to_owned();
+                drop(queued);
+                return done(Report { failures: vec![failure], required: Vec::new() });
+            }
+            return queued.push_back((new, Box::new(done)));
+        }
         new.nvmf.number_namespaces(&self.0.nvmf.in_force());
         let changes = difference(&self.0.current.borrow(), &new);
         let nvmf = new.nvmf.clone();
@@ -191,6 +215,14 @@ impl Engine {
         };
         let going = self.0.current.borrow().nvmf.clone();
         self.0.nvmf.change(&going, Phase::Going, next, devices);
+    }
+
+    /// Makes the reload that waits longest.
+    fn reload_next(&self) {
+        let next = self.0.queued.borrow_mut().pop_front();
+        if let Some((config, done)) = next {
+            self.reload(config, done);
+        }
     }
 
     /// One change after the other, so that what is removed is gone before its name is used again.

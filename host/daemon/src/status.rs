@@ -112,7 +112,8 @@ impl Sample {
     fn render_subsystem(&self, subsystem: &Subsystem, before: Option<&Sample>, text: &mut String) {
         let itself = &subsystem.itself;
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-        let queues: f64 = list(&subsystem.controllers).iter().map(|one| number(&one["num_io_qpairs"])).sum();
+        let queues: u64 =
+            list(&subsystem.controllers).iter().filter_map(|one| one["num_io_qpairs"].as_u64()).sum();
         *text += &format!(
             "\nSUBSYSTEM {}  {}  controllers: {}  I/O queues: {queues}{}\n",
             word(&itself["nqn"]),
@@ -122,11 +123,10 @@ impl Sample {
         );
         for namespace in list(&itself["namespaces"]) {
             let rate = self.rate_of(before, word(&namespace["bdev_name"]));
-            *text += &format!(
-                "  namespace {:<5} {:<20} {rate}\n",
-                namespace["nsid"],
-                word(&namespace["bdev_name"])
-            );
+            *text +=
+                format!("  namespace {:<5} {:<20} {rate}", namespace["nsid"], word(&namespace["bdev_name"]))
+                    .trim_end();
+            text.push('\n');
         }
         for listener in list(&subsystem.listeners) {
             let state = listener["ana_state"].as_str().unwrap_or("");
