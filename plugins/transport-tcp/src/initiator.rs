@@ -1,10 +1,11 @@
 //! The initiator role: connections to controllers, as `bdev-nvme` opens them.
+//! `initiator_table` is the contract's table of it.
 //!
 //! A connection drives the sans-IO state machine with a socket: the group's
 //! poller calls [`Connection::run`] in every turn. Requests complete and events
 //! are told from there, never from inside a call of the module, and exactly
 //! once: the state machine says when none of a request's memory is in use.
-// UNSAFETY: implements the contract's table, which takes raw pointers, and moves payload by them.
+// UNSAFETY: moves payload of requests by raw pointers, and calls the module back with them.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -15,15 +16,14 @@ use nvme_spec::command::Sqe;
 use nvme_spec::completion::StatusField;
 use nvme_spec::status::StatusCode;
 use serde::Deserialize;
+use tenon_sdk::abi::Str;
 use tenon_sdk::abi::transport::initiator::{
-    ConnectParams, ConnectionEvent, ConnectionEventKind, ConnectionFn, InitiatorOpsV1, InitiatorRequest,
+    ConnectParams, ConnectionEvent, ConnectionEventKind, ConnectionFn, InitiatorRequest,
 };
 use tenon_sdk::abi::transport::{CloseReason, Direction, TransportId};
-use tenon_sdk::abi::{JsonSink, Str, reaches};
-use tenon_sdk::{Exported, FdWatch, Host, IoVec, errno};
+use tenon_sdk::{FdWatch, Host, IoVec, errno};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::TcpTransport;
 use crate::connection::initiator::SubmitError;
 use crate::connection::options::{InitiatorOptions, MAX_QUEUE_DEPTH};
 use crate::connection::request::{Outcome, Transfer};
@@ -601,7 +601,23 @@ impl Connection {
         unsafe { (self.on_event.0)(self.arg, &event) };
     }
 
-    fn submit(&self, group: &Group, connection: *mut c_void, request: *mut InitiatorRequest) -> i32 {
+    /// The module ends it.
+    pub(crate) fn disconnect(&self, reason: CloseReason, drain_by_ns: u64) {
+        self.drain_by_ns.set(drain_by_ns);
+        self.end(Why { reason, status: errno::ECANCELED, detail: "closed by the initiator".to_owned() });
+    }
+
+    /// Its group, while there is one.
+    pub(crate) fn group(&self) -> Option<Rc<Group>> {
+        self.group.upgrade()
+    }
+
+    pub(crate) fn submit(
+        &self,
+        group: &Group,
+        connection: *mut c_void,
+        request: *mut InitiatorRequest,
+    ) -> i32 {
         if self.phase.get() != Phase::Live {
             return ENOTCONN;
         }
@@ -650,52 +666,8 @@ unsafe fn address(id: &TransportId) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-unsafe extern "C" fn poll_group_create(_options_json: Str, out: *mut *mut c_void) -> i32 {
-    let Some(host) = TcpTransport::host() else { return errno::ESHUTDOWN };
-    match Group::new(host) {
-        Ok(group) => {
-            // SAFETY: the module gives room for the pointer.
-            unsafe { *out = Rc::into_raw(group).cast_mut().cast() };
-            0
-        }
-        Err(error) => error.code,
-    }
-}
-
-unsafe extern "C" fn poll_group_destroy(group: *mut c_void) {
-    // SAFETY: `poll_group_create` leaked this reference, on this reactor.
-    let group = unsafe { Rc::from_raw(group.cast_const().cast::<Group>()) };
-    group.end();
-}
-
-unsafe extern "C" fn connect(
-    group: *mut c_void,
-    params: *const ConnectParams,
-    on_event: ConnectionFn,
-    arg: *mut c_void,
-    out: *mut *mut c_void,
-) -> i32 {
-    // SAFETY: the module's group lives until it is destroyed; its parameters are valid for the call.
-    let (group, params) = unsafe {
-        if !reaches((*params).size, size_of::<ConnectParams>()) {
-            return errno::EINVAL;
-        }
-        let raw = group.cast_const().cast::<Group>();
-        Rc::increment_strong_count(raw);
-        (Rc::from_raw(raw), &*params)
-    };
-    match open(&group, params, on_event, arg) {
-        Ok(connection) => {
-            group.add(Rc::clone(&connection));
-            // SAFETY: the module gives room for the pointer.
-            unsafe { *out = Rc::into_raw(connection).cast_mut().cast() };
-            0
-        }
-        Err(code) => code,
-    }
-}
-
-fn open(
+/// Opens a connection; how that goes is an event.
+pub(crate) fn open(
     group: &Rc<Group>,
     params: &ConnectParams,
     on_event: ConnectionFn,
@@ -765,71 +737,12 @@ fn open(
     Ok(connection)
 }
 
-/// The connection behind the module's pointer.
-///
-/// # Safety
-/// `connection` came from `connect` and is not freed.
-unsafe fn connection_of<'a>(connection: *mut c_void) -> &'a Connection {
-    // SAFETY: as the caller promises.
-    unsafe { &*connection.cast_const().cast::<Connection>() }
-}
-
-unsafe extern "C" fn disconnect(connection: *mut c_void, reason: CloseReason, drain_by_ns: u64) {
-    // SAFETY: the module calls on the connection's reactor, before it frees it.
-    let connection = unsafe { connection_of(connection) };
-    let detail = "closed by the initiator".to_owned();
-    connection.drain_by_ns.set(drain_by_ns);
-    connection.end(Why { reason, status: errno::ECANCELED, detail });
-}
-
-unsafe extern "C" fn connection_free(connection: *mut c_void) {
-    // SAFETY: `connect` leaked this reference; the module gives it back once, after CLOSED.
-    drop(unsafe { Rc::from_raw(connection.cast_const().cast::<Connection>()) });
-}
-
-unsafe extern "C" fn submit(connection: *mut c_void, request: *mut InitiatorRequest) -> i32 {
-    // SAFETY: the module calls on the connection's reactor and keeps the request until `done`.
-    let own = unsafe { connection_of(connection) };
-    match own.group.upgrade() {
-        Some(group) => own.submit(&group, connection, request),
-        None => ENOTCONN,
-    }
-}
-
-unsafe extern "C" fn flush(_connection: *mut c_void) {
-    // The poller of this very reactor sends what was submitted, with all else of this turn.
-}
-
-unsafe extern "C" fn statistics_json(group: *mut c_void, sink: *const JsonSink) {
-    // SAFETY: the group lives until it is destroyed; the sink is valid for the call.
-    unsafe {
-        let text = (*group.cast_const().cast::<Group>()).statistics_json().to_string();
-        ((*sink).write)((*sink).arg, Str::new(&text));
-    }
-}
-
-/// The initiator role.
-pub(crate) static OPS: InitiatorOpsV1 = InitiatorOpsV1 {
-    size: size_of::<InitiatorOpsV1>() as u32,
-    request_ctx_size: 0,
-    poll_group_create,
-    poll_group_destroy,
-    connect,
-    disconnect,
-    connection_free,
-    submit,
-    flush,
-    memory_register: None,
-    memory_unregister: None,
-    device_subscribe: None,
-    statistics_json,
-};
-
 const READABLE: u32 = libc::EPOLLIN as u32;
 const WRITABLE: u32 = libc::EPOLLOUT as u32;
 const FAILED: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
 const ECONNRESET: i32 = -libc::ECONNRESET;
-const ENOTCONN: i32 = -libc::ENOTCONN;
+/// Not connected, or closing.
+pub(crate) const ENOTCONN: i32 = -libc::ENOTCONN;
 const EPROTO: i32 = -libc::EPROTO;
 
 /// Receives of one connection in one turn, so that others get theirs.

@@ -29,6 +29,7 @@ mod host_request;
 mod inbox;
 mod initiator;
 mod initiator_group;
+mod initiator_table;
 mod listener;
 pub mod pdu;
 pub mod peer_error;
@@ -87,7 +88,7 @@ static TRANSPORT: TransportV1 = TransportV1 {
     trtype: target::TRTYPE_TCP as u32,
     reserved: 0,
     target: &raw const target::TARGET_OPS,
-    initiator: &raw const initiator::OPS,
+    initiator: &raw const initiator_table::OPS,
 };
 
 export_plugin! {
