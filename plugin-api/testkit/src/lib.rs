@@ -68,7 +68,7 @@ pub use host::{
 };
 pub use plan::FaultPlan;
 pub use rng::Rng;
-pub use transport::{TransportSuite, transport_conformance};
 /// The contract itself, for the constants that tests name.
 pub use tenon_abi as abi;
+pub use transport::{TransportSuite, transport_conformance};
 pub use violation::{Fault, Violation};

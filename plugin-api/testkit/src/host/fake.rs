@@ -273,7 +273,10 @@ impl FakeHost {
 
     /// Runs `f` on a reactor as a call into a module: what it starts there is the module's.
     pub fn on_behalf_of<R>(&self, module: ModuleId, place: Place, f: impl FnOnce() -> R) -> R {
-        self.world.enter(Where::Reactor(place.index()), module, f)
+        let result = self.world.enter(Where::Reactor(place.index()), module, f);
+        // As after everything that runs on a reactor: its pollers look what there is to do.
+        self.world.woken(place.index());
+        result
     }
 
     /// Calls a function of a module's own table that answers by a token, on the control reactor.

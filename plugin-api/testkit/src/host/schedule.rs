@@ -577,10 +577,12 @@ impl World {
             if due_ns.is_none() && !self.spins() && !self.has_outside_sources() {
                 return Step::Idle;
             }
-            let wait_ns = due_ns.unwrap_or(limit_ns).min(limit_ns).saturating_sub(now_ns);
-            if !self.spins() {
-                self.poll_fds(Duration::from_nanos(wait_ns).as_millis().min(MAX_REAL_WAIT_MS) as i32);
-            }
+            let wait_ns = match self.spins() {
+                // A reactor that spins still looks at its descriptors.
+                true => 0,
+                false => due_ns.unwrap_or(limit_ns).min(limit_ns).saturating_sub(now_ns),
+            };
+            self.poll_fds(Duration::from_nanos(wait_ns).as_millis().min(MAX_REAL_WAIT_MS) as i32);
             return Step::Moved;
         }
         if self.spins() {

@@ -228,10 +228,17 @@ impl Rig {
 
     /// Whether `is_met` holds in time; the target core does its part meanwhile.
     fn run_until(&self, mut is_met: impl FnMut() -> bool) -> bool {
-        self.host.run_until(PATIENCE, || {
+        let is_met = self.host.run_until(PATIENCE, || {
             target::turn(&self.host, self.module);
             is_met()
-        })
+        });
+        if !is_met {
+            for line in self.host.logs() {
+                eprintln!("log {}: {}", line.target, line.message);
+            }
+            eprintln!("target core: {}", target::describe());
+        }
+        is_met
     }
 
     /// Ends what is left, in order, and checks that nothing is.

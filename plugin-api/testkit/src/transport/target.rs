@@ -124,6 +124,14 @@ pub(super) fn set_adopts(adopts: bool) {
     with(|core| core.adopts = adopts);
 }
 
+/// What there is, for who reads of a failure.
+pub(super) fn describe() -> String {
+    with(|core| {
+        let (queues, announced, requests) = (core.queues.len(), core.announced.len(), core.requests.len());
+        format!("{queues} queues, {announced} announced, {} opened, {requests} requests", core.opened)
+    })
+}
+
 /// Requests the core has.
 pub(super) fn held() -> usize {
     with(|core| core.requests.values().filter(|request| request.holder == Holder::Core).count())
@@ -219,6 +227,8 @@ fn dword(sqe: &[u8; 64], index: usize) -> usize {
     u32::from_le_bytes([sqe[at], sqe[at + 1], sqe[at + 2], sqe[at + 3]]) as usize
 }
 
+/// # Safety
+/// The request is begun and not released.
 unsafe fn give_buffer(raw: *mut TargetRequest) {
     // SAFETY: the request is alive; its buffer lives until it is released.
     unsafe {
@@ -233,6 +243,8 @@ unsafe fn give_buffer(raw: *mut TargetRequest) {
     }
 }
 
+/// # Safety
+/// The request is begun and not released, and the core has it.
 unsafe fn complete(raw: *mut TargetRequest, status: u16) {
     // SAFETY: the core has the request, which is alive.
     unsafe {
@@ -380,6 +392,8 @@ unsafe extern "C" fn request_execute(raw: *mut TargetRequest) {
     }
 }
 
+/// # Safety
+/// The request is begun and not released.
 unsafe fn take(raw: *mut TargetRequest) {
     with(|core| {
         let request = core.requests.get_mut(&raw).expect("begun");
