@@ -32,6 +32,7 @@ pub trait Carried: sealed::Sealed + Sized + 'static {
 }
 
 mod sealed {
+    /// Keeps [`super::Carried`] to the types of this file.
     pub trait Sealed {}
 }
 
