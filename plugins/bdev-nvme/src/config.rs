@@ -18,7 +18,8 @@ pub enum Multipath {
     Failover,
     /// As a further path.
     #[default]
-    Multipath,
+    #[serde(rename = "multipath")]
+    Further,
 }
 
 /// One controller to attach.

@@ -156,6 +156,7 @@ impl IoQueue {
             Err(error) => {
                 drop(pass);
                 module::queue_lost(self.door.host, self.door.id, generation, error.to_string());
+                module::queue_released(self.door.host, self.door.id);
             }
         }
     }

@@ -580,6 +580,8 @@ impl Controller {
     }
 
     fn wait(&self) {
+        // Whoever waits for it to serve hears that the attempt has failed; the next one is nobody's order.
+        self.tell(Err(self.failure()));
         let now_ns = self.host.now_ns();
         let timers = self.plan.timers;
         let delay_ns = u64::from(timers.reconnect_delay_sec.max(1)) * 1_000_000_000;
