@@ -207,6 +207,7 @@ nvmf_subsystem_listener_set_ana_state {"nqn": "NQN", "listen_address": {"trtype"
 nvmf_subsystem_add_host {"nqn": "NQN", "host": ""} -22 host
 nvmf_subsystem_add_host {"nqn": "NQN", "host": "nqn.2026-01.io.tenon:host", "dhchap_key": "none"} -22 none
 nvmf_subsystem_set_keys {"nqn": "NQN", "host": "nqn.2026-01.io.tenon:host"} -2 tenon:host
+nvmf_subsystem_set_host_qos_limit {"nqn": "NQN", "host": "nqn.2026-01.io.tenon:host", "rw_ios_per_sec": 1} -2 tenon:host
 nvmf_subsystem_remove_host {"nqn": "NQN", "host": "nqn.2026-01.io.tenon:host"} -2 tenon:host
 nvmf_subsystem_allow_any_host {"nqn": "none", "allow_any_host": true} -2 none
 nvmf_subsystem_get_controllers {"nqn": "none"} -2 none
@@ -267,6 +268,12 @@ fn keys_come_from_private_files_and_belong_to_hosts() {
     assert_eq!(host.err("keyring_file_remove_key", json!({ "name": "k0" })).code, -16);
     let text = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
     assert!(text.contains("[[key]]\nname = \"k0\"") && text.contains("dhchap_key = \"k0\""), "{text}");
+    let limits = json!({ "nqn": NQN, "host": HOST, "rw_ios_per_sec": 500 });
+    host.ok("nvmf_subsystem_set_host_qos_limit", limits);
+    assert_eq!(subsystem(&mut host)["hosts"][0]["assigned_rate_limits"]["rw_ios_per_sec"], 500);
+    let text = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    assert!(text.contains("rw_ios_per_sec = 500"), "{text}");
+    host.ok("nvmf_subsystem_set_host_qos_limit", json!({ "nqn": NQN, "host": HOST }));
     host.ok("nvmf_subsystem_set_keys", json!({ "nqn": NQN, "host": HOST }));
     assert_eq!(subsystem(&mut host)["hosts"], json!([{ "nqn": HOST }]));
     assert_eq!(host.ok("keyring_file_remove_key", json!({ "name": "k0" })), true);

@@ -418,7 +418,8 @@ impl Nvmf {
 
     fn add_host(&self, nqn: &str, host: &Placed<HostTable>, done: Done) {
         let ended = failed(&host.at, format!("subsystem {nqn}: host {}", host.table.nqn), done);
-        ended(self.0.target.add_host_with_keys(nqn, &host.table.nqn, host.table.keys()));
+        let added = self.0.target.add_host_with_keys(nqn, &host.table.nqn, host.table.keys());
+        ended(added.and_then(|()| self.set_limits(nqn, &host.table)));
     }
 
     fn set_keys(&self, nqn: &str, host: &Placed<HostTable>, done: Done) {
@@ -431,12 +432,17 @@ impl Nvmf {
         let target = &self.0.target;
         let subsystems = target.subsystems();
         // The key of secure channels belongs to connections: with another one the host comes anew.
-        ended(match subsystems.iter().find(|one| one.spec.nqn == nqn).is_some_and(has_psk) {
+        let set = match subsystems.iter().find(|one| one.spec.nqn == nqn).is_some_and(has_psk) {
             true => target.set_host_keys(nqn, &host.table.nqn, keys.dhchap_key, keys.dhchap_ctrlr_key),
             false => target
                 .remove_host(nqn, &host.table.nqn)
                 .and_then(|()| target.add_host_with_keys(nqn, &host.table.nqn, keys)),
-        });
+        };
+        ended(set.and_then(|()| self.set_limits(nqn, &host.table)));
+    }
+
+    fn set_limits(&self, nqn: &str, host: &HostTable) -> Result<(), TargetError> {
+        self.0.target.set_host_limits(nqn, &host.nqn, host.limits())
     }
 
     fn remove_key(&self, name: String, done: Done) {

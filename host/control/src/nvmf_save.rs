@@ -2,6 +2,7 @@
 //! configuration file, and the calls that make it again.
 
 use serde_json::{Map, Value, json};
+use tenon_bdev::QosLimits;
 use tenon_nvmf_target::{
     AnaState, AuthenticationOptions, HostKeys, KeySnapshot, ListenerSnapshot, NamespaceSnapshot,
     SubsystemSnapshot, SubsystemState, TargetOptions, ana_state_name,
@@ -134,7 +135,10 @@ fn table_of(subsystem: &SubsystemSnapshot) -> SubsystemTable {
         max_write_zeroes_size_kib: spec.max_write_zeroes_size_kib,
         namespace: subsystem.namespaces.iter().map(namespace_table).collect(),
         listener: subsystem.listeners.iter().map(listener_table).collect(),
-        host: subsystem.hosts.iter().zip(&subsystem.host_keys).map(host_table).collect(),
+        host: {
+            let hosts = subsystem.hosts.iter().zip(&subsystem.host_keys);
+            hosts.zip(&subsystem.host_limits).map(host_table).collect()
+        },
     }
 }
 
@@ -178,9 +182,18 @@ fn listener_table(listener: &ListenerSnapshot) -> ListenerTable {
     }
 }
 
-fn host_table((host, keys): (&String, &HostKeys)) -> HostTable {
+fn host_table(((host, keys), limits): ((&String, &HostKeys), &QosLimits)) -> HostTable {
     let HostKeys { psk, dhchap_key, dhchap_ctrlr_key } = keys.clone();
-    HostTable { nqn: host.clone(), psk, dhchap_key, dhchap_ctrlr_key }
+    HostTable {
+        nqn: host.clone(),
+        psk,
+        dhchap_key,
+        dhchap_ctrlr_key,
+        rw_ios_per_sec: limits.rw_ios_per_sec,
+        rw_mbytes_per_sec: limits.rw_mbytes_per_sec,
+        r_mbytes_per_sec: limits.r_mbytes_per_sec,
+        w_mbytes_per_sec: limits.w_mbytes_per_sec,
+    }
 }
 
 /// The calls that make the target again, in the order they must be made.
@@ -247,6 +260,15 @@ fn subsystem_calls(table: &SubsystemTable, calls: &mut Vec<Value>) {
             }
         }
         call("nvmf_subsystem_add_host", params);
+        let limits = host.limits();
+        if limits.is_limited() {
+            let params = json!({
+                "nqn": nqn, "host": host.nqn,
+                "rw_ios_per_sec": limits.rw_ios_per_sec, "rw_mbytes_per_sec": limits.rw_mbytes_per_sec,
+                "r_mbytes_per_sec": limits.r_mbytes_per_sec, "w_mbytes_per_sec": limits.w_mbytes_per_sec,
+            });
+            call("nvmf_subsystem_set_host_qos_limit", params);
+        }
     }
     for namespace in &table.namespace {
         let (_, mut own) = written("", namespace);

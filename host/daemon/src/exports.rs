@@ -79,6 +79,7 @@ mod tests {
             allow_any_host: hosts.is_empty(),
             hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
             host_keys: vec![tenon_nvmf_target::HostKeys::default(); hosts.len()],
+            host_limits: vec![tenon_bdev::QosLimits::default(); hosts.len()],
             namespaces: Vec::new(),
             listeners: addresses.iter().map(listener).collect(),
             controllers: Vec::new(),

@@ -50,6 +50,9 @@ impl Target {
         }
         log::info!("host removed nqn={nqn} host={host}");
         self.publish_psks(&subsystem, false);
+        if subsystem.limiters.borrow_mut().remove(host).is_some() {
+            self.publish_limits(&subsystem, host);
+        }
         self.close_refused(&subsystem);
         self.discovery_changed();
         Ok(())

@@ -9,7 +9,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use nvme_spec::nqn::NqnField;
 use tenon_bdev::QosLimits;
 
 use crate::error::TargetError;
@@ -108,38 +107,22 @@ impl HostLimiter {
 }
 
 impl Target {
-    /// Limits what a host does at a subsystem from now on; without a limit in it, ends that.
+    /// Limits what a host in the list of a subsystem does there from now on; without a limit in it, ends that.
     pub fn set_host_limits(&self, nqn: &str, host: &str, limits: QosLimits) -> Result<(), TargetError> {
         let subsystem = self.subsystem(nqn)?;
-        NqnField::new(host)
-            .map_err(|error| TargetError::invalid(format!("host {host:?}"), error.to_string()))?;
+        if !subsystem.hosts.borrow().contains_key(host) {
+            let object = format!("subsystem {nqn}");
+            return Err(TargetError::NoHost { host: host.to_owned(), object });
+        }
         let limiter =
             limits.is_limited().then(|| Arc::new(HostLimiter::new(limits, tenon_reactor::now_ns())));
-        {
-            let mut limiters = subsystem.limiters.borrow_mut();
-            match limiter {
-                Some(_) if limiters.len() >= MAX_LIMITED && !limiters.contains_key(host) => {
-                    let object = format!("limited hosts of {nqn}");
-                    return Err(TargetError::TooMany { object, limit: MAX_LIMITED });
-                }
-                Some(limiter) => {
-                    limiters.insert(host.to_owned(), limiter);
-                }
-                None => {
-                    limiters.remove(host);
-                }
-            }
-        }
+        match limiter {
+            Some(limiter) => subsystem.limiters.borrow_mut().insert(host.to_owned(), limiter),
+            None => subsystem.limiters.borrow_mut().remove(host),
+        };
         log::info!("limits of host set nqn={nqn} host={host} limits={limits:?}");
         self.publish_limits(&subsystem, host);
         Ok(())
-    }
-
-    /// Limits of hosts at a subsystem, by host.
-    pub fn host_limits(&self, nqn: &str) -> Result<Vec<(String, QosLimits)>, TargetError> {
-        let subsystem = self.subsystem(nqn)?;
-        let limiters = subsystem.limiters.borrow();
-        Ok(limiters.iter().map(|(host, limiter)| (host.clone(), limiter.limits)).collect())
     }
 
     /// Limits what all hosts do with a namespace: the limits of its device.
@@ -164,7 +147,7 @@ impl Target {
         }
     }
 
-    fn publish_limits(&self, subsystem: &Subsystem, host: &str) {
+    pub(crate) fn publish_limits(&self, subsystem: &Subsystem, host: &str) {
         let limiter = subsystem.limiters.borrow().get(host).cloned();
         for controller in subsystem.controllers.borrow().values() {
             if *controller.association.hostnqn != *host {
@@ -185,8 +168,6 @@ const BURST_SLICES: i64 = 10;
 const MAX_WAIT_SLICES: u64 = 1000;
 /// Keeps the arithmetic within its numbers: a thousand terabytes per second.
 const MAX_PER_SECOND: i64 = 1 << 50;
-/// Most hosts with limits at a subsystem.
-const MAX_LIMITED: usize = 1024;
 
 #[cfg(test)]
 mod tests {

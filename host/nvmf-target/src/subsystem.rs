@@ -14,6 +14,7 @@ use std::time::Duration;
 use nvme_spec::nqn;
 use nvme_spec::text::AsciiField;
 use tenon_abi::transport::CloseReason;
+use tenon_bdev::QosLimits;
 use tenon_reactor::TimerId;
 
 use crate::config::{HostKeys, MAX_NAMESPACES, SubsystemSpec};
@@ -106,6 +107,8 @@ pub struct SubsystemSnapshot {
     pub hosts: Vec<String>,
     /// Their keys, in the same order.
     pub host_keys: Vec<HostKeys>,
+    /// Their limits, in the same order.
+    pub host_limits: Vec<QosLimits>,
     /// Its namespaces.
     pub namespaces: Vec<crate::namespace::NamespaceSnapshot>,
     /// Its listeners.
@@ -133,6 +136,10 @@ impl Subsystem {
             emptied: RefCell::default(),
             spec,
         }
+    }
+
+    pub(crate) fn limits_of(&self, host: &str) -> QosLimits {
+        self.limiters.borrow().get(host).map(|limiter| limiter.limits).unwrap_or_default()
     }
 
     /// Whether a host may connect.
@@ -416,6 +423,7 @@ impl Target {
                 allow_any_host: subsystem.allows_any_host.get(),
                 hosts: subsystem.hosts.borrow().keys().cloned().collect(),
                 host_keys: subsystem.hosts.borrow().values().cloned().collect(),
+                host_limits: subsystem.hosts.borrow().keys().map(|host| subsystem.limits_of(host)).collect(),
                 namespaces: subsystem.namespaces.borrow().values().map(Namespace::snapshot).collect(),
                 listeners: self.listeners_of(subsystem),
                 controllers: subsystem.controllers.borrow().values().map(|c| c.snapshot()).collect(),

@@ -366,6 +366,9 @@ fn a_limited_host_is_held_to_its_rate_and_no_other_is() {
     let world = World::serving(14, &[("m0", 64)]);
     let hosts = [1, 2].map(|host| world.session_of_host("a", host));
     let limits = QosLimits { rw_ios_per_sec: 100, ..QosLimits::default() };
+    let unknown = world.on(|world| world.target.set_host_limits(NQN, &rig::host_nqn(1), limits));
+    assert!(unknown.expect_err("not in the list").to_string().contains("host1"));
+    world.on(|world| world.target.add_host(NQN, &rig::host_nqn(1))).expect("added");
     let set = |limits| {
         world.on(|world| world.target.set_host_limits(NQN, &rig::host_nqn(1), limits)).expect("set");
         world.settle();

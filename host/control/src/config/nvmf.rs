@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
+use tenon_bdev::QosLimits;
 use tenon_nvmf_target::{
     Address, AnaState, AuthenticationOptions, DhGroupId, HashId, HostKeys, NamespaceSpec, Referral,
     SubsystemSpec, ana_state_of,
@@ -507,9 +508,32 @@ pub struct HostTable {
     /// Key by which the subsystem proves itself to the host, by name. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhchap_ctrlr_key: Option<String>,
+    /// Most commands per second over all its connections. Default: 0, no limit.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rw_ios_per_sec: u64,
+    /// Most megabytes (1,048,576 bytes) read and written per second. Default: 0, no limit.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rw_mbytes_per_sec: u64,
+    /// Most megabytes read per second. Default: 0, no limit.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub r_mbytes_per_sec: u64,
+    /// Most megabytes written per second. Default: 0, no limit.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub w_mbytes_per_sec: u64,
 }
 
 impl HostTable {
+    /// What it may do per second.
+    #[must_use]
+    pub fn limits(&self) -> QosLimits {
+        QosLimits {
+            rw_ios_per_sec: self.rw_ios_per_sec,
+            rw_mbytes_per_sec: self.rw_mbytes_per_sec,
+            r_mbytes_per_sec: self.r_mbytes_per_sec,
+            w_mbytes_per_sec: self.w_mbytes_per_sec,
+        }
+    }
+
     /// Names of its keys.
     #[must_use]
     pub fn keys(&self) -> HostKeys {

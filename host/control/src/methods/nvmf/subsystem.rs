@@ -106,7 +106,7 @@ fn get_all(control: &Control, params: Value, reply: Reply) {
 
 fn describe(subsystem: &SubsystemSnapshot) -> Value {
     let addresses: Vec<Value> = subsystem.listeners.iter().map(|one| address_json(&one.address)).collect();
-    let hosts = subsystem.hosts.iter().zip(&subsystem.host_keys);
+    let hosts = subsystem.hosts.iter().zip(&subsystem.host_keys).zip(&subsystem.host_limits);
     let hosts: Vec<Value> = hosts.map(super::access::host_json).collect();
     let mut object = json!({
         "nqn": subsystem.spec.nqn,
