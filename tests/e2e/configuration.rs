@@ -21,6 +21,7 @@ fn every_example_configuration_is_valid_and_runs() {
         let ours = format!("{}/tenon-", scratch.path().display());
         let text = std::fs::read_to_string(&file).unwrap().replace("/tmp/tenon-", &ours);
         let text = with_free_ports(&text);
+        make_keys(&text);
         let mut host = Host::start_in(scratch, &text, &[]);
         for path in awaited_files(&text) {
             std::fs::File::create(path).unwrap().set_len(1 << 20).unwrap();
@@ -37,6 +38,20 @@ fn every_example_configuration_is_valid_and_runs() {
         assert_eq!(host.ok("config_get_waiting", json!({})), json!([]), "{}", file.display());
         assert!(!host.log().contains("configuration entries failed"), "{}: {}", file.display(), host.log());
         host.stop();
+    }
+}
+
+/// Key files that an example tells its reader to make.
+fn make_keys(text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let keys = text.split("\n[[key]]").skip(1);
+    for path in keys.filter_map(|table| table.split("path = \"").nth(1)?.split('"').next()) {
+        let key = match path.contains("tls") {
+            true => "NVMeTLSkey-1:01:YntK296Gk6JfhnDU4qcKk4Tb6MdzUhna0M61wERDQPU/amOe:\n",
+            false => "DHHC-1:00:yYcxRFIaRqM47yhSUQ+QkXcqTQkf+1Dc1OuJs26/RXJHzlE7:\n",
+        };
+        std::fs::write(path, key).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 }
 
@@ -129,6 +144,13 @@ fn a_delete_ends_every_kind_of_wait() {
     let config = WAITING.replace("DISK", disk.to_str().unwrap());
     let mut host = Host::start_in(scratch, &config, &[]);
     assert_eq!(waiting(&mut host), ["f0", "p0", "r0"]);
+    // Who starts a host and who looks at it is told what for.
+    let list = host.ok("config_get_waiting", json!({})).to_string();
+    assert!(list.contains("disk.img") && list.contains("later, never"), "{list}");
+    let announced = wait_for("the announcement", || {
+        host.log().lines().find(|line| line.starts_with("  waiting ")).map(str::to_owned)
+    });
+    assert!(["f0", "p0", "r0"].iter().all(|name| announced.contains(name)), "{announced}");
     let text = host.ok("save_config", json!({}));
     for name in ["p0", "f0", "r0"] {
         assert_eq!(text.as_str().unwrap().matches(&format!("name = \"{name}\"")).count(), 1, "{text}");

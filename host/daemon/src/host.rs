@@ -108,10 +108,21 @@ pub fn compose(
         options.drain_deadline = options.drain_deadline.min(Duration::from_secs(seconds));
     }
     let of_service = || std::env::var_os("STATE_DIRECTORY").map(|path| Path::new(&path).join("reservations"));
-    options.reservation_folder = config.nvmf.options.reservation_directory.clone().or_else(of_service);
+    let folder = config.nvmf.options.reservation_directory.clone().or_else(of_service);
+    options.reservation_folder = folder.filter(|folder| make_private(folder));
     let target = Target::start(options, core.clone());
     let directory = tenon_reactor::current().directory().clone();
     Control::new(core, target, directory, logs, process)
+}
+
+/// Makes a folder of this process's own; false, and a word in the log, if that cannot be.
+fn make_private(folder: &Path) -> bool {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    if let Err(error) = &made {
+        log::error!("reservations will not persist directory={} error={error}", folder.display());
+    }
+    made.is_ok()
 }
 
 /// Ends what [`compose`] made: listeners stop, connections drain, subsystems go, then devices and modules.
