@@ -35,7 +35,7 @@ pub struct Awaited {
     pub name: String,
     /// Module that makes the device.
     pub module: String,
-    /// What it waits for, as far as the module has said so.
+    /// What it waits for, as far as its module or its parameters say so.
     pub waits_for: String,
 }
 
@@ -137,7 +137,7 @@ impl Core {
         for bdev in bdevs {
             saved.by_bdev.insert(*bdev, number);
         }
-        let waits_for = missing_of(answer);
+        let waits_for = missing_of(answer).or_else(|| foundation_of(&params)).unwrap_or_default();
         saved.records.insert(number, Record { module, method, params, bdevs: bdevs.to_vec(), waits_for });
     }
 
@@ -307,8 +307,14 @@ impl Core {
 }
 
 /// What a module that could not make a device yet says it misses.
-fn missing_of(answer: &Value) -> String {
-    let names = answer.get("missing").and_then(Value::as_array);
-    let names: Vec<&str> = names.into_iter().flatten().filter_map(Value::as_str).collect();
-    names.join(", ")
+fn missing_of(answer: &Value) -> Option<String> {
+    let names = answer.get("missing").and_then(Value::as_array)?;
+    let names: Vec<&str> = names.iter().filter_map(Value::as_str).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+/// What a device stands on, by the parameters that modules have for it.
+fn foundation_of(params: &Value) -> Option<String> {
+    let keys = ["filename", "base", "base_bdev_name", "base_name"];
+    keys.iter().find_map(|key| params.get(key)?.as_str()).map(str::to_owned)
 }

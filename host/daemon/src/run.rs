@@ -49,6 +49,8 @@ struct Ready {
     socket: PathBuf,
     metrics: Option<String>,
     bdevs: Vec<String>,
+    /// Devices of the file that wait for something.
+    waiting: Vec<String>,
     /// Command lines by which hosts reach what is exported.
     exports: Vec<String>,
     failures: usize,
@@ -172,10 +174,14 @@ fn announce(ready: &Ready, begin: Instant) {
         println!("  metrics         http://{address}/metrics");
     }
     match ready.bdevs.as_slice() {
+        [] if !ready.waiting.is_empty() => {}
         [] => println!(
             "  devices         none yet; create one: tenon rpc bdev_malloc_create '{{\"name\": \"m0\", \"num_blocks\": 131072, \"block_size\": 512}}'"
         ),
         names => println!("  devices         {}", names.join(" ")),
+    }
+    if !ready.waiting.is_empty() {
+        println!("  waiting         {}; see tenon status", ready.waiting.join(" "));
     }
     for (index, line) in ready.exports.iter().enumerate() {
         println!("  {:<15} {line}", if index == 0 { "on a host" } else { "" });
@@ -322,6 +328,7 @@ impl App {
             socket: socket.unwrap_or_default(),
             metrics: address.map(|address| address.to_string()),
             bdevs: self.control.core().bdev_names(),
+            waiting: self.control.engine().waiting().into_iter().map(|waiting| waiting.name).collect(),
             exports: exports::lines(&self.control.target().subsystems()),
             failures,
         }
