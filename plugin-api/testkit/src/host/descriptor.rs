@@ -55,7 +55,7 @@ impl World {
         arg: *mut c_void,
     ) -> Result<u64, i32> {
         let device = self.device(bdev).ok_or(errno::ENODEV)?;
-        if !device.state.get().is_open_to_consumers() {
+        if !device.state.get().is_open_to_consumers() || !self.may_open(&device, module) {
             return Err(errno::ENODEV);
         }
         let may_write = flags == OpenFlags::WRITE;

@@ -11,7 +11,7 @@ use tenon_abi::{BdevHandle, ExamineAnswer, ExamineToken, Str};
 
 use super::device::Device;
 use super::lifecycle::{DeviceEvent, DeviceState};
-use super::module::{Module, ModuleState, module_callback};
+use super::module::{Module, ModuleId, ModuleState, module_callback};
 use super::schedule::{CONTROL, Where};
 use super::world::World;
 use crate::violation::Fault;
@@ -36,6 +36,8 @@ pub(crate) struct Examination {
     module: Rc<Module>,
     phase: Phase,
     answer: Cell<Answer>,
+    /// Answered with WAITING: the module may still take the device.
+    waits: Cell<bool>,
     round: Rc<Round>,
 }
 
@@ -79,6 +81,19 @@ impl World {
         self.post(CONTROL, move |world| world.examine_config(&device, modules, &round));
     }
 
+    /// A device that is not in service yet belongs to those it is offered to.
+    pub(crate) fn may_open(&self, device: &Device, module: ModuleId) -> bool {
+        let is_its = |examination: &Rc<Examination>| {
+            examination.device.id == device.id
+                && examination.module.id == module
+                && (examination.answer.get() == Answer::Owed || examination.waits.get())
+        };
+        device.was_examined.get()
+            || module == ModuleId::HOST
+            || module == device.owner
+            || self.examinations.borrow().snapshot().iter().any(is_its)
+    }
+
     /// The modules of `modules` that are to be asked about `device` now.
     fn is_asked(&self, device: &Device, module: &Module) -> bool {
         let holds = |id: &u64| self.descriptor(*id).is_some_and(|desc| desc.module == module.id);
@@ -105,6 +120,7 @@ impl World {
             module: Rc::clone(module),
             phase,
             answer: Cell::new(Answer::Owed),
+            waits: Cell::new(false),
             round: Rc::clone(round),
         });
         self.examinations.borrow_mut().insert(token, examination);
@@ -182,6 +198,7 @@ impl World {
             }
             Answer::Owed => examination.answer.set(Answer::Given),
         }
+        examination.waits.set(answer == ExamineAnswer::WAITING);
         let holds_claim =
             self.claims_on(&examination.device).any(|desc| desc.module == examination.module.id);
         let alive = examination.device.state.get().is_open_to_consumers();
