@@ -361,6 +361,8 @@ impl World {
             return Step::Ran;
         }
         if self.poll_fds(0) {
+            // Between two looks at descriptors every poller has its turn, also if one is always ready.
+            self.schedule.turn.set(self.schedule.turn.get() + 1);
             self.check_channels();
             return Step::Ran;
         }
@@ -577,12 +579,10 @@ impl World {
             if due_ns.is_none() && !self.spins() && !self.has_outside_sources() {
                 return Step::Idle;
             }
-            let wait_ns = match self.spins() {
-                // A reactor that spins still looks at its descriptors.
-                true => 0,
-                false => due_ns.unwrap_or(limit_ns).min(limit_ns).saturating_sub(now_ns),
-            };
-            self.poll_fds(Duration::from_nanos(wait_ns).as_millis().min(MAX_REAL_WAIT_MS) as i32);
+            let wait_ns = due_ns.unwrap_or(limit_ns).min(limit_ns).saturating_sub(now_ns);
+            if !self.spins() {
+                self.poll_fds(Duration::from_nanos(wait_ns).as_millis().min(MAX_REAL_WAIT_MS) as i32);
+            }
             return Step::Moved;
         }
         if self.spins() {

@@ -337,7 +337,8 @@ unsafe extern "C" fn request_begin(raw: *mut TargetRequest) -> Disposition {
                 (*raw).direction = Direction::TO_CONTROLLER;
                 if (*raw).capsule_length > 0 {
                     assert_eq!((*raw).capsule_length, length, "the capsule has all of it");
-                    assert!(length <= with(|core| core.in_capsule));
+                    // Admin and fabrics commands may always bring so much.
+                    assert!(length <= with(|core| core.in_capsule).max(ADMIN_IN_CAPSULE_BYTES));
                     (*raw).inline_iov = IoVec { base: (*raw).capsule_data, len: length as usize };
                     (*raw).iovs = &raw mut (*raw).inline_iov;
                     (*raw).iovcnt = 1;
@@ -442,5 +443,7 @@ static API: NvmfTargetApiV1 = NvmfTargetApiV1 {
     connection_dropped,
 };
 
+/// In-capsule data every controller takes on a queue that is not an I/O queue yet.
+const ADMIN_IN_CAPSULE_BYTES: u32 = 8192;
 /// Command Aborted due to SQ Deletion, as the status field of a completion.
 const ABORTED: u16 = 0x08 << 1;
