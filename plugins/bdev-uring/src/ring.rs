@@ -91,7 +91,7 @@ impl<C: Channel> Ring<C> {
         let entries = (depth * 2).next_power_of_two();
         let uring = new_uring(entries)?;
         uring.submitter().register_files(&[backing.raw_fd()])?;
-        place_workers(&uring);
+        free_workers(&uring);
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         uring.submitter().register_eventfd(bell.as_raw_fd())?;
         let empty = Progress { step: Step::Sync, offset: 0, len: 0, done: 0, attempts: 0 };
@@ -323,28 +323,25 @@ fn new_uring(entries: u32) -> io::Result<IoUring> {
         .or_else(|error| if is_unknown(&error) { IoUring::new(entries) } else { Err(error) })
 }
 
-/// Puts the kernel's threads, which do what it cannot do without waiting, beside the reactor. By default they get its
-/// core, where they would wait until it sleeps: reads of a file in memory took 50 us each.
-fn place_workers(uring: &IoUring) {
-    let placed = sched_getaffinity(None)
-        .and_then(|reactor| Ok(beside(&sched_getaffinity(Some(getpid()))?, &reactor)))
+/// Lets the kernel's threads, which do what it cannot do without waiting, run on every core of the process. By default
+/// they get that of the reactor only, and take turns with it there.
+fn free_workers(uring: &IoUring) {
+    let freed = sched_getaffinity(Some(getpid()))
         .map_err(io::Error::from)
-        .and_then(|cpus| cpus.map_or(Ok(()), |cpus| uring.submitter().register_iowq_aff(&cpus)));
-    if let Err(error) = placed {
+        .and_then(|cpus| uring.submitter().register_iowq_aff(&as_libc(&cpus)));
+    if let Err(error) = freed {
         log::debug!("kernel threads stay on the core of the reactor error=\"{error}\"");
     }
 }
 
-/// Cores of the process without those of the reactor; `None` if there is no other.
-fn beside(process: &CpuSet, reactor: &CpuSet) -> Option<libc::cpu_set_t> {
+fn as_libc(cpus: &CpuSet) -> libc::cpu_set_t {
     // SAFETY: a set of cores is plain bits, and all zeroes are the empty one.
-    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| process.is_set(*cpu) && !reactor.is_set(*cpu)) {
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu)) {
         // SAFETY: both sets have room for the same number of cores.
-        unsafe { libc::CPU_SET(cpu, &mut cpus) };
+        unsafe { libc::CPU_SET(cpu, &mut set) };
     }
-    // SAFETY: only reads the set.
-    (unsafe { libc::CPU_COUNT(&cpus) } > 0).then_some(cpus)
+    set
 }
 
 /// What is left of a READ or WRITE after `done` bytes.
@@ -430,24 +427,13 @@ mod tests {
     }
 
     #[test]
-    fn kernel_threads_run_beside_the_reactor_if_they_can() {
-        let set = |cpus: &[usize]| {
-            let mut set = CpuSet::new();
-            cpus.iter().for_each(|cpu| set.set(*cpu));
-            set
-        };
-        let found = |process, reactor| {
-            let cpus = beside(&set(process), &set(reactor))?;
-            // SAFETY: only reads the set.
-            Some(
-                (0..CpuSet::MAX_CPU)
-                    .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &cpus) })
-                    .collect::<Vec<_>>(),
-            )
-        };
-        assert_eq!(found(&[0, 1, 1023], &[1]), Some(vec![0, 1023]));
-        assert_eq!(found(&[3], &[3]), None);
-        assert_eq!(found(&[0, 1], &[0, 1]), None);
+    fn kernel_threads_get_every_core_of_the_process() {
+        let mut cpus = CpuSet::new();
+        [0, 1, 1023].iter().for_each(|cpu| cpus.set(*cpu));
+        let set = as_libc(&cpus);
+        // SAFETY: only reads the set.
+        let found = (0..CpuSet::MAX_CPU).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) });
+        assert_eq!(found.collect::<Vec<_>>(), [0, 1, 1023]);
     }
 
     #[test]
