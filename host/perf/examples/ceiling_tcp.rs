@@ -136,7 +136,7 @@ impl Line {
     fn receive(&mut self, buffer: &mut [u8], len: usize) -> usize {
         match self.stream.read(buffer) {
             Ok(bytes) => self.received += bytes,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) if is_over(&error) || error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => panic!("receive: {error}"),
         }
         let messages = self.received / len;
@@ -156,7 +156,7 @@ impl Line {
         }
         let mut sent = match self.stream.write_vectored(&slices[..count]) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) if is_over(&error) || error.kind() == ErrorKind::WouldBlock => 0,
             Err(error) => panic!("send: {error}"),
         };
         while let Some(piece) = self.out.front_mut()
@@ -169,6 +169,11 @@ impl Line {
             }
         }
     }
+}
+
+/// The one who asks ends first, with answers under way.
+fn is_over(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
 fn random(state: &mut u64, below: u64) -> usize {

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tenon_reactor::{
     Cpus, Mode, Poll, PollerId, PollerKind, ReactorRef, Reactors, ReactorsOptions, current, ticks, ticks_hz,
 };
@@ -33,6 +35,7 @@ fn main() {
     println!("now_ns() on a reactor: {reader:.1} ns");
     message_costs(&reactors.data()[0], &reactors.data()[1]);
     wake_latency(&reactors);
+    report("wake-up without a reactor (eventfd there; atomic back)", bare_wake_ups());
     timer_lateness(&reactor);
     idle_cost(&reactors);
     reactors.shutdown(PATIENCE).expect("reactors end");
@@ -191,6 +194,47 @@ fn round_trips(from: &ReactorRef, to: &ReactorRef, pause: Duration, legs: u64) -
     let samples = samples.recv_timeout(PATIENCE).expect("the game ends");
     let ns = |ticks: u64| (u128::from(ticks) * 1_000_000_000 / u128::from(ticks_hz())) as u64 / legs;
     samples.into_iter().map(ns).collect()
+}
+
+/// What the machine takes to wake a thread on another core, for comparison with a reactor that sleeps.
+fn bare_wake_ups() -> Vec<u64> {
+    static HEARD: AtomicU64 = AtomicU64::new(0);
+    let bell = std::sync::Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
+    let heard = bell.clone();
+    let sleeper = std::thread::spawn(move || {
+        pin(1);
+        for round in 1..=ROUNDS as u64 {
+            rustix::io::read(&*heard, &mut [0; 8]).expect("an eventfd can be read");
+            HEARD.store(round, Ordering::Release);
+        }
+    });
+    let waker = std::thread::spawn(move || {
+        pin(0);
+        let wake = |round| {
+            let pause = Instant::now();
+            while pause.elapsed() < Duration::from_micros(300) {
+                std::hint::spin_loop();
+            }
+            let sent = Instant::now();
+            rustix::io::write(&*bell, &1u64.to_ne_bytes()).expect("an eventfd can be written");
+            while HEARD.load(Ordering::Acquire) < round {
+                std::hint::spin_loop();
+            }
+            sent.elapsed().as_nanos() as u64
+        };
+        (1..=ROUNDS as u64).map(wake).collect()
+    });
+    sleeper.join().expect("the sleeper ends");
+    waker.join().expect("the waker ends")
+}
+
+/// To one of the cores that this process may use.
+fn pin(index: usize) {
+    let allowed = sched_getaffinity(None).expect("a thread has cores");
+    let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
+    let mut set = CpuSet::new();
+    set.set(cpus[index.min(cpus.len() - 1)]);
+    sched_setaffinity(None, &set).expect("an allowed core");
 }
 
 fn timer_lateness(reactor: &ReactorRef) {

@@ -35,7 +35,7 @@ const SPAN: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running host, ended when dropped.
-struct Host {
+pub struct Host {
     child: Child,
     socket: PathBuf,
     ready_after: Duration,
@@ -114,7 +114,7 @@ fn register_in_process(root: &Path, round: &mut Round) -> Result<()> {
 
 impl Host {
     /// Starts a host and waits until it says that it is ready.
-    fn start(root: &Path, args: &[&str]) -> Result<Host> {
+    pub fn start(root: &Path, args: &[&str]) -> Result<Host> {
         let socket = std::env::temp_dir().join(format!("tenon-bench-{}.sock", std::process::id()));
         let begin = Instant::now();
         let mut child = Command::new(root.join(TENON))

@@ -57,7 +57,7 @@ pub fn probes(workspace: &Workspace, seconds: u64) -> Result<Vec<Probe>> {
     for (name, mib, block) in [("16M", 16, "4KiB"), ("256M", 256, "4KiB"), ("128K", 256, "128KiB")] {
         let config = format!("[[bdev]]\nmodule = \"malloc\"\nname = \"m0\"\nsize = \"{mib}MiB\"\n");
         let depth = if block == "4KiB" { 128 } else { 32 };
-        let args = format!("--fill -q {depth} --block-size {block} --batch 16");
+        let args = format!("--fill -q {depth} --block-size {block} --batch 64");
         probes.push(lab().perf("malloc", &format!("malloc {name}"), &config, &args)?);
         let bytes = if block == "4KiB" { 4096 } else { 131_072 };
         probes.push(lab().ceiling(&format!("copy {name}"), mib << 20, bytes, depth));

@@ -9,6 +9,7 @@ mod figures;
 mod host;
 mod load;
 mod reactor;
+mod tcp;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -26,7 +27,7 @@ use figures::Figure;
 /// Arguments of `cargo xtask bench`.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Groups to run: null, malloc, stack, deferred, uring, reactor, host, registration [default: all]
+    /// Groups to run: null, malloc, stack, deferred, uring, reactor, host, registration, tcp [default: all]
     names: Vec<String>,
     /// Rounds
     #[arg(long, default_value_t = 5)]
@@ -55,7 +56,8 @@ pub struct Probe {
     pub run: Measure,
 }
 
-const GROUPS: &[&str] = &["null", "malloc", "stack", "deferred", "uring", "reactor", "host", "registration"];
+const GROUPS: &[&str] =
+    &["null", "malloc", "stack", "deferred", "uring", "reactor", "host", "registration", "tcp"];
 
 /// Builds for release, measures and prints.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
@@ -73,6 +75,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let mut probes = load::probes(workspace, options.seconds)?;
     probes.extend(reactor::probes(workspace));
     probes.extend(host::probes(workspace));
+    probes.extend(tcp::probes(workspace, options.seconds));
     probes.retain(|probe| is_wanted(probe.group));
     let mut rounds = Vec::new();
     for number in 1..=options.rounds.max(1) {

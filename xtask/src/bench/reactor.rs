@@ -12,7 +12,11 @@ use crate::workspace::Workspace;
 
 const BENCH: &str = "target/release/examples/reactor_bench";
 /// Beginnings of the lines, and under which names their figures are kept.
-const LINES: [(&str, &str); 2] = [("message latency, asleep", "asleep"), ("message latency, awake", "awake")];
+const LINES: [(&str, &str); 3] = [
+    ("message latency, asleep", "asleep"),
+    ("wake-up without a reactor", "bare"),
+    ("message latency, awake", "awake"),
+];
 
 /// The probe of this file.
 pub fn probes(workspace: &Workspace) -> Vec<Probe> {
