@@ -208,6 +208,31 @@ fn half_open_peers_are_dropped_and_others_served() {
 }
 
 #[test]
+fn a_process_short_of_descriptors_serves_on_and_recovers() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let served = serve(json!({ "handshake_timeout_sec": 1 }));
+    let (_admin, mut io) = served.session(PLAIN);
+    let pid = served.host.pid();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count() as u64;
+    let raw = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("not zero");
+    let limit = |current| {
+        let limit = Rlimit { current: Some(current), maximum: Some(4096) };
+        prlimit(Some(raw), Resource::Nofile, limit).expect("its owner may");
+    };
+    limit(open + 4);
+    let storm: Vec<TcpStream> =
+        (0..60).map(|_| TcpStream::connect(served.address).expect("the kernel takes them")).collect();
+    for round in 0..200 {
+        io.write(round * 8, &pattern(round, 4096));
+        assert!(io.read(round * 8, 4096) == pattern(round, 4096));
+    }
+    drop(storm);
+    limit(open + 64);
+    let (_other_admin, mut other) = served.session(PLAIN);
+    assert!(other.read(0, 4096) == pattern(0, 4096));
+}
+
+#[test]
 fn a_host_that_does_not_read_is_closed_and_starves_nobody() {
     let mut served = serve(json!({ "stall_timeout_sec": 1 }));
     let (_slow_admin, mut slow) = served.session(PLAIN);
