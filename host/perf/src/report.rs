@@ -216,6 +216,7 @@ impl BdevReport {
             OpReport::new(sum, seconds, if kind == Kind::Flush { 0 } else { block_bytes })
         };
         let sum = |of: fn(&Faults) -> u64| outcomes.iter().map(|outcome| of(&outcome.faults)).sum();
+        let removed = sum(|faults| faults.removed);
         BdevReport {
             name: name.to_owned(),
             reactors: worked().count(),
@@ -225,8 +226,9 @@ impl BdevReport {
             unmap: op(Kind::Unmap),
             flush: op(Kind::Flush),
             errors: sum(|faults| faults.errors),
-            is_removed,
-            removed: sum(|faults| faults.removed),
+            // All its I/O may have bounced before the event came that it goes.
+            is_removed: is_removed || removed > 0,
+            removed,
             verified_blocks: sum(|faults| faults.verified_blocks),
             mismatched_blocks: sum(|faults| faults.mismatched_blocks),
             outstanding: outcomes.iter().map(|outcome| u64::from(outcome.outstanding)).sum(),
