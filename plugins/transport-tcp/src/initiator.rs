@@ -629,10 +629,10 @@ impl Connection {
                 Direction::TO_HOST => Transfer::ToHost((*request).length),
                 _ => Transfer::None,
             };
-            (Sqe::ref_from_bytes(&*(&raw const (*request).sqe)), transfer)
+            (Sqe::read_from_bytes(&(&(*request).sqe)[..]), transfer)
         };
         let Ok(sqe) = sqe else { return errno::EINVAL };
-        match self.machine.borrow_mut().submit(sqe, transfer) {
+        match self.machine.borrow_mut().submit(&sqe, transfer) {
             Ok(slot) => {
                 self.requests[slot.index()].set(request);
                 count(&group.statistics.commands, 1);
