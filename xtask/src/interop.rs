@@ -103,7 +103,7 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
         let is_suite = message.get("target")?.get("name")? == "interop";
         is_suite.then(|| message.get("executable")?.as_str().map(PathBuf::from))?
     });
-    programs.last().context("cargo names no program of the suite")
+    programs.collect::<Vec<_>>().pop().context("cargo names no program of the suite")
 }
 
 fn scenarios(suite: &Path) -> Result<Vec<String>> {
