@@ -26,6 +26,7 @@ pub struct Load {
     reactor: usize,
     /// What each part may hold: more than one value after a write whose end is unknown.
     held: RefCell<Vec<Vec<u8>>>,
+    #[allow(clippy::vec_box, reason = "the device has a pointer to each while it is on the way")]
     flights: RefCell<Vec<Box<Flight>>>,
     pub events: Rc<RefCell<Vec<BdevEventKind>>>,
     pub good: Cell<u64>,
