@@ -120,7 +120,7 @@ fn parameters_that_do_not_fit_are_named() {
 fn log_lines_begin_with_the_time_unless_told_otherwise() {
     let mut host = Host::start("");
     let null = |name: &str| json!({ "name": name, "num_blocks": 8, "block_size": 512 });
-    let mut line_of = |host: &mut Host, name: &str| -> String {
+    let line_of = |host: &mut Host, name: &str| -> String {
         host.ok("bdev_null_create", null(name));
         let words = format!("bdev is registered bdev={name} ");
         host.log().lines().find(|line| line.contains(&words)).expect("the line is logged").to_owned()
