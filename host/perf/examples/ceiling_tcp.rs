@@ -89,8 +89,9 @@ fn ask(mut lines: Vec<Line>, work: Work, time: Duration) -> (f64, f64) {
         line.out.extend(std::iter::repeat_n(request, work.depth));
     }
     let (begin, mut done) = (Instant::now(), 0);
-    let mut asked = begin;
+    let (mut asked, mut idle) = (begin, Idle::default());
     while begin.elapsed() < time {
+        idle.turn(done);
         for line in &mut lines {
             line.send(&memory);
             let answers = line.receive(&mut buffer, work.answer);
@@ -111,16 +112,37 @@ fn ask(mut lines: Vec<Line>, work: Work, time: Duration) -> (f64, f64) {
 fn answer(mut lines: Vec<Line>, work: Work, is_over: &AtomicBool) {
     let (memory, mut buffer) = (vec![0xa5; MEMORY_BYTES], vec![0; RECEIVE_BYTES]);
     let chunks = (MEMORY_BYTES / work.lent.max(1)) as u64;
-    let mut state = 7;
+    let (mut state, mut done, mut idle) = (7, 0, Idle::default());
     while !is_over.load(Ordering::Relaxed) {
+        idle.turn(done);
         for line in &mut lines {
             for _ in 0..line.receive(&mut buffer, work.request) {
+                done += 1;
                 line.out.push_back(Piece { at: 0, len: HEADER });
                 if work.lent > 0 {
                     line.out.push_back(Piece { at: random(&mut state, chunks) * work.lent, len: work.lent });
                 }
             }
             line.send(&memory);
+        }
+    }
+}
+
+/// Gives way to the kernel's threads now and then while nothing comes: they may be what it waits for.
+#[derive(Default)]
+struct Idle {
+    done: usize,
+    turns: u32,
+}
+
+impl Idle {
+    /// Another turn begins; `done` is what was done until now.
+    fn turn(&mut self, done: usize) {
+        self.turns = if done == self.done { self.turns + 1 } else { 0 };
+        self.done = done;
+        if self.turns == TURNS_TO_YIELD {
+            self.turns = 0;
+            thread::yield_now();
         }
     }
 }
@@ -199,6 +221,8 @@ const USAGE: &str = "usage: ceiling_tcp read|write CONNECTIONS DEPTH BLOCK_BYTES
 const COMMAND: usize = 72;
 /// What comes with data, or is the response.
 const HEADER: usize = 24;
+/// Some 20 us.
+const TURNS_TO_YIELD: u32 = 100;
 /// Does not fit into a cache.
 const MEMORY_BYTES: usize = 256 << 20;
 const RECEIVE_BYTES: usize = 1 << 20;
