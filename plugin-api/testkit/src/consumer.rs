@@ -10,8 +10,8 @@ use std::hash::Hasher;
 use std::rc::{Rc, Weak};
 
 use tenon_abi::{
-    BDEV_IO_SIZE, BdevEvent, BdevEventKind, BdevIo, ClaimKind, EventFn, IoChannel, IoExtV1, IoFlags, IoOpsV1,
-    IoState, IoStatus, IoVec, Op, OpenFlags, Reason, errno, submit,
+    BDEV_IO_SIZE, BdevEvent, BdevEventKind, BdevIo, ClaimKind, CopyRange, EventFn, IoChannel, IoExtV1,
+    IoFlags, IoOpsV1, IoState, IoStatus, IoVec, Op, OpenFlags, Reason, errno, submit,
 };
 
 use crate::host::channel::GateChannel;
@@ -195,6 +195,9 @@ pub struct Request {
     num_blocks: u64,
     payload: Payload,
     compare: Option<Vec<u8>>,
+    /// Separate metadata, or what a READ's buffer for it holds before.
+    metadata: Option<Vec<u8>>,
+    sources: Vec<CopyRange>,
     flags: IoFlags,
     pieces: Vec<usize>,
     misaligned: usize,
@@ -219,6 +222,8 @@ impl Request {
             num_blocks,
             payload: Payload::None,
             compare: None,
+            metadata: None,
+            sources: Vec::new(),
             flags: IoFlags::NONE,
             pieces: Vec::new(),
             misaligned: 0,
@@ -288,6 +293,23 @@ impl Request {
         Request::new(Op::RESET, 0, 0)
     }
 
+    /// COPY of the source ranges, each an offset and a number of blocks, one behind the other to `offset_blocks`.
+    #[must_use]
+    pub fn copy(offset_blocks: u64, sources: &[(u64, u64)]) -> Request {
+        let ranges = sources.iter();
+        let sources: Vec<CopyRange> =
+            ranges.map(|&(offset_blocks, num_blocks)| CopyRange { offset_blocks, num_blocks }).collect();
+        let num_blocks = sources.iter().map(|range| range.num_blocks).sum();
+        Request { sources, ..Request::new(Op::COPY, offset_blocks, num_blocks) }
+    }
+
+    /// Brings a buffer for separate metadata that holds these bytes; a READ fills it.
+    #[must_use]
+    pub fn metadata(mut self, metadata: Vec<u8>) -> Request {
+        self.metadata = Some(metadata);
+        self
+    }
+
     /// Sets flags.
     #[must_use]
     pub fn flags(mut self, flags: IoFlags) -> Request {
@@ -317,6 +339,8 @@ pub struct Completion {
     pub status: IoStatus,
     /// The payload of a READ, also if it was lent.
     pub data: Vec<u8>,
+    /// What the buffer for separate metadata holds after a READ; empty without one.
+    pub metadata: Vec<u8>,
     /// True if the data is in lent memory, which must be released.
     pub is_lent: bool,
     /// `offset_blocks` after completion (SEEK operations answer there).
@@ -431,6 +455,7 @@ pub(crate) struct Slot {
     ctx_size: usize,
     channel: *mut IoChannel,
     payload: Option<Pieces>,
+    metadata: Option<Pieces>,
     _compare: Option<Pieces>,
     _ext: Option<Box<IoExtV1>>,
     request: Request,
@@ -466,17 +491,20 @@ impl Slot {
                 Some(made)
             }
         };
-        let compare = request.compare.as_ref().map(|data| {
+        let of_bytes = |data: &Vec<u8>| {
             let made = Pieces::make(data.len(), &[], 0);
             made.copy_in(data);
             made
-        });
-        let ext = compare.as_ref().map(|compare| Box::new(ext_with(compare)));
+        };
+        let compare = request.compare.as_ref().map(of_bytes);
+        let metadata = request.metadata.as_ref().map(of_bytes);
+        let ext = ext_of(&request, compare.as_ref());
         let slot = Rc::new(Slot {
             memory,
             ctx_size,
             channel,
             payload,
+            metadata,
             _compare: compare,
             _ext: ext,
             request,
@@ -507,7 +535,7 @@ impl Slot {
             ch: std::ptr::null_mut(),
             status: IoStatus::SUCCESS,
             cdw0: 0,
-            md: std::ptr::null_mut(),
+            md: self.metadata.as_ref().map_or(std::ptr::null_mut(), |metadata| metadata.list[0].base),
             ext: self._ext.as_ref().map_or(std::ptr::null(), |ext| &raw const **ext),
             link: std::ptr::null_mut(),
             submit_ticks: 0,
@@ -564,6 +592,14 @@ impl Slot {
         if !self.memory.is_filled(behind, CONTEXT_GUARD, GUARD_BYTE) {
             self.report(Fault::PayloadOverrun, "memory behind the driver context was written");
         }
+        if let (Some(metadata), Some(brought)) = (&self.metadata, &self.request.metadata) {
+            if !metadata.is_intact() {
+                self.report(Fault::PayloadOverrun, "memory next to the metadata was written");
+            }
+            if self.request.op != Op::READ && metadata.bytes() != *brought {
+                self.report(Fault::PayloadModified, "the metadata was modified");
+            }
+        }
         let Some(payload) = &self.payload else { return };
         if !payload.is_intact() {
             self.report(Fault::PayloadOverrun, "memory next to the payload was written");
@@ -582,6 +618,9 @@ impl Slot {
         if let Some(payload) = &self.payload {
             hasher.write(&payload.bytes());
         }
+        if let Some(metadata) = &self.metadata {
+            hasher.write(&metadata.bytes());
+        }
         hasher.finish()
     }
 
@@ -599,7 +638,9 @@ impl Slot {
         // SAFETY: the I/O is ours since its completion.
         let offset_blocks = unsafe { (*self.io()).offset_blocks };
         let data = self.data.borrow().clone();
-        Completion { status: self.status.get(), data, is_lent: self.is_lent.get(), offset_blocks }
+        let read = self.metadata.as_ref().filter(|_| self.request.op == Op::READ);
+        let metadata = read.map(Pieces::bytes).unwrap_or_default();
+        Completion { status: self.status.get(), data, metadata, is_lent: self.is_lent.get(), offset_blocks }
     }
 
     fn lent_bytes(&self) -> Vec<u8> {
@@ -625,21 +666,29 @@ impl Slot {
     }
 }
 
-fn ext_with(compare: &Pieces) -> IoExtV1 {
-    IoExtV1 {
+/// What the request cannot say without an extension, if anything.
+fn ext_of(request: &Request, compare: Option<&Pieces>) -> Option<Box<IoExtV1>> {
+    if compare.is_none() && request.metadata.is_none() && request.sources.is_empty() {
+        return None;
+    }
+    let (compare_iovs, compare_iovcnt) =
+        compare.map_or((std::ptr::null(), 0), |compare| (compare.list.as_ptr(), compare.list.len() as u32));
+    // The vector's memory stays where it is when the request moves into its slot.
+    let copy_ranges = if request.sources.is_empty() { std::ptr::null() } else { request.sources.as_ptr() };
+    Some(Box::new(IoExtV1 {
         size: size_of::<IoExtV1>() as u32,
         flags: 0,
         nvme_sqe: std::ptr::null(),
         nvme_cqe: std::ptr::null_mut(),
-        copy_ranges: std::ptr::null(),
-        copy_range_count: 0,
-        compare_iovcnt: compare.list.len() as u32,
-        compare_iovs: compare.list.as_ptr(),
-        md_len: 0,
+        copy_ranges,
+        copy_range_count: request.sources.len() as u32,
+        compare_iovcnt,
+        compare_iovs,
+        md_len: request.metadata.as_ref().map_or(0, |metadata| metadata.len() as u64),
         zone_action: 0,
         reserved: 0,
         memory_key: 0,
-    }
+    }))
 }
 
 impl World {
