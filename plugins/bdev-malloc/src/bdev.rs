@@ -1,6 +1,7 @@
 //! The device: one piece of memory that every reactor's channel shares. Every
 //! operation completes inside `submit`, except zeroing much memory, which is
-//! done piece by piece so that nobody else on the reactor waits for it.
+//! done piece by piece so that nobody else on the reactor waits for it. Where
+//! metadata is belongs to `format`.
 
 use std::cell::Cell;
 use std::rc::{Rc, Weak};
@@ -12,41 +13,48 @@ use tenon_sdk::{
 };
 
 use crate::config::MallocParams;
+use crate::format::Format;
 
 /// A device.
-pub struct MallocBdev {
+pub struct MallocBdev<F: Format> {
     host: Host,
     params: MallocParams,
+    format: F,
     memory: Arc<SharedBuf>,
 }
 
 /// Its data path on one reactor.
-pub struct MallocChannel {
+pub struct MallocChannel<F: Format> {
     memory: Lender,
-    block_shift: u32,
+    format: F,
     /// UNMAP and WRITE_ZEROES too large for one go.
     zeroing: IoQueue<Self>,
-    /// Bytes of the first of them that are done.
+    /// Blocks of the first of them that are done.
     zeroed: Cell<u64>,
     next_piece: Alarm,
 }
 
-impl MallocBdev {
+impl<F: Format> MallocBdev<F> {
     /// Allocates the memory; it is zero.
-    pub fn new(host: Host, params: &MallocParams) -> Result<Self, Error> {
-        let bytes = params.blocks()? * u64::from(params.block_size);
-        let memory = host
-            .alloc(bytes as usize, ALIGNMENT, params.numa_node.unwrap_or(-1))
-            .map_err(|error| Error::no_memory(format!("no memory for {bytes} bytes")).caused_by(error))?;
-        Ok(MallocBdev { host, params: params.clone(), memory: Arc::new(memory.share()) })
+    pub fn new(host: Host, params: &MallocParams, format: F) -> Result<Self, Error> {
+        let memory = allocate(host, params, params.blocks()? * format.stride())?;
+        Ok(MallocBdev { host, params: params.clone(), format, memory: Arc::new(memory) })
     }
 }
 
-impl Bdev for MallocBdev {
-    type Channel = MallocChannel;
+/// Zeroed memory where the parameters want it.
+pub fn allocate(host: Host, params: &MallocParams, bytes: u64) -> Result<SharedBuf, Error> {
+    let memory = host
+        .alloc(bytes as usize, ALIGNMENT, params.numa_node.unwrap_or(-1))
+        .map_err(|error| Error::no_memory(format!("no memory for {bytes} bytes")).caused_by(error))?;
+    Ok(memory.share())
+}
 
-    fn channel(&self, _: Reactor) -> Result<Rc<MallocChannel>, Error> {
-        Ok(Rc::new_cyclic(|channel: &Weak<MallocChannel>| {
+impl<F: Format> Bdev for MallocBdev<F> {
+    type Channel = MallocChannel<F>;
+
+    fn channel(&self, _: Reactor) -> Result<Rc<MallocChannel<F>>, Error> {
+        Ok(Rc::new_cyclic(|channel: &Weak<MallocChannel<F>>| {
             let channel = channel.clone();
             let ring = move || {
                 if let Some(channel) = channel.upgrade() {
@@ -55,7 +63,7 @@ impl Bdev for MallocBdev {
             };
             MallocChannel {
                 memory: Lender::new(self.memory.clone()),
-                block_shift: self.params.block_size.trailing_zeros(),
+                format: self.format.clone(),
                 zeroing: IoQueue::new(),
                 zeroed: Cell::new(0),
                 next_piece: self.host.alarm(ring),
@@ -68,21 +76,20 @@ impl Bdev for MallocBdev {
     }
 }
 
-impl Channel for MallocChannel {
+impl<F: Format> Channel for MallocChannel<F> {
     type PerIo = ();
 
     fn submit(&self, io: Io<Self>) {
-        let at = io.offset_blocks() << self.block_shift;
-        let len = io.num_blocks() << self.block_shift;
-        let memory = self.memory.memory();
+        let at = self.format.bytes(io.offset_blocks());
+        let len = self.format.bytes(io.num_blocks());
         let status = match io.op() {
-            BdevOp::Read => return self.memory.complete_read(io, at, len),
-            BdevOp::Write => io.write_to(memory, at),
+            BdevOp::Read => return self.read(io, at, len),
+            BdevOp::Write => self.write(&io, at),
             BdevOp::Flush | BdevOp::Reset | BdevOp::Verify => IoStatus::SUCCESS,
             BdevOp::Unmap | BdevOp::WriteZeroes if len > ZERO_PIECE => return self.zero_later(io),
-            BdevOp::Unmap | BdevOp::WriteZeroes => in_range(memory.zero(at, len)),
-            BdevOp::Compare => io.compare_with(memory, at),
-            BdevOp::Copy => self.copy(&io, at),
+            BdevOp::Unmap | BdevOp::WriteZeroes => in_range(self.zero(io.offset_blocks(), io.num_blocks())),
+            BdevOp::Compare => self.compare(&io, at),
+            BdevOp::Copy => self.copy(&io),
             _ => IoStatus::NOT_SUPPORTED,
         };
         io.complete(status);
@@ -96,8 +103,8 @@ impl Channel for MallocChannel {
                 && next.op == BdevOp::Read
                 && !next.flags.contains(IoFlags::LEND)
             {
-                let len = (next.num_blocks << self.block_shift).min(FETCHED_AHEAD);
-                self.memory.memory().fetch_ahead(next.offset_blocks << self.block_shift, len);
+                let len = self.format.bytes(next.num_blocks).min(FETCHED_AHEAD);
+                self.memory.memory().fetch_ahead(self.format.bytes(next.offset_blocks), len);
             }
             self.submit(io);
         }
@@ -116,7 +123,46 @@ impl Channel for MallocChannel {
     }
 }
 
-impl MallocChannel {
+impl<F: Format> MallocChannel<F> {
+    #[inline(always)]
+    fn read(&self, mut io: Io<Self>, at: u64, len: u64) {
+        if let Some(separate) = self.format.separate() {
+            let status = separate.read(&mut io);
+            if !status.is_success() {
+                return io.complete(status);
+            }
+        }
+        self.memory.complete_read(io, at, len);
+    }
+
+    #[inline(always)]
+    fn write(&self, io: &Io<Self>, at: u64) -> IoStatus {
+        let Some(separate) = self.format.separate() else { return io.write_to(self.memory.memory(), at) };
+        if !separate.fits(io) {
+            return IoStatus::INVALID;
+        }
+        let status = io.write_to(self.memory.memory(), at);
+        if status.is_success() { separate.write(io) } else { status }
+    }
+
+    fn compare(&self, io: &Io<Self>, at: u64) -> IoStatus {
+        let status = io.compare_with(self.memory.memory(), at);
+        match self.format.separate() {
+            Some(separate) if status.is_success() => separate.compare(io),
+            _ => status,
+        }
+    }
+
+    /// Zeroes blocks and their metadata.
+    fn zero(&self, first: u64, blocks: u64) -> bool {
+        let data = self.memory.memory().zero(self.format.bytes(first), self.format.bytes(blocks));
+        let metadata = self.format.separate().is_none_or(|separate| {
+            let size = separate.size();
+            separate.memory().zero(first.saturating_mul(size), blocks.saturating_mul(size))
+        });
+        data && metadata
+    }
+
     fn zero_later(&self, io: Io<Self>) {
         self.zeroing.push_back(io);
         if self.zeroing.len() == 1 {
@@ -127,11 +173,11 @@ impl MallocChannel {
     /// Zeroes the next piece of the first I/O that wants it.
     fn zero_piece(&self) {
         let Some(io) = self.zeroing.pop_front() else { return };
-        let (at, len) = (io.offset_blocks() << self.block_shift, io.num_blocks() << self.block_shift);
+        let (first, blocks) = (io.offset_blocks(), io.num_blocks());
         let done = self.zeroed.get();
-        let piece = ZERO_PIECE.min(len - done);
-        let is_inside = self.memory.memory().zero(at + done, piece);
-        if is_inside && done + piece < len {
+        let piece = (ZERO_PIECE / self.format.stride()).min(blocks - done);
+        let is_inside = self.zero(first + done, piece);
+        if is_inside && done + piece < blocks {
             self.zeroed.set(done + piece);
             self.zeroing.push_front(io);
         } else {
@@ -151,35 +197,41 @@ impl MallocChannel {
         }
     }
 
-    /// Copies every source range behind the one before it, piece by piece.
-    fn copy(&self, io: &Io<Self>, mut at: u64) -> IoStatus {
-        let memory = self.memory.memory();
-        let mut piece = [0; COPY_PIECE];
-        for range in io.copy_ranges() {
-            let (Some(mut from), Some(mut left)) =
-                (bytes(range.offset_blocks, self.block_shift), bytes(range.num_blocks, self.block_shift))
-            else {
-                return IoStatus::LBA_OUT_OF_RANGE;
-            };
-            while left > 0 {
-                let part = &mut piece[..left.min(COPY_PIECE as u64) as usize];
-                if !memory.read(from, part) || !memory.write(at, part) {
-                    return IoStatus::LBA_OUT_OF_RANGE;
-                }
-                from += part.len() as u64;
-                at += part.len() as u64;
-                left -= part.len() as u64;
-            }
+    /// Copies every source range behind the one before it, metadata after data.
+    fn copy(&self, io: &Io<Self>) -> IoStatus {
+        let status = copy(self.memory.memory(), io, self.format.stride());
+        match self.format.separate() {
+            Some(separate) if status.is_success() => copy(separate.memory(), io, separate.size()),
+            _ => status,
         }
-        IoStatus::SUCCESS
     }
 }
 
-fn bytes(blocks: u64, shift: u32) -> Option<u64> {
-    blocks.checked_mul(1 << shift)
+/// Copies the source ranges of blocks that have `stride` bytes in `memory`, piece by piece.
+fn copy<C: Channel>(memory: &SharedBuf, io: &Io<C>, stride: u64) -> IoStatus {
+    let mut piece = [0; COPY_PIECE];
+    let Some(mut at) = io.offset_blocks().checked_mul(stride) else { return IoStatus::LBA_OUT_OF_RANGE };
+    for range in io.copy_ranges() {
+        let (Some(mut from), Some(mut left)) =
+            (range.offset_blocks.checked_mul(stride), range.num_blocks.checked_mul(stride))
+        else {
+            return IoStatus::LBA_OUT_OF_RANGE;
+        };
+        while left > 0 {
+            let part = &mut piece[..left.min(COPY_PIECE as u64) as usize];
+            if !memory.read(from, part) || !memory.write(at, part) {
+                return IoStatus::LBA_OUT_OF_RANGE;
+            }
+            from += part.len() as u64;
+            at += part.len() as u64;
+            left -= part.len() as u64;
+        }
+    }
+    IoStatus::SUCCESS
 }
 
-fn in_range(done: bool) -> IoStatus {
+/// What an access to the memory came to.
+pub fn in_range(done: bool) -> IoStatus {
     if done { IoStatus::SUCCESS } else { IoStatus::LBA_OUT_OF_RANGE }
 }
 

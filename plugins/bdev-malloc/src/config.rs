@@ -33,10 +33,10 @@ pub struct MallocParams {
     /// NUMA node of the memory. Default: any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub numa_node: Option<i32>,
-    /// Accepted for existing clients; only 0, as there is no metadata.
+    /// Metadata of each block in bytes: 0, 8, 16, 32, 64 or 128. Default: 0, none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub md_size: u32,
-    /// Accepted for existing clients; without meaning as `md_size` is 0.
+    /// Metadata follows each block's data in the payload instead of having a buffer of its own. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub md_interleave: bool,
     /// Accepted for existing clients; only 0, as there is no protection information.
@@ -48,6 +48,17 @@ pub struct MallocParams {
     /// Accepted for existing clients; without meaning as `dif_type` is 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dif_pi_format: u32,
+}
+
+/// Where the metadata of a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metadata {
+    /// There is none.
+    None,
+    /// Behind the block's data.
+    Interleaved,
+    /// In a buffer of its own.
+    Separate,
 }
 
 impl MallocParams {
@@ -65,13 +76,25 @@ impl MallocParams {
                 self.block_size
             ));
         }
-        if self.md_size != 0 || self.dif_type != 0 {
+        if !METADATA_SIZES.contains(&self.md_size) {
+            return wrong(format!("md_size {} must be 0, 8, 16, 32, 64 or 128", self.md_size));
+        }
+        if self.dif_type != 0 {
             return wrong(format!(
-                "md_size {} and dif_type {} must be 0: no metadata here",
-                self.md_size, self.dif_type
+                "dif_type {} must be 0: metadata is stored as it is, not as protection information",
+                self.dif_type
             ));
         }
         self.blocks().map(|_| ())
+    }
+
+    /// Where the metadata is.
+    pub fn metadata(&self) -> Metadata {
+        match (self.md_size, self.md_interleave) {
+            (0, _) => Metadata::None,
+            (_, true) => Metadata::Interleaved,
+            (_, false) => Metadata::Separate,
+        }
     }
 
     /// Capacity in blocks.
@@ -86,7 +109,7 @@ impl MallocParams {
             (None, Some(blocks)) => blocks,
             _ => return wrong("give exactly one of size and num_blocks".to_owned()),
         };
-        match blocks.checked_mul(block_size) {
+        match blocks.checked_mul(block_size + u64::from(self.md_size)) {
             Some(1..=MAX_BYTES) => Ok(blocks),
             _ => {
                 wrong(format!("{blocks} blocks of {block_size} bytes is no capacity: must be 1 byte to 2^47"))
@@ -96,24 +119,33 @@ impl MallocParams {
 
     /// The device to register.
     pub fn spec(&self) -> Result<BdevSpec, Error> {
-        let mut spec = BdevSpec::new(self.title(), self.block_size, self.blocks()?)
+        let spec = BdevSpec::new(self.title(), self.block_size, self.blocks()?)
             .product("Malloc disk")
             .ops(OPS)
             .io_flags(IoFlags(IoFlags::FUA.0 | IoFlags::DEALLOCATE.0))
-            .flags(BdevFlags::UNMAP_READS_ZEROES)
+            .flags(self.flags())
             .lends()
             .limits(|limits| {
+                limits.md_size = self.md_size;
                 limits.physical_block_size = self.physical_block_size.unwrap_or(self.block_size);
                 limits.optimal_io_boundary = self.optimal_io_boundary;
                 limits.max_copy_blocks = MAX_COPY_BYTES / self.block_size;
             });
-        if self.optimal_io_boundary != 0 {
-            spec = spec.flags(BdevFlags::UNMAP_READS_ZEROES.union(BdevFlags::SPLIT_ON_BOUNDARY));
-        }
         Ok(match self.uuid {
             Some(uuid) => spec.uuid(uuid.into_bytes()),
             None => spec,
         })
+    }
+
+    fn flags(&self) -> BdevFlags {
+        let mut flags = BdevFlags::UNMAP_READS_ZEROES;
+        if self.optimal_io_boundary != 0 {
+            flags = flags.union(BdevFlags::SPLIT_ON_BOUNDARY);
+        }
+        match self.metadata() {
+            Metadata::Interleaved => flags.union(BdevFlags::METADATA_INTERLEAVED),
+            Metadata::None | Metadata::Separate => flags,
+        }
     }
 
     fn title(&self) -> &str {
@@ -132,6 +164,9 @@ const OPS: OpSet = OpSet::of(&[
     BdevOp::Copy,
     BdevOp::Verify,
 ]);
+
+/// Those of NVMe that existing clients know.
+const METADATA_SIZES: [u32; 6] = [0, 8, 16, 32, 64, 128];
 
 /// What a 48-bit address space leaves to one process.
 const MAX_BYTES: u64 = 1 << 47;
@@ -178,8 +213,33 @@ mod tests {
             Err("m: 0 blocks of 512 bytes is no capacity: must be 1 byte to 2^47"),
         );
         check(
-            r#"{"name":"m","num_blocks":1,"md_size":8}"#,
-            Err("m: md_size 8 and dif_type 0 must be 0: no metadata here"),
+            r#"{"name":"m","num_blocks":1,"md_size":12}"#,
+            Err("m: md_size 12 must be 0, 8, 16, 32, 64 or 128"),
         );
+        check(
+            r#"{"name":"m","num_blocks":1,"md_size":8,"dif_type":1}"#,
+            Err("m: dif_type 1 must be 0: metadata is stored as it is, not as protection information"),
+        );
+    }
+
+    #[test]
+    fn metadata_is_separate_unless_interleaved_and_stays_in_the_saved_parameters() {
+        let expected = [
+            (r#"{"name":"m","num_blocks":8}"#, Metadata::None, false),
+            (r#"{"name":"m","num_blocks":8,"md_interleave":true}"#, Metadata::None, false),
+            (r#"{"name":"m","num_blocks":8,"md_size":8}"#, Metadata::Separate, true),
+            (
+                r#"{"name":"m","num_blocks":8,"md_size":128,"md_interleave":true}"#,
+                Metadata::Interleaved,
+                true,
+            ),
+        ];
+        for (json, metadata, is_saved) in expected {
+            let params: MallocParams = serde_json::from_str(json).unwrap();
+            params.check().unwrap();
+            assert_eq!(params.metadata(), metadata, "{json}");
+            let saved = serde_json::to_value(&params).unwrap();
+            assert_eq!(saved.get("md_size").is_some(), is_saved, "{json}");
+        }
     }
 }

@@ -1,17 +1,19 @@
 //! `malloc`: block devices in memory. Reads can be lent: the consumer gets a
 //! pointer into the device instead of a copy. `config` has the parameters,
-//! `bdev` the device.
+//! `bdev` the device, `format` where its blocks and their metadata lie.
 #![forbid(unsafe_code)]
 
 mod bdev;
 mod config;
+mod format;
 
 use std::cell::Cell;
 
 use tenon_sdk::{Error, Host, Module, NoConfig, OpToken, export_plugin};
 
 use bdev::MallocBdev;
-use config::MallocParams;
+use config::{MallocParams, Metadata};
+use format::{Extended, Plain, Separate};
 
 /// The module.
 pub struct MallocModule {
@@ -36,8 +38,17 @@ impl Module for MallocModule {
             if params.name.is_none() {
                 params.name = Some(self.free_name(op.host())?);
             }
-            let bdev = MallocBdev::new(op.host(), &params)?;
-            op.register(params.spec()?, bdev)?;
+            let (host, spec) = (op.host(), params.spec()?);
+            match params.metadata() {
+                Metadata::None => op.register(spec, MallocBdev::new(host, &params, Plain::new(&params))?)?,
+                Metadata::Interleaved => {
+                    op.register(spec, MallocBdev::new(host, &params, Extended::new(&params))?)?
+                }
+                Metadata::Separate => {
+                    let format = Separate::new(host, &params)?;
+                    op.register(spec, MallocBdev::new(host, &params, format)?)?
+                }
+            };
             Ok(params.name)
         });
     }
