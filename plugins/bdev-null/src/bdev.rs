@@ -26,7 +26,7 @@ impl NullBdev {
     pub fn resize(&self, host: Host, size_mib: u64) -> Result<(), Error> {
         let mut params = self.params().clone();
         params.size = None;
-        params.num_blocks = size_mib.checked_mul(1 << 20).map(|bytes| bytes / u64::from(params.block_size));
+        params.num_blocks = size_mib.checked_mul(1 << 20).map(|bytes| bytes / u64::from(params.data_size()));
         self.update(host, &params)
     }
 

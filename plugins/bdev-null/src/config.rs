@@ -3,7 +3,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tenon_sdk::{BdevOp, BdevSpec, ByteSize, Error, OpSet};
+use tenon_sdk::{BdevFlags, BdevOp, BdevSpec, ByteSize, Error, OpSet};
 
 /// A device that stores nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -17,7 +17,8 @@ pub struct NullParams {
     /// Capacity in blocks; either this or `size`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_blocks: Option<u64>,
-    /// Logical block in bytes: a power of two from 512 to 65536. Default: 512.
+    /// Data of a logical block in bytes: a power of two from 512 to 65536, or that and `md_size` together.
+    /// Default: 512.
     #[serde(default = "default_block_size")]
     pub block_size: u32,
     /// Physical block in bytes: a multiple of `block_size`. Default: `block_size`.
@@ -26,15 +27,21 @@ pub struct NullParams {
     /// Identity. Default: made by the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<uuid::Uuid>,
-    /// Accepted for existing clients; only 0, as there is no metadata.
+    /// Metadata of each block in bytes: 0, 8, 16, 32, 64 or 128. Default: 0, none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub md_size: u32,
+    /// Metadata follows each block's data in the payload instead of having a buffer of its own. Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub md_interleave: Option<bool>,
     /// Accepted for existing clients; only 0, as there is no protection information.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dif_type: u32,
     /// Accepted for existing clients; without meaning as `dif_type` is 0.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dif_is_head_of_md: bool,
+    /// Accepted for existing clients; without meaning as `dif_type` is 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dif_pi_format: u32,
 }
 
 /// Parameters of `bdev_null_resize`.
@@ -50,32 +57,41 @@ pub struct Resize {
 impl NullParams {
     /// Refuses what cannot be a device.
     pub fn check(&self) -> Result<(), Error> {
-        if !self.block_size.is_power_of_two() || !(512..=65536).contains(&self.block_size) {
-            let reason = format!("block_size {} must be a power of two from 512 to 65536", self.block_size);
-            return Err(Error::invalid(reason).object(&self.name));
+        let wrong = |reason: String| Err(Error::invalid(reason).object(&self.name));
+        let (block_size, data_size) = (self.block_size, self.data_size());
+        if !data_size.is_power_of_two() || !(512..=65536).contains(&data_size) {
+            return wrong(format!("block_size {block_size} must be a power of two from 512 to 65536"));
         }
         if let Some(physical) = self.physical_block_size
-            && (physical == 0 || physical % self.block_size != 0)
+            && (physical == 0 || physical % data_size != 0)
         {
-            let reason = format!(
-                "physical_block_size {physical} must be a multiple of block_size {}",
-                self.block_size
-            );
-            return Err(Error::invalid(reason).object(&self.name));
+            return wrong(format!(
+                "physical_block_size {physical} must be a multiple of block_size {data_size}"
+            ));
         }
-        if self.md_size != 0 || self.dif_type != 0 {
-            let reason = format!(
-                "md_size {} and dif_type {} must be 0: no metadata here",
-                self.md_size, self.dif_type
-            );
-            return Err(Error::invalid(reason).object(&self.name));
+        if !METADATA_SIZES.contains(&self.md_size) {
+            return wrong(format!("md_size {} must be 0, 8, 16, 32, 64 or 128", self.md_size));
+        }
+        if self.dif_type != 0 {
+            return wrong(format!(
+                "dif_type {} must be 0: no protection information is made or checked here",
+                self.dif_type
+            ));
         }
         self.blocks().map(|_| ())
     }
 
+    /// Data of a block. No power of two is another one plus one of the sizes of metadata, so what is meant is clear.
+    pub fn data_size(&self) -> u32 {
+        if self.block_size.is_power_of_two() {
+            return self.block_size;
+        }
+        self.block_size.saturating_sub(self.md_size)
+    }
+
     /// Capacity in blocks.
     pub fn blocks(&self) -> Result<u64, Error> {
-        let block_size = u64::from(self.block_size);
+        let block_size = u64::from(self.data_size());
         let blocks = match (self.size, self.num_blocks) {
             (Some(size), None) if size.0 % block_size == 0 => size.0 / block_size,
             (Some(size), None) => {
@@ -97,7 +113,13 @@ impl NullParams {
     /// The device to register.
     pub fn spec(&self) -> Result<BdevSpec, Error> {
         let mut spec =
-            BdevSpec::new(&self.name, self.block_size, self.blocks()?).product("Null disk").ops(OPS);
+            BdevSpec::new(&self.name, self.data_size(), self.blocks()?).product("Null disk").ops(OPS);
+        if self.md_size != 0 {
+            spec = spec.limits(|limits| limits.md_size = self.md_size);
+            if self.md_interleave.unwrap_or(true) {
+                spec = spec.flags(BdevFlags::METADATA_INTERLEAVED);
+            }
+        }
         if let Some(physical) = self.physical_block_size {
             spec = spec.limits(|limits| limits.physical_block_size = physical);
         }
@@ -119,10 +141,48 @@ pub const OPS: OpSet = OpSet::of(&[
     BdevOp::Verify,
 ]);
 
+/// Those of NVMe that existing clients know.
+const METADATA_SIZES: [u32; 6] = [0, 8, 16, 32, 64, 128];
+
 fn default_block_size() -> u32 {
     512
 }
 
 fn is_zero(value: &u32) -> bool {
     *value == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(json: &str, expected: Result<u32, &str>) {
+        let params: NullParams = serde_json::from_str(json).unwrap();
+        let found = params.check().map(|()| params.data_size()).map_err(|error| error.to_string());
+        assert_eq!(found, expected.map_err(str::to_owned), "{json}");
+    }
+
+    #[test]
+    fn a_block_is_its_data_or_its_data_and_metadata() {
+        check(r#"{"name":"n","num_blocks":8,"md_size":8}"#, Ok(512));
+        check(r#"{"name":"n","num_blocks":8,"block_size":520,"md_size":8}"#, Ok(512));
+        check(r#"{"name":"n","num_blocks":8,"block_size":4224,"md_size":128}"#, Ok(4096));
+        check(
+            r#"{"name":"n","num_blocks":8,"block_size":520}"#,
+            Err("n: block_size 520 must be a power of two from 512 to 65536"),
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_metadata_is_refused_with_the_value() {
+        check(
+            r#"{"name":"n","num_blocks":8,"md_size":7}"#,
+            Err("n: md_size 7 must be 0, 8, 16, 32, 64 or 128"),
+        );
+        check(
+            r#"{"name":"n","num_blocks":8,"md_size":8,"dif_type":1}"#,
+            Err("n: dif_type 1 must be 0: no protection information is made or checked here"),
+        );
+    }
 }

@@ -13,3 +13,11 @@ fn conforms_with_large_blocks() {
     let suite = Conformance::new(r#"{"name":"n0","num_blocks":4096,"block_size":4096}"#).stores_data(false);
     bdev_conformance(bdev_null::plugin, suite);
 }
+
+#[test]
+fn conforms_with_metadata() {
+    for layout in ["", r#","md_interleave":false"#] {
+        let params = format!(r#"{{"name":"n0","num_blocks":4096,"block_size":512,"md_size":8{layout}}}"#);
+        bdev_conformance(bdev_null::plugin, Conformance::new(&params).stores_data(false));
+    }
+}
