@@ -191,3 +191,27 @@ fn calls_sent_together_are_answered_each_by_its_id() {
     assert_eq!(ids, (1..=20).collect::<Vec<u64>>());
     host.stop();
 }
+
+#[test]
+fn devices_with_metadata_are_made_and_shown() {
+    let host = Host::start("");
+    let mut client = Client::open(&host);
+    let separate = json!({ "name": "Sep", "num_blocks": 64, "block_size": 512, "md_size": 8 });
+    assert_eq!(client.ok("bdev_malloc_create", separate), "Sep");
+    let extended =
+        json!({ "name": "Ext", "num_blocks": 64, "block_size": 512, "md_size": 8, "md_interleave": true });
+    assert_eq!(client.ok("bdev_malloc_create", extended), "Ext");
+    let null = json!({ "name": "Null", "num_blocks": 64, "block_size": 528, "md_size": 16 });
+    assert_eq!(client.ok("bdev_null_create", null), "Null");
+    for (name, block_size, md_size, interleaved) in
+        [("Sep", 512, 8, false), ("Ext", 520, 8, true), ("Null", 528, 16, true)]
+    {
+        let found = &client.ok("bdev_get_bdevs", json!({ "name": name }))[0];
+        let shown = [&found["block_size"], &found["md_size"], &found["md_interleave"], &found["dif_type"]];
+        assert_eq!(shown, [&json!(block_size), &json!(md_size), &json!(interleaved), &json!(0)], "{name}");
+        assert_eq!(found["num_blocks"], 64, "{name}");
+    }
+    let protected = json!({ "name": "Dif", "num_blocks": 64, "block_size": 512, "md_size": 8, "dif_type": 1 });
+    let (_, message) = client.call("bdev_malloc_create", protected).expect_err("dif_type 1");
+    assert!(message.contains("dif_type 1"), "{message}");
+}

@@ -118,8 +118,13 @@ fn describe(bdev: &BdevSnapshot) -> Value {
         object["claim_type"] = json!(claim_type);
     }
     if limits.md_size > 0 {
+        let interleaved = bdev.flags.contains(BdevFlags::METADATA_INTERLEAVED);
+        if interleaved {
+            // Existing clients take a block for what crosses the wire.
+            object["block_size"] = json!(limits.block_size + limits.md_size);
+        }
         object["md_size"] = json!(limits.md_size);
-        object["md_interleave"] = json!(bdev.flags.contains(BdevFlags::METADATA_INTERLEAVED));
+        object["md_interleave"] = json!(interleaved);
         object["dif_type"] = json!(0);
     }
     if let Some(removal) = &bdev.removal {

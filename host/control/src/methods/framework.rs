@@ -45,7 +45,7 @@ fn rpc_get_methods(control: &Control, params: Value, reply: Reply) {
 fn get_version(_: &Control, params: Value, reply: Reply) {
     with("spdk_get_version", params, reply, |_: NoParams, reply| {
         let number = |text: &str| text.parse::<u32>().unwrap_or(0);
-        reply.send(Ok(json!({
+        let mut version = json!({
             "version": concat!("Tenon v", env!("CARGO_PKG_VERSION")),
             "fields": {
                 "major": number(env!("CARGO_PKG_VERSION_MAJOR")),
@@ -53,7 +53,12 @@ fn get_version(_: &Control, params: Value, reply: Reply) {
                 "patch": number(env!("CARGO_PKG_VERSION_PATCH")),
                 "suffix": env!("CARGO_PKG_VERSION_PRE"),
             },
-        })));
+        });
+        // Known if whoever built it said so.
+        if let Some(commit) = option_env!("TENON_COMMIT") {
+            version["fields"]["commit"] = json!(commit);
+        }
+        reply.send(Ok(version));
     });
 }
 
