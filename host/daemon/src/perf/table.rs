@@ -87,7 +87,10 @@ pub fn complaints(report: &Report) -> String {
             lines.push(format!("bdev {name}: was removed under the load, {} I/Os bounced", bdev.removed));
         }
         if bdev.outstanding > 0 {
-            lines.push(format!("bdev {name}: gave up on {} I/Os that do not come back", bdev.outstanding));
+            lines.push(format!(
+                "bdev {name}: gave up on {} I/Os that do not come back; the rates count the wait for them",
+                bdev.outstanding
+            ));
         }
         for reason in &bdev.start_failures {
             lines.push(format!("bdev {name}: a reactor could not work on it: {reason}"));
