@@ -211,7 +211,8 @@ fn devices_with_metadata_are_made_and_shown() {
         assert_eq!(shown, [&json!(block_size), &json!(md_size), &json!(interleaved), &json!(0)], "{name}");
         assert_eq!(found["num_blocks"], 64, "{name}");
     }
-    let protected = json!({ "name": "Dif", "num_blocks": 64, "block_size": 512, "md_size": 8, "dif_type": 1 });
+    let protected =
+        json!({ "name": "Dif", "num_blocks": 64, "block_size": 512, "md_size": 8, "dif_type": 1 });
     let (_, message) = client.call("bdev_malloc_create", protected).expect_err("dif_type 1");
     assert!(message.contains("dif_type 1"), "{message}");
 }
