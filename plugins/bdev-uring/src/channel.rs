@@ -2,8 +2,8 @@
 //! called.
 //!
 //! I/Os are gathered in the ring and handed to the kernel once per turn, or at
-//! the end of a batch. While the kernel has some, the poller looks at the ring's
-//! memory; a reactor that has nothing else to do sleeps and is woken by the
+//! the end of a batch. While the kernel has many, that waits for a moment, so that
+//! one call takes several. The poller looks at the ring's memory; a reactor that has nothing else to do sleeps and is woken by the
 //! ring's descriptor, which is silent otherwise.
 
 use std::cell::{Cell, OnceCell};
@@ -31,6 +31,8 @@ pub struct UringChannel {
     waiting: IoQueue<Self>,
     /// The ring's descriptor tells of answers.
     is_armed: Cell<bool>,
+    /// When the kernel was called last.
+    entered_ns: Cell<u64>,
     // These end before the ring's descriptor is closed.
     watch: OnceCell<FdWatch>,
     poller: OnceCell<Poller>,
@@ -104,7 +106,7 @@ impl Channel for UringChannel {
         for io in batch {
             self.accept(io);
         }
-        self.ring.enter();
+        self.enter_if_due();
     }
 
     fn abort(&self, victim: Victim) -> bool {
@@ -132,6 +134,7 @@ impl UringChannel {
             block_shift: backing.geometry().block_size.trailing_zeros(),
             waiting: IoQueue::new(),
             is_armed: Cell::new(true),
+            entered_ns: Cell::new(0),
             watch: OnceCell::new(),
             poller: OnceCell::new(),
             ring,
@@ -211,11 +214,9 @@ impl UringChannel {
         if self.ring.in_use() == 0 {
             return Poll::Idle;
         }
-        if self.ring.wants_enter() {
-            self.ring.enter();
-        }
+        let is_entered = !self.ring.wants_enter() || self.enter_if_due();
         let mut answers = [Answer { slot: 0, result: 0 }; REAP_MAX];
-        let mut poll = Poll::Idle;
+        let mut poll = if is_entered { Poll::Idle } else { Poll::Busy };
         for _ in 0..REAPS_PER_TURN {
             let reaped = self.ring.reap(&mut answers);
             if reaped.is_empty() {
@@ -226,6 +227,21 @@ impl UringChannel {
             reaped.iter().for_each(|answer| self.answered(*answer));
         }
         poll
+    }
+
+    /// Calls the kernel, unless it has enough to do and little new was asked since it was called a moment ago.
+    /// Each call is also a way through the device's driver, so that fewer of them leave it more time.
+    #[inline]
+    fn enter_if_due(&self) -> bool {
+        let in_use = self.ring.in_use();
+        let is_worth_it = in_use < GATHER_FROM || self.ring.asked() >= in_use / 2;
+        let now_ns = self.host.now_ns();
+        let is_due = is_worth_it || now_ns.saturating_sub(self.entered_ns.get()) >= GATHER_NS;
+        if is_due {
+            self.entered_ns.set(now_ns);
+            self.ring.enter();
+        }
+        is_due
     }
 
     fn answered(&self, Answer { slot, result }: Answer) {
@@ -352,5 +368,9 @@ fn advance(progress: Progress, bytes: u64, op: BdevOp, flags: IoFlags) -> Next {
 const READABLE: u32 = libc::EPOLLIN as u32;
 /// After so many the host is told, which tries again when other I/Os have completed.
 const MAX_ATTEMPTS: u32 = 8;
+/// With so many I/Os the kernel has enough to do for [`GATHER_NS`].
+const GATHER_FROM: u32 = 8;
+/// How long requests are gathered: little beside what a device with so many I/Os takes for each.
+const GATHER_NS: u64 = 10_000;
 /// Others on the reactor want their turn as well.
 const REAPS_PER_TURN: usize = 4;

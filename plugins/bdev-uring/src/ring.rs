@@ -29,8 +29,8 @@ pub struct Ring<C: Channel> {
     slots: Box<[Slot<C>]>,
     first_free: Cell<u32>,
     in_use: Cell<u32>,
-    /// Given to the ring, not yet to the kernel.
-    is_dirty: Cell<bool>,
+    /// Requests given to the ring, not yet to the kernel.
+    asked: Cell<u32>,
     zeroes: Arc<DmaBuf>,
     /// Keeps the file open as long as the ring.
     _backing: Arc<Backing>,
@@ -108,7 +108,7 @@ impl<C: Channel> Ring<C> {
             slots,
             first_free: Cell::new(0),
             in_use: Cell::new(0),
-            is_dirty: Cell::new(false),
+            asked: Cell::new(0),
             zeroes: zeroes.clone(),
             _backing: backing.clone(),
         })
@@ -205,17 +205,23 @@ impl<C: Channel> Ring<C> {
     pub fn enter(&self) {
         let uring = self.uring.borrow_mut();
         match uring.submit() {
-            Ok(_) => self.is_dirty.set(false),
+            Ok(_) => self.asked.set(0),
             // What the kernel did not take stays in the ring for the next time.
             Err(error) if is_temporary(&error) => {}
             Err(error) => log::error!("io_uring failed error=\"{error}\""),
         }
     }
 
+    /// Requests the kernel has not heard of.
+    #[inline]
+    pub fn asked(&self) -> u32 {
+        self.asked.get()
+    }
+
     /// True if entering would bring something: something was asked, or the kernel has something ready.
     #[inline]
     pub fn wants_enter(&self) -> bool {
-        self.is_dirty.get() || {
+        self.asked.get() > 0 || {
             let mut uring = self.uring.borrow_mut();
             let queue = uring.submission();
             queue.taskrun() || queue.cq_overflow()
@@ -261,7 +267,7 @@ impl<C: Channel> Ring<C> {
     }
 
     fn push(&self, entry: &squeue::Entry) -> bool {
-        self.is_dirty.set(true);
+        self.asked.set(self.asked.get() + 1);
         if self.try_push(entry) {
             return true;
         }
