@@ -38,11 +38,11 @@ fn json(output: &Output) -> Value {
 }
 
 #[test]
-fn without_names_every_device_that_nobody_claims_is_loaded() {
+fn without_names_every_device_that_nobody_claims_is_loaded_in_the_order_of_names() {
     let report = json(&perf(&Scratch::new(), STACK, "--ios 1000 --json"));
     let names: Vec<&str> =
         report["bdevs"].as_array().unwrap().iter().filter_map(|bdev| bdev["name"].as_str()).collect();
-    assert_eq!(names, ["n0", "d0"]);
+    assert_eq!(names, ["d0", "n0"]);
     assert_eq!(report["total"]["ios"], 2000);
 }
 

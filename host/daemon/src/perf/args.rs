@@ -19,7 +19,7 @@ pub struct PerfArgs {
     /// parameters of bdev_nvme_attach_controller, e.g. hdgst:true.
     #[arg(long, value_name = "TRID", value_parser = trid::parse)]
     pub nvmf: Vec<trid::Trid>,
-    /// Device to put load on; may be repeated [default: all that nobody claims].
+    /// Device to put load on; may be repeated [default: all that nobody claims, by name].
     #[arg(long, value_name = "NAME")]
     pub bdev: Vec<String>,
     /// What to do.

@@ -222,6 +222,8 @@ fn begin_load(control: Control, mut plan: Plan, events: Sender<Event>) {
     if plan.bdevs.is_empty() {
         let is_free = |bdev: &tenon_bdev::BdevSnapshot| bdev.claims.is_empty() && bdev.state == State::Ready;
         plan.bdevs = core.bdevs().into_iter().filter(is_free).map(|bdev| bdev.name).collect();
+        // Modules come up side by side; a seed gives the same load whichever was first.
+        plan.bdevs.sort_unstable();
     }
     let (done_events, done_control) = (events.clone(), control.clone());
     control.set_ready();
