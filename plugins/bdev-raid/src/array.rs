@@ -4,7 +4,7 @@
 //! `status.rs` tells about it.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tenon_sdk::{
 };
 
 use crate::RaidModule;
+use crate::agreement::Agreement;
 use crate::change::{Rebuild, Task, Why};
 use crate::config::RaidParams;
 use crate::disk;
@@ -54,6 +55,8 @@ pub struct Inner {
     pub layout: Option<Layout>,
     /// The newest superblock known, as read or written.
     pub superblock: Option<Superblock>,
+    /// What members agree on beyond it.
+    pub agreed: Agreement,
     /// Shared with its channels, once it is online.
     pub shared: Option<Arc<Shared>>,
     /// Its device.
@@ -76,6 +79,8 @@ pub struct Inner {
     pub rebuild: Option<Rebuild>,
     /// Names of members that return when it is online.
     pub returning: Vec<String>,
+    /// Devices that were refused because they went their own way, and how that was told.
+    pub diverged: BTreeMap<String, String>,
     /// A member that went while it was being brought up.
     pub lost: Option<String>,
     /// Why it is not online although it could be.
@@ -205,6 +210,7 @@ impl Inner {
             slot: nth as u8,
         };
         Superblock {
+            features: self.agreed.features,
             uuid: self.uuid,
             name: name.to_owned(),
             raid_size: self.layout.as_ref().map_or(0, |layout| layout.num_blocks),
@@ -255,6 +261,7 @@ impl Array {
             slots,
             layout: None,
             superblock: None,
+            agreed: Agreement::new(),
             shared: None,
             bdev: None,
             create: None,
@@ -266,6 +273,7 @@ impl Array {
             after_obey: None,
             rebuild: None,
             returning: Vec::new(),
+            diverged: BTreeMap::new(),
             lost: None,
             last_error: None,
         };
@@ -290,46 +298,6 @@ impl Array {
         (place.name, place.uuid, place.member) = (name.to_owned(), info.uuid, member);
         place.base = Some(base);
         Ok(())
-    }
-
-    /// Writes the superblock of the present state to every current member; a member that cannot take it is lost as
-    /// well, as long as enough are left. `then` learns whether the state is durable.
-    pub fn commit(self: &Rc<Self>, then: impl FnOnce(&Rc<Array>, bool) + 'static) {
-        let (targets, last, superblock) = {
-            let mut inner = self.inner.borrow_mut();
-            if !inner.params.superblock {
-                drop(inner);
-                return then(self, true);
-            }
-            let seq_number = inner.superblock.as_ref().map_or(0, |superblock| superblock.seq_number) + 1;
-            let superblock = inner.superblock_now(&self.name, seq_number);
-            inner.superblock = Some(superblock.clone());
-            // A rebuilt member comes last: the others must not be complete without knowing of it.
-            let joins = inner.rebuild.as_ref().map(|rebuild| rebuild.slot);
-            let (last, targets): (Vec<_>, Vec<_>) =
-                inner.current().into_iter().partition(|(slot, _)| Some(*slot) == joins);
-            (targets, last, superblock)
-        };
-        let (this, asked) = (Rc::clone(self), targets.len() + last.len());
-        let judge = move |failures: Vec<(usize, Error)>| {
-            if failures.is_empty() {
-                return then(&this, true);
-            }
-            for (slot, error) in &failures {
-                log::error!("member takes no superblock raid={} slot={slot} error=\"{error}\"", this.name);
-                this.inner.borrow_mut().slots[*slot].standing = Standing::Failed;
-            }
-            let needed = {
-                let inner = this.inner.borrow();
-                inner.slots.len() - inner.params.level.redundancy(inner.slots.len())
-            };
-            // Each round has fewer members, so this ends.
-            if asked - failures.len() >= needed { this.commit(then) } else { then(&this, false) }
-        };
-        let bytes = superblock.encode();
-        disk::write_all(targets, &bytes.clone(), move |failures| {
-            if failures.is_empty() { disk::write_all(last, &bytes, judge) } else { judge(failures) }
-        });
     }
 
     /// Gives channels the present members; `then` runs when all obey.

@@ -9,9 +9,10 @@ use tenon_sdk::{Access, BdevOp, Error, ExamineToken, Examined, OpToken};
 use uuid::Uuid;
 
 use crate::RaidModule;
+use crate::agreement::{has_diverged, side};
 use crate::array::{Array, Slot, Standing, shape_of};
 use crate::config::{BaseNames, RaidParams};
-use crate::disk;
+use crate::disk::{self, Copy};
 use crate::state::ArrayState;
 use crate::superblock::{Superblock, SuperblockError};
 
@@ -76,8 +77,8 @@ pub fn examine_disk(bdev: &Examined, token: ExamineToken) {
     let (uuid, name) = (info.uuid, info.name);
     disk::read(&base.clone(), move |found| {
         drop(base);
-        let superblock = match found {
-            Ok(Ok(superblock)) => superblock,
+        let copy = match found {
+            Ok(Ok(copy)) => copy,
             Ok(Err(SuperblockError::NotOurs)) => return token.not_mine(),
             Ok(Err(error)) => {
                 log::warn!("unusable superblock bdev={name} error=\"{error}\"");
@@ -91,7 +92,7 @@ pub fn examine_disk(bdev: &Examined, token: ExamineToken) {
         use tenon_sdk::Exported;
         let mut token = Some(token);
         RaidModule::with(|module| {
-            let answer = place(module, &name, uuid, superblock);
+            let answer = place(module, &name, uuid, copy);
             if let Some(token) = token.take() {
                 answer.give(token);
             }
@@ -104,12 +105,13 @@ pub fn examine_disk(bdev: &Examined, token: ExamineToken) {
 }
 
 /// Puts a device with a superblock into its array.
-fn place(module: &RaidModule, name: &str, uuid: [u8; 16], superblock: Superblock) -> Answer {
+fn place(module: &RaidModule, name: &str, uuid: [u8; 16], copy: Copy) -> Answer {
+    let superblock = &copy.superblock;
     if superblock.member(&uuid).is_none() {
         log::warn!("superblock does not know its device bdev={name} raid={}", superblock.name);
         return Answer::NotMine;
     }
-    let (level, strip_size_kb) = match shape_of(&superblock) {
+    let (level, strip_size_kb) = match shape_of(superblock) {
         Ok(shape) => shape,
         Err(reason) => return Answer::Failed(reason),
     };
@@ -127,14 +129,15 @@ fn place(module: &RaidModule, name: &str, uuid: [u8; 16], superblock: Superblock
                 superblock: true,
                 uuid: Some(Uuid::from_bytes(superblock.uuid)),
                 overwrite_superblock: false,
+                bitmap: false,
             };
-            let array = Array::new(module.host(), params, slots_of(&superblock));
-            array.inner.borrow_mut().superblock = Some(superblock.clone());
+            let array = Array::new(module.host(), params, slots_of(superblock));
+            array.inner.borrow_mut().learn(&copy);
             module.insert(&array);
             array
         }
     };
-    match array.take_member(name, uuid, superblock) {
+    match array.take_member(name, uuid, copy) {
         Ok(answer) => answer,
         Err(error) => {
             log::warn!("member refused raid={} error=\"{error}\"", array.name);
@@ -151,26 +154,32 @@ fn slots_of(superblock: &Superblock) -> Vec<Slot> {
 
 impl Array {
     /// Takes a device that carries a superblock of this array.
-    fn take_member(self: &Rc<Self>, name: &str, uuid: [u8; 16], theirs: Superblock) -> Result<Answer, Error> {
+    fn take_member(self: &Rc<Self>, name: &str, uuid: [u8; 16], theirs: Copy) -> Result<Answer, Error> {
         let (ours, state) = {
-            let inner = self.inner.borrow();
-            (inner.superblock.clone(), inner.state)
+            let mut inner = self.inner.borrow_mut();
+            inner.count_record(&theirs);
+            (inner.last_copy(), inner.state)
         };
         if let Some(ours) = &ours {
             if has_diverged(ours, &theirs, &uuid) {
                 let reason = format!(
-                    "went its own way: it and the other members of {} were each used without the other; \
-                     remove what is not wanted with bdev_raid_destroy",
-                    self.name
+                    "went its own way: it and the other members of {} were each used without the other (it is at \
+                     {}, they are at {}) and are not put together; end the array with bdev_raid_destroy and \
+                     {{\"wipe\": false}} to look at this one, or add it anew with bdev_raid_add_base_bdev to \
+                     overwrite it",
+                    self.name,
+                    side(&theirs),
+                    side(ours)
                 );
+                self.inner.borrow_mut().diverged.insert(name.to_owned(), reason.clone());
                 return Err(Error::busy(reason).object(name));
             }
-            if theirs.seq_number > ours.seq_number {
+            if theirs.superblock.seq_number > ours.superblock.seq_number {
                 if state != ArrayState::Configuring {
                     let reason = format!("has newer state than array {}, which is in use", self.name);
                     return Err(Error::busy(reason).object(name));
                 }
-                self.start_over(theirs);
+                self.start_over(&theirs);
             }
         }
         let (slot, standing, is_there) = {
@@ -202,8 +211,8 @@ impl Array {
     }
 
     /// A newer superblock was found: members that it does not count are let go.
-    fn start_over(&self, newer: Superblock) {
-        let mut slots = slots_of(&newer);
+    fn start_over(&self, newer: &Copy) {
+        let mut slots = slots_of(&newer.superblock);
         let old = {
             let mut inner = self.inner.borrow_mut();
             std::mem::take(&mut inner.slots)
@@ -223,7 +232,7 @@ impl Array {
             let mut inner = self.inner.borrow_mut();
             inner.returning.extend(let_go.iter().map(|member| member.name.clone()));
             inner.slots = slots;
-            inner.superblock = Some(newer);
+            inner.learn(newer);
             std::mem::take(&mut inner.returning)
         };
         drop(let_go);
@@ -255,17 +264,16 @@ impl Array {
 
     /// Brings an array online whose superblock was read from its members.
     pub fn bring_up_assembled(self: &Rc<Self>) {
-        let superblock = self.inner.borrow().superblock.clone();
-        match superblock {
+        let copy = self.inner.borrow().last_copy();
+        match copy {
             None => self.bring_up(),
-            Some(superblock) => {
+            Some(copy) => {
                 {
                     let mut inner = self.inner.borrow_mut();
                     inner.on(crate::state::ArrayEvent::AllPresent);
                     inner.lost = None;
                 }
-                // Copies that are older than this one are written anew.
-                self.adopt(superblock, true);
+                self.adopt(&copy);
             }
         }
     }
@@ -299,68 +307,5 @@ impl Array {
             inner.create = Some(token);
         }
         self.bring_up_assembled();
-    }
-}
-
-/// True if the array went on without this member, and this member's copy says that it went on without a member that
-/// the array counts: both sides may hold writes the other lacks. Copies of the same number differ only then, too.
-fn has_diverged(ours: &Superblock, theirs: &Superblock, uuid: &[u8; 16]) -> bool {
-    if ours.seq_number == theirs.seq_number {
-        return ours != theirs;
-    }
-    let (newer, older) = if ours.seq_number > theirs.seq_number { (ours, theirs) } else { (theirs, ours) };
-    let counts = |superblock: &Superblock, uuid: &[u8; 16]| {
-        superblock.member(uuid).is_some_and(crate::superblock::Entry::is_configured)
-    };
-    // The older copy was the last word of a side; its members are those it counts.
-    let gave_up = newer.members.iter().any(|entry| entry.is_configured() && !counts(older, &entry.uuid));
-    let was_given_up = older.members.iter().any(|entry| entry.is_configured() && !counts(newer, &entry.uuid));
-    let concerns = counts(older, uuid) != counts(newer, uuid) || counts(theirs, uuid);
-    gave_up && was_given_up && concerns
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::superblock::{Entry, EntryState};
-
-    fn copy(seq_number: u64, states: &[u32]) -> Superblock {
-        let entry = |(slot, state): (usize, &u32)| Entry {
-            uuid: [slot as u8 + 1; 16],
-            data_offset: 8,
-            data_size: 8,
-            state: EntryState(*state),
-            slot: slot as u8,
-        };
-        Superblock {
-            uuid: [7; 16],
-            name: "r".into(),
-            raid_size: 8,
-            block_size: 512,
-            level: 1,
-            strip_size: 0,
-            seq_number,
-            num_base_bdevs: states.len() as u8,
-            members: states.iter().enumerate().map(entry).collect(),
-        }
-    }
-
-    #[track_caller]
-    fn check(ours: (u64, &[u32]), theirs: (u64, &[u32]), member: u8, expected: bool) {
-        let (ours, theirs) = (copy(ours.0, ours.1), copy(theirs.0, theirs.1));
-        assert_eq!(has_diverged(&ours, &theirs, &[member; 16]), expected);
-    }
-
-    #[test]
-    fn members_that_went_on_without_each_other_are_told_from_those_left_behind() {
-        // Left behind, returns later.
-        check((4, &[1, 0]), (3, &[1, 1]), 2, false);
-        check((3, &[1, 1]), (4, &[1, 0]), 1, false);
-        // Each without the other, with equal and with different numbers.
-        check((4, &[1, 0]), (4, &[0, 1]), 2, true);
-        check((6, &[1, 0]), (4, &[0, 1]), 2, true);
-        check((4, &[0, 1]), (6, &[1, 0]), 1, true);
-        // A crash between two copies.
-        check((4, &[1, 1, 0]), (3, &[1, 1, 1]), 2, false);
     }
 }

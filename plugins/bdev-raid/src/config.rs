@@ -31,6 +31,10 @@ pub struct RaidParams {
     /// Whether superblocks of other arrays on the members are overwritten. Default: false, the create is refused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub overwrite_superblock: bool,
+    /// Whether members carry a write-intent bitmap, so that only what may differ is copied when one returns or after a
+    /// crash. Needs a superblock; other programs refuse the array then. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bitmap: bool,
 }
 
 /// Names of members.
@@ -175,6 +179,12 @@ impl RaidParams {
         }
         if self.superblock && (self.name.len() > MAX_NAME || self.name.contains('\0')) {
             return refuse(format!("name of {} bytes must have at most {MAX_NAME}", self.name.len()));
+        }
+        if self.bitmap && !(self.superblock && level.min_members() > 1) {
+            return refuse(format!(
+                "bitmap needs a superblock and a level with redundancy, not {}",
+                level.name()
+            ));
         }
         if self.name.is_empty() {
             return refuse("name must not be empty".to_owned());

@@ -9,21 +9,22 @@ use tenon_sdk::{BdevInfo, Error, OpToken, errno};
 use uuid::Uuid;
 
 use crate::RaidModule;
+use crate::agreement::{has_diverged, side};
 use crate::array::{Array, Slot, Standing, data_offset};
 use crate::bdev::{RaidBdev, spec};
 use crate::config::RaidParams;
-use crate::disk::{self, Found};
+use crate::disk::{self, Copy, Found};
 use crate::layout::Layout;
 use crate::shared::Shared;
 use crate::state::{ArrayEvent, ArrayState};
-use crate::superblock::{Superblock, SuperblockError};
+use crate::superblock::SuperblockError;
 
 /// Where the content of a new array's superblocks comes from.
 enum Origin {
     /// The array is new.
     Fresh,
     /// The members carry this very array already.
-    Adopted(Superblock),
+    Adopted(Box<Copy>),
 }
 
 /// Creates what `params` describes, or waits for its members.
@@ -91,21 +92,20 @@ impl Array {
         }
         let this = Rc::clone(self);
         disk::read_all(targets, move |found| match this.nothing_is_lost().and_then(|()| this.judge(found)) {
-            Ok((Origin::Fresh, _)) => this.start_fresh(),
-            Ok((Origin::Adopted(superblock), is_stale)) => this.adopt(superblock, is_stale),
+            Ok(Origin::Fresh) => this.start_fresh(),
+            Ok(Origin::Adopted(copy)) => this.adopt(&copy),
             Err(error) => this.refuse(error, false),
         });
     }
 
-    /// Decides about what the members carry: nothing, this array (and whether some copies are stale), or something
-    /// that must not be overwritten unasked.
-    fn judge(&self, found: Vec<(usize, Result<Found, Error>)>) -> Result<(Origin, bool), Error> {
-        let inner = self.inner.borrow();
-        let mut copies: Vec<(usize, Superblock)> = Vec::new();
+    /// Decides about what the members carry: nothing, this array, or something that must not be overwritten unasked.
+    fn judge(&self, found: Vec<(usize, Result<Found, Error>)>) -> Result<Origin, Error> {
+        let mut inner = self.inner.borrow_mut();
+        let mut copies: Vec<(usize, Copy)> = Vec::new();
         for (slot, result) in found {
             let base = &inner.slots[slot].name;
             match result? {
-                Ok(superblock) => copies.push((slot, superblock)),
+                Ok(copy) => copies.push((slot, copy)),
                 Err(SuperblockError::NotOurs) => {}
                 Err(error @ (SuperblockError::Version { .. } | SuperblockError::Features { .. }))
                     if !inner.params.overwrite_superblock =>
@@ -115,11 +115,13 @@ impl Array {
                 Err(error) => log::warn!("unusable superblock bdev={base} error=\"{error}\""),
             }
         }
-        let newest = copies.iter().max_by_key(|(_, copy)| copy.seq_number).cloned();
-        let Some((slot, newest)) = newest else { return Ok((Origin::Fresh, false)) };
-        let is_ours = |(slot, copy): &(usize, Superblock)| {
+        copies.iter().for_each(|(_, copy)| inner.count_record(copy));
+        let newest = copies.iter().max_by_key(|(_, copy)| copy.superblock.seq_number).cloned();
+        let Some((slot, newest_copy)) = newest else { return Ok(Origin::Fresh) };
+        let newest = &newest_copy.superblock;
+        let is_ours = |(slot, copy): &(usize, Copy)| {
             let member = &inner.slots[*slot];
-            copy.uuid == newest.uuid
+            copy.superblock.uuid == newest.uuid
                 && newest
                     .member(&member.uuid)
                     .is_some_and(|entry| usize::from(entry.slot) == *slot && entry.is_configured())
@@ -130,11 +132,23 @@ impl Array {
             && newest.members.len() == inner.slots.len()
             && (inner.uuid == [0; 16] || inner.uuid == newest.uuid);
         if is_asked_for && copies.len() == inner.current().len() && copies.iter().all(is_ours) {
-            let is_stale = copies.iter().any(|(_, copy)| *copy != newest);
-            return Ok((Origin::Adopted(newest), is_stale));
+            let apart =
+                copies.iter().find(|(slot, copy)| has_diverged(&newest_copy, copy, &inner.slots[*slot].uuid));
+            return match apart {
+                None => Ok(Origin::Adopted(Box::new(newest_copy))),
+                Some((apart, copy)) => {
+                    let reason = format!(
+                        "went its own way: it is at {}, {} is at {}; wipe one of them",
+                        side(copy),
+                        inner.slots[slot].name,
+                        side(&newest_copy)
+                    );
+                    Err(Error::busy(reason).object(&*inner.slots[*apart].name))
+                }
+            };
         }
         if inner.params.overwrite_superblock {
-            return Ok((Origin::Fresh, false));
+            return Ok(Origin::Fresh);
         }
         let reason = format!(
             "carries the superblock of array {} ({}): end that one with bdev_raid_destroy, or create with \
@@ -186,24 +200,24 @@ impl Array {
         if let Err(error) = self.shape(true) {
             return self.refuse(error, false);
         }
-        let (targets, superblock) = {
+        let (targets, draft) = {
             let mut inner = self.inner.borrow_mut();
-            let superblock = inner.superblock_now(&self.name, 1);
-            inner.superblock = Some(superblock.clone());
-            (inner.current(), superblock)
+            inner.agreed.features = inner.features_wanted();
+            (inner.current(), inner.next_draft(&self.name))
         };
         let this = Rc::clone(self);
-        disk::write_all(targets, &superblock.encode(), move |failures| match failures.into_iter().next() {
+        disk::write_all(targets, &draft, move |failures| match failures.into_iter().next() {
             None => this.go_online(true),
             Some((_, error)) => this.refuse(error, true),
         });
     }
 
-    /// Goes on with the array that the members carry.
-    pub fn adopt(self: &Rc<Self>, superblock: Superblock, is_stale: bool) {
+    /// Goes on with the array that the members carry. It is agreed on anew, which also brings copies up to date that
+    /// are older or damaged.
+    pub fn adopt(self: &Rc<Self>, copy: &Copy) {
         {
             let mut inner = self.inner.borrow_mut();
-            for entry in &superblock.members {
+            for entry in &copy.superblock.members {
                 let Some(slot) = inner.slots.get_mut(usize::from(entry.slot)) else { continue };
                 (slot.data_offset, slot.data_size) = (entry.data_offset, entry.data_size);
                 if !entry.is_configured() && slot.base.is_none() {
@@ -213,14 +227,11 @@ impl Array {
             }
             let sizes = inner.slots.iter().map(|slot| slot.data_size).collect();
             inner.layout = Layout::of_sizes(inner.params.level, inner.strip_blocks(), sizes);
-            inner.uuid = superblock.uuid;
-            inner.superblock = Some(superblock);
+            inner.uuid = copy.superblock.uuid;
+            inner.learn(copy);
         }
         if let Err(error) = self.check_adopted() {
             return self.refuse(error, false);
-        }
-        if !is_stale {
-            return self.go_online(false);
         }
         self.commit(|array, is_durable| {
             if is_durable {

@@ -6,6 +6,7 @@
 //! `change` loses and gains them, `rebuild` copies, `status` tells.
 #![forbid(unsafe_code)]
 
+mod agreement;
 mod array;
 mod assembly;
 mod bdev;
@@ -14,8 +15,11 @@ mod channel;
 mod config;
 mod create;
 mod disk;
+pub mod fuzz;
 mod layout;
 mod level;
+mod lineage;
+pub mod ondisk;
 mod rebuild;
 mod shared;
 mod state;

@@ -31,6 +31,13 @@ impl Array {
         if !missing.is_empty() {
             status["missing"] = json!(missing);
         }
+        if let Some(writer) = inner.agreed.lineage.writer() {
+            status["generation"] = json!(inner.agreed.lineage.generation());
+            status["writer"] = json!(Uuid::from_bytes(writer));
+        }
+        if !inner.diverged.is_empty() {
+            status["diverged"] = json!(inner.diverged);
+        }
         if let Some(error) = &inner.last_error {
             status["error"] = json!(error);
         }

@@ -20,6 +20,8 @@ use thiserror::Error;
 /// The content of a superblock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
+    /// What a reader must know to write to the array.
+    pub features: Features,
     /// Identity of the array.
     pub uuid: [u8; 16],
     /// Name of the array, at most [`MAX_NAME`] bytes.
@@ -55,6 +57,38 @@ pub struct Entry {
     pub slot: u8,
 }
 
+/// What an array has that readers of version 1.0 would damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features(u32);
+
+impl Features {
+    /// Nothing: the superblock is one of version 1.0.
+    pub const NONE: Features = Features(0);
+    /// A write-intent bitmap.
+    pub const BITMAP: Features = Features(1);
+    /// A journal.
+    pub const JOURNAL: Features = Features(2);
+    const KNOWN: Features = Features(3);
+
+    /// True if all of these are in it.
+    #[must_use]
+    pub const fn contains(self, other: Features) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// All of both.
+    #[must_use]
+    pub const fn union(self, other: Features) -> Features {
+        Features(self.0 | other.0)
+    }
+
+    /// The major version of a superblock with them. Other readers of the format check the version and not the flags,
+    /// so the version is what keeps them from writing behind the back of a bitmap or a journal.
+    const fn major(self) -> u16 {
+        if self.0 == 0 { MAJOR } else { MAJOR_WITH_FEATURES }
+    }
+}
+
 /// Whether a member takes part in the array; numbers of other versions stay representable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryState(pub u32);
@@ -75,7 +109,7 @@ pub enum SuperblockError {
     #[error("no raid superblock")]
     NotOurs,
     /// Written by something newer.
-    #[error("superblock version {major}.{minor} is not supported, only 1.0 is")]
+    #[error("superblock version {major}.{minor} is not supported, only 1.0 and 2.0 are")]
     Version {
         /// Of the format.
         major: u16,
@@ -125,7 +159,7 @@ impl Superblock {
             return Err(SuperblockError::NotOurs);
         }
         let (major, minor) = (u16_at(header, 8), u16_at(header, 10));
-        if major != MAJOR {
+        if major != MAJOR && major != MAJOR_WITH_FEATURES {
             return Err(SuperblockError::Version { major, minor });
         }
         let (length, entries) = (u32_at(header, 12), header[255]);
@@ -143,12 +177,14 @@ impl Superblock {
             log::warn!("superblock of a newer minor version minor={minor}");
         }
         let flags = u32_at(header, 20);
-        if flags != 0 {
+        let features = Features(flags);
+        if !Features::KNOWN.contains(features) || features.major() != major {
             return Err(SuperblockError::Features { flags });
         }
         let members =
             covered[HEADER..needed].chunks_exact(ENTRY).map(Entry::parse).collect::<Result<Vec<_>, _>>()?;
         let superblock = Superblock {
+            features,
             uuid: bytes_at(header, 24),
             name: name_of(&header[40..40 + NAME])?,
             raid_size: u64_at(header, 104),
@@ -170,9 +206,10 @@ impl Superblock {
         let length = bytes.len() as u32;
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0, &SIGNATURE);
-        put(8, &MAJOR.to_le_bytes());
+        put(8, &self.features.major().to_le_bytes());
         put(10, &MINOR.to_le_bytes());
         put(12, &length.to_le_bytes());
+        put(20, &self.features.0.to_le_bytes());
         put(24, &self.uuid);
         put(40, &self.name.as_bytes()[..self.name.len().min(MAX_NAME)]);
         put(104, &self.raid_size.to_le_bytes());
@@ -290,6 +327,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 const SIGNATURE: [u8; 8] = *b"SPDKRAID";
 const MAJOR: u16 = 1;
+const MAJOR_WITH_FEATURES: u16 = 2;
 const MINOR: u16 = 0;
 const HEADER: usize = 256;
 const ENTRY: usize = 64;

@@ -110,7 +110,9 @@ fn check(change: impl FnOnce(&mut Vec<u8>), expected: SuperblockError) {
 #[test]
 fn what_cannot_be_used_says_why() {
     check(|image| image[0] = b'X', SuperblockError::NotOurs);
-    check(|image| image[8] = 2, SuperblockError::Version { major: 2, minor: 0 });
+    check(|image| image[8] = 2, SuperblockError::Features { flags: 0 });
+    check(|image| image[8] = 3, SuperblockError::Version { major: 3, minor: 0 });
+    check(|image| (image[8], image[20]) = (2, 4), SuperblockError::Features { flags: 4 });
     check(|image| image[20] = 1, SuperblockError::Features { flags: 1 });
     check(|image| image[256 + 36] = 4, SuperblockError::Features { flags: 4 });
     check(|image| image[255] = 3, SuperblockError::Length { length: 384, entries: 3 });
@@ -123,6 +125,16 @@ fn what_cannot_be_used_says_why() {
     check(|image| image[256 + 16..256 + 24].fill(0xff), {
         SuperblockError::Field { field: "data_size", value: 63488 }
     });
+}
+
+#[test]
+fn a_superblock_with_features_is_one_that_readers_of_the_first_version_refuse() {
+    let mut superblock = Superblock::parse(&image(1, [1, 1])).unwrap();
+    assert_eq!(superblock.encode()[8..12], [1, 0, 0, 0]);
+    superblock.features = Features::BITMAP;
+    let bytes = superblock.encode();
+    assert_eq!((&bytes[8..12], &bytes[20..24]), (&[2, 0, 0, 0][..], &[1, 0, 0, 0][..]));
+    assert_eq!(Superblock::parse(&bytes).unwrap(), superblock);
 }
 
 #[test]
@@ -167,6 +179,7 @@ proptest! {
             slot,
         };
         let superblock = Superblock {
+            features: if size % 2 == 0 { Features::NONE } else { Features::BITMAP.union(Features::JOURNAL) },
             uuid: [9; 16],
             name,
             raid_size: size,

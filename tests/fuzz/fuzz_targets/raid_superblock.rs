@@ -1,0 +1,9 @@
+//! Feeds any bytes to the parser of superblocks and records of arrays.
+//!
+//! Every input is refused or read, and what was read is read again from what is
+//! built of it.
+
+#![cfg_attr(fuzzing, no_main)]
+#![forbid(unsafe_code)]
+
+tenon_fuzz::target!(bdev_raid::fuzz::fuzz_superblock);
