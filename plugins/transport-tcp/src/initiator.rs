@@ -24,6 +24,7 @@ use tenon_sdk::abi::transport::{CloseReason, Direction, TransportId};
 use tenon_sdk::{FdWatch, Host, IoVec, errno};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::codec::extend_digest;
 use crate::connection::initiator::SubmitError;
 use crate::connection::options::{InitiatorOptions, MAX_QUEUE_DEPTH};
 use crate::connection::request::{Outcome, Transfer};
@@ -496,7 +497,7 @@ impl Connection {
         self.walk(at, |piece| {
             // SAFETY: part of a request's memory, which the module leaves unchanged while it is in flight.
             let bytes = unsafe { std::slice::from_raw_parts(piece.base.cast::<u8>(), piece.len) };
-            digest = crc32c::crc32c_append(digest, bytes);
+            digest = extend_digest(digest, bytes);
             true
         });
         digest
