@@ -4,7 +4,7 @@
 //! and ends when no listener uses it and its connections are gone.
 // UNSAFETY: calls the plugin's table with raw pointers, as the contract has it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,6 +27,31 @@ pub(crate) struct Instance {
     pub shared: Arc<TransportShared>,
     /// What the plugin was given: one strong count of `shared`.
     host: *mut HostTransport,
+    keep_alive_rules: Cell<KeepAliveRules>,
+}
+
+/// What keep-alive time-outs the controllers of a transport take: `kas` and `min_kato` of its options, which any
+/// transport may have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeepAliveRules {
+    /// Time-outs are rounded up to a multiple of it.
+    pub granularity_100ms: u16,
+    pub min_ms: u32,
+}
+
+impl KeepAliveRules {
+    const DEFAULT: Self = Self { granularity_100ms: 1, min_ms: 0 };
+
+    /// Of a transport with these options.
+    fn of(options: Option<Value>) -> Self {
+        let number = |key: &str| options.as_ref()?.get(key)?.as_u64();
+        let granularity = number("kas").and_then(|kas| u16::try_from(kas).ok()).filter(|kas| *kas > 0);
+        let min = number("min_kato").and_then(|min_ms| u32::try_from(min_ms).ok());
+        Self {
+            granularity_100ms: granularity.unwrap_or(Self::DEFAULT.granularity_100ms),
+            min_ms: min.unwrap_or(Self::DEFAULT.min_ms),
+        }
+    }
 }
 
 /// Called with the end of an operation.
@@ -100,12 +125,19 @@ impl Target {
             return self.later(move || done(Err(error)));
         }
         let host = Arc::into_raw(shared.clone()).cast_mut().cast::<HostTransport>();
-        let instance = Rc::new(Instance { shared: shared.clone(), host });
+        let keep_alive_rules = Cell::new(KeepAliveRules::DEFAULT);
+        let instance = Rc::new(Instance { shared: shared.clone(), host, keep_alive_rules });
         self.inner.transports.borrow_mut().insert(number, instance);
         let target = self.clone();
         let text = options.to_string();
         let created = Box::new(move |result: Result<String, OpError>| match result {
-            Ok(_) => target.make_poll_groups(number, done),
+            Ok(_) => {
+                let rules = KeepAliveRules::of(target.transport_options(&name));
+                if let Some(instance) = target.inner.transports.borrow().get(&number) {
+                    instance.keep_alive_rules.set(rules);
+                }
+                target.make_poll_groups(number, done);
+            }
             Err(source) => {
                 target.forget_instance(number);
                 done(Err(TargetError::Refused { object: format!("transport {name}"), source }));
@@ -153,6 +185,11 @@ impl Target {
         // SAFETY: the context is the plugin's; the sink and its text live until the call returns.
         unsafe { (instance.shared.ops().options_json)(instance.shared.context(), &sink) };
         serde_json::from_str(&text).ok()
+    }
+
+    pub(crate) fn keep_alive_rules(&self, transport: u64) -> KeepAliveRules {
+        let transports = self.inner.transports.borrow();
+        transports.get(&transport).map_or(KeepAliveRules::DEFAULT, |instance| instance.keep_alive_rules.get())
     }
 
     pub(crate) fn end_transports(&self, done: impl FnOnce() + 'static) {

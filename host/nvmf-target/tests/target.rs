@@ -175,6 +175,85 @@ fn a_silent_host_loses_its_controller_and_a_busy_one_does_not() {
 }
 
 #[test]
+fn a_discovery_controller_that_is_kept_alive_by_nobody_goes_after_two_minutes() {
+    let world = World::serving(22, &[]);
+    let queue = world.open("a");
+    let (sqe, data) = connect(nvme_spec::nqn::DISCOVERY_NQN, HOST, 0, 0xffff, 0);
+    assert_eq!(world.status(queue, sqe, data), StatusCode::SUCCESS);
+    assert_eq!(world.status(queue, property_set(0x0046_0001), vec![]), StatusCode::SUCCESS);
+    world.advance(Duration::from_secs(110));
+    assert_eq!(world.status(queue, log_page(0x70, 1024), vec![]), StatusCode::SUCCESS);
+    world.advance(Duration::from_secs(110));
+    assert!(queue.is_open(), "a command came");
+    world.advance(Duration::from_secs(80));
+    assert!(queue.is_freed.get());
+    // An I/O controller without a time-out stays as long as its connection.
+    let host = world.session("a", 1);
+    world.advance(Duration::from_secs(3600));
+    assert!(host.admin.is_open());
+    world.finish();
+}
+
+#[test]
+fn a_transport_says_which_keep_alive_time_outs_there_are() {
+    rig::transport::OPTIONS.with(|options| options.set(r#"{"kas":20,"min_kato":3000}"#));
+    let world = World::serving(23, &[]);
+    let timeout_of = |kato_ms| {
+        let host = world.session_of("a", 1, kato_ms);
+        let subsystems = world.on(|world| world.target.subsystems());
+        let controllers = subsystems.iter().flat_map(|subsystem| &subsystem.controllers);
+        let mut own = controllers.filter(|controller| controller.cntlid == host.cntlid);
+        own.next().expect("connected").keep_alive_timeout_ms
+    };
+    assert_eq!([0, 1, 4000, 4001].map(timeout_of), [0, 4000, 4000, 6000]);
+    let host = world.session("a", 1);
+    let id = world.command(host.admin, admin(AdminOpcode::IDENTIFY, 0, 1, 0, 4096), vec![]).data;
+    assert_eq!(IdentifyController::read_from_bytes(&id).expect("4096 bytes").kas.get(), 20);
+    world.finish();
+}
+
+#[test]
+fn a_temperature_beyond_a_threshold_is_told_until_the_log_is_read() {
+    let world = World::serving(24, &[]);
+    let host = world.session("a", 1);
+    let set = |fid, value| {
+        let set = admin(AdminOpcode::SET_FEATURES, 0, fid, value, 0);
+        assert_eq!(world.status(host.admin, set, vec![]), StatusCode::SUCCESS);
+    };
+    let wait = || {
+        let sqe = admin(AdminOpcode::ASYNCHRONOUS_EVENT_REQUEST, 0, 0, 0, 0);
+        let event = world.start(host.admin, sqe, vec![]);
+        world.settle();
+        event
+    };
+    let warning = || world.command(host.admin, log_page(2, 512), vec![]).data[0];
+    let event = wait();
+    set(4, 290);
+    assert!(event.borrow().is_none(), "the host has not asked for it");
+    assert_eq!(warning(), 0b10);
+    set(0x0b, 0b10);
+    set(4, 280);
+    world.settle();
+    assert_eq!(event.borrow().as_ref().expect("told").cqe.dw0.get(), 0x0002_0101);
+    let again = wait();
+    set(4, 270);
+    world.settle();
+    assert!(again.borrow().is_none(), "the log has not been read");
+    assert_eq!(warning(), 0b10);
+    set(4, 343);
+    assert_eq!((warning(), again.borrow().is_none()), (0, true));
+    // Too cold.
+    set(4, 1 << 20 | 300);
+    world.settle();
+    assert!(again.borrow().is_some());
+    let get =
+        |select| world.command(host.admin, admin(AdminOpcode::GET_FEATURES, 0, 4, select, 0), vec![]).cqe;
+    assert_eq!((get(0).dw0.get(), get(1 << 20).dw0.get()), (343, 300));
+    assert_eq!(get(1 << 16).status.code(), StatusCode::INVALID_FIELD, "there is no sensor 1");
+    world.finish();
+}
+
+#[test]
 fn io_commands_do_what_they_say() {
     let world = World::serving(5, &[("m0", 256)]);
     let host = world.session("a", 1);

@@ -49,6 +49,10 @@ pub struct TcpOptions {
     pub stall_timeout_sec: Seconds,
     /// Time a connection may be without commands; 0: for ever, as keep-alive finds dead hosts. Default: 0.
     pub idle_timeout_sec: Seconds,
+    /// Granularity of keep-alive time-outs in units of 100 ms, to which they are rounded up: 1 to 600. Default: 1.
+    pub kas: u16,
+    /// Smallest keep-alive time-out in milliseconds; smaller ones are raised: 0 to 3600000. Default: 0.
+    pub min_kato: u32,
     /// Size of the socket's send buffer; 0: the kernel finds one. Default: 0.
     pub send_buffer_size: ByteSize,
     /// Size of the socket's receive buffer; 0: the kernel finds one. Default: 0.
@@ -82,6 +86,8 @@ pub struct Tolerated {
     pub abort_timeout_sec: u32,
     /// Control messages need no pool.
     pub control_msg_num: u32,
+    /// No command is passed through to a device.
+    pub disable_command_passthru: bool,
 }
 
 /// Options of one listener.
@@ -113,6 +119,8 @@ impl Default for TcpOptions {
             handshake_timeout_sec: seconds(Timeouts::DEFAULT.handshake_ns),
             stall_timeout_sec: seconds(Timeouts::DEFAULT.stall_ns),
             idle_timeout_sec: seconds(Timeouts::DEFAULT.idle_ns),
+            kas: 1,
+            min_kato: 0,
             send_buffer_size: ByteSize(0),
             receive_buffer_size: ByteSize(0),
             tolerated: Tolerated::default(),
@@ -133,6 +141,7 @@ impl Default for Tolerated {
             zcopy: false,
             abort_timeout_sec: 1,
             control_msg_num: 32,
+            disable_command_passthru: false,
         }
     }
 }
@@ -177,6 +186,8 @@ impl TcpOptions {
         in_range("handshake_timeout_sec", seconds(self.handshake_timeout_sec), 1, 600, " s")?;
         in_range("stall_timeout_sec", seconds(self.stall_timeout_sec), 0, 86_400, " s")?;
         in_range("idle_timeout_sec", seconds(self.idle_timeout_sec), 0, 86_400, " s")?;
+        in_range("kas", self.kas.into(), 1, 600, "")?;
+        in_range("min_kato", self.min_kato.into(), 0, 3_600_000, " ms")?;
         for (name, size) in
             [("send_buffer_size", self.send_buffer_size), ("receive_buffer_size", self.receive_buffer_size)]
         {
@@ -256,6 +267,7 @@ mod tests {
         );
         check(r#"{"sock_priority":7}"#, "sock_priority is 7, has to be 0 to 6");
         check(r#"{"r2t_size":"4099"}"#, "r2t_bytes is 4099, has to be a multiple of 4");
+        check(r#"{"kas":0}"#, "kas is 0, has to be 1 to 600");
         check(r#"{"handshake_timeout_sec":0}"#, "handshake_timeout_sec is 0 s, has to be 1 to 600 s");
         check(r#"{"dif_insert_or_strip":true}"#, "dif_insert_or_strip is true, which the target cannot do");
     }

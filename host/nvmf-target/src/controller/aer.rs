@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use nvme_spec::completion::StatusField;
-use nvme_spec::event::AsyncEvent;
+use nvme_spec::event::{AsyncEvent, EventType, SmartEvent};
 use nvme_spec::features::AsyncEventConfig;
+use nvme_spec::log::LogPageId;
 use nvme_spec::status::StatusCode;
 
 use super::Controller;
@@ -21,6 +22,8 @@ pub(crate) enum EventKind {
     Ana,
     Discovery,
     Reservation,
+    /// A temperature is beyond a threshold that the host has set.
+    Temperature,
 }
 
 /// Requests and events of one controller.
@@ -35,7 +38,8 @@ pub(crate) struct Events {
 }
 
 impl EventKind {
-    const ALL: [EventKind; 4] = [Self::Namespace, Self::Ana, Self::Discovery, Self::Reservation];
+    const ALL: [EventKind; 5] =
+        [Self::Namespace, Self::Ana, Self::Discovery, Self::Reservation, Self::Temperature];
 
     fn bit(self) -> u8 {
         match self {
@@ -43,6 +47,7 @@ impl EventKind {
             Self::Ana => 2,
             Self::Discovery => 4,
             Self::Reservation => 8,
+            Self::Temperature => 16,
         }
     }
 
@@ -52,6 +57,9 @@ impl EventKind {
             Self::Ana => AsyncEvent::ANA_CHANGE,
             Self::Discovery => AsyncEvent::DISCOVERY_LOG_CHANGE,
             Self::Reservation => AsyncEvent::RESERVATION_LOG_AVAILABLE,
+            Self::Temperature => {
+                AsyncEvent::new(EventType::SMART, SmartEvent::TEMPERATURE.0, LogPageId::HEALTH_INFORMATION)
+            }
         }
     }
 
@@ -62,6 +70,7 @@ impl EventKind {
             Self::Ana => AsyncEventConfig::ANA_CHANGE,
             Self::Discovery => AsyncEventConfig::DISCOVERY_LOG_CHANGE,
             Self::Reservation => AsyncEventConfig::EMPTY,
+            Self::Temperature => AsyncEventConfig::SMART_TEMPERATURE,
         }
     }
 }

@@ -136,6 +136,7 @@ impl Target {
             cc: Cell::new(ControllerConfiguration::EMPTY),
             csts: Cell::new(ControllerStatus::EMPTY),
             is_ending: Cell::new(false),
+            keep_alive_rules: self.keep_alive_rules(capsule.facts.transport),
             keep_alive_ms: Cell::new(0),
             last_seen_ns: Cell::new(now_ns()),
             keep_alive_timer: Cell::new(None),

@@ -17,7 +17,9 @@ use zerocopy::FromBytes;
 use zerocopy::little_endian::{U16, U32};
 
 use super::Controller;
+use super::aer::EventKind;
 use super::identify::{ENDURANCE_GROUP, THROTTLING_KELVIN};
+use super::log::TEMPERATURE_KELVIN;
 use crate::config::TargetOptions;
 use crate::namespace::Namespace;
 use crate::queue::command::zeroed;
@@ -69,8 +71,12 @@ impl Features {
             FeatureId::ARBITRATION => self.arbitration,
             FeatureId::POWER_MANAGEMENT => self.power_management,
             FeatureId::TEMPERATURE_THRESHOLD => {
-                let is_under = TemperatureThreshold::new(cdw11).threshold_type() == 1;
-                u32::from(if is_under { self.temperature_under } else { self.temperature_over })
+                let threshold = TemperatureThreshold::new(cdw11);
+                match (threshold.sensor(), threshold.threshold_type()) {
+                    (0, 0) => self.temperature_over.into(),
+                    (0, 1) => self.temperature_under.into(),
+                    _ => return None,
+                }
             }
             FeatureId::ERROR_RECOVERY => self.error_recovery,
             FeatureId::VOLATILE_WRITE_CACHE => self.write_cache,
@@ -85,6 +91,21 @@ impl Features {
             }
             _ => return None,
         })
+    }
+
+    /// Whether the temperature is one that the host wants to hear of.
+    pub(super) fn is_temperature_beyond(&self) -> bool {
+        TEMPERATURE_KELVIN >= self.temperature_over || TEMPERATURE_KELVIN <= self.temperature_under
+    }
+
+    /// Sets a threshold of the one temperature there is; no sensor has one of its own.
+    fn set_temperature(&mut self, threshold: TemperatureThreshold) -> Result<(), StatusCode> {
+        match (threshold.sensor(), threshold.threshold_type()) {
+            (0 | ALL_SENSORS, 0) => self.temperature_over = threshold.kelvin(),
+            (0 | ALL_SENSORS, 1) => self.temperature_under = threshold.kelvin(),
+            _ => return Err(StatusCode::INVALID_FIELD),
+        }
+        Ok(())
     }
 
     fn queues(&self) -> u32 {
@@ -121,8 +142,10 @@ impl Target {
                 behavior.acre = values.retries_advanced;
                 Answer::data(zerocopy::IntoBytes::as_bytes(&behavior).to_vec())
             }
-            // Of the group there is, it has been answered above.
-            FeatureId::ENDURANCE_GROUP_EVENT => Answer::refuse(StatusCode::INVALID_FIELD),
+            // Of the group and the sensor there are, it has been answered above.
+            FeatureId::ENDURANCE_GROUP_EVENT | FeatureId::TEMPERATURE_THRESHOLD => {
+                Answer::refuse(StatusCode::INVALID_FIELD)
+            }
             FeatureId::HOST_IDENTIFIER => Answer::data(controller.association.hostid.0.to_vec()),
             fid => {
                 let nsid = sqe.nsid.get();
@@ -178,11 +201,13 @@ impl Target {
             }
             FeatureId::POWER_MANAGEMENT => features.power_management = value,
             FeatureId::TEMPERATURE_THRESHOLD => {
-                let threshold = TemperatureThreshold::new(value);
-                match threshold.threshold_type() {
-                    0 => features.temperature_over = threshold.kelvin(),
-                    1 => features.temperature_under = threshold.kelvin(),
-                    _ => return Answer::refuse(StatusCode::INVALID_FIELD),
+                if let Err(code) = features.set_temperature(TemperatureThreshold::new(value)) {
+                    return Answer::refuse(code);
+                }
+                let is_beyond = features.is_temperature_beyond();
+                drop(features);
+                if is_beyond {
+                    self.raise_on(controller, EventKind::Temperature);
                 }
             }
             // No deallocated-block errors are offered, and there is nothing to recover longer.
@@ -306,6 +331,9 @@ pub(super) fn supported() -> FeaturesSupported {
     }
     page
 }
+
+/// Threshold Temperature Select of all sensors there are.
+const ALL_SENSORS: u8 = 0xf;
 
 const CHANGEABLE: FeatureCapabilities = FeatureCapabilities::CHANGEABLE;
 const OF_NAMESPACE: FeatureCapabilities =

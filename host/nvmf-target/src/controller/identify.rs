@@ -116,7 +116,7 @@ impl Target {
         id.aerl_z = AERL_Z;
         id.lpa = Lpa::EXTENDED_DATA.with(Lpa::SUPPORTED_PAGES).with(Lpa::COMMANDS_SUPPORTED);
         id.elpe_z = super::log::MAX_ERROR_ENTRIES as u8 - 1;
-        id.kas.set(1);
+        id.kas.set(controller.keep_alive_rules.granularity_100ms);
         id.maxcmd.set(options.max_queue_entries);
         if let Ok(nqn) = NqnField::new(&controller.subsystem.nqn) {
             id.subnqn = nqn;

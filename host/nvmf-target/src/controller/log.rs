@@ -11,6 +11,7 @@ use nvme_spec::discovery::TransportType;
 use nvme_spec::identify::NamespaceList;
 use nvme_spec::log::ana::LSP_RETURN_GROUPS_ONLY;
 use nvme_spec::log::effects::LogPageSupport;
+use nvme_spec::log::health::CriticalWarning;
 use nvme_spec::log::{
     AnaGroupDescriptor, AnaLogHeader, CHANGED_NAMESPACES_OVERFLOW, CommandEffects, CommandsSupported,
     EnduranceGroupAggregate, EnduranceGroupInformation, ErrorInformation, FirmwareSlots, HealthInformation,
@@ -43,26 +44,51 @@ impl Target {
             return Some(Answer::refuse(code));
         }
         let is_read = !get.lsp_rae.contains(LogSpecific::RAE);
-        let page = match get.lid {
-            LogPageId::ERROR_INFORMATION => {
-                self.error_log(controller, capsule, offset);
-                return None;
+        let kind = match get.lid {
+            LogPageId::CHANGED_NAMESPACES => Some(EventKind::Namespace),
+            LogPageId::ANA => Some(EventKind::Ana),
+            LogPageId::DISCOVERY => Some(EventKind::Discovery),
+            LogPageId::RESERVATION_NOTIFICATION => Some(EventKind::Reservation),
+            LogPageId::HEALTH_INFORMATION => Some(EventKind::Temperature),
+            _ => None,
+        };
+        let answer = match get.lid {
+            LogPageId::ERROR_INFORMATION | LogPageId::HEALTH_INFORMATION | LogPageId::ENDURANCE_GROUP => {
+                self.counted_page(controller, capsule, &get)
             }
-            LogPageId::HEALTH_INFORMATION => {
-                let nsid = capsule.sqe.nsid.get();
-                if nsid != 0 && nsid != NSID_ALL {
-                    return Some(Answer::refuse(StatusCode::INVALID_FIELD));
-                }
+            _ => Some(cut(&self.page(controller, &get, is_read), offset, capsule.response_len)),
+        };
+        let is_refused = answer.as_ref().is_some_and(|answer| answer.status.is_some());
+        if let Some(kind) = kind.filter(|_| is_read && !is_refused) {
+            self.log_was_read(controller, kind);
+        }
+        answer
+    }
+
+    /// A page of what reactors counted; `None` as it is answered later.
+    fn counted_page(
+        &self,
+        controller: &Rc<Controller>,
+        capsule: Capsule,
+        get: &GetLogPage,
+    ) -> Option<Answer> {
+        let (offset, nsid) = (get.lpo.get(), capsule.sqe.nsid.get());
+        match get.lid {
+            LogPageId::ERROR_INFORMATION => self.error_log(controller, capsule, offset),
+            LogPageId::HEALTH_INFORMATION if nsid == 0 || nsid == NSID_ALL => {
                 self.health_log(controller, capsule, offset);
-                return None;
             }
-            LogPageId::ENDURANCE_GROUP => {
-                if get.lsi.get() != ENDURANCE_GROUP {
-                    return Some(Answer::refuse(StatusCode::INVALID_FIELD));
-                }
+            LogPageId::ENDURANCE_GROUP if get.lsi.get() == ENDURANCE_GROUP => {
                 self.endurance_log(controller, capsule, offset);
-                return None;
             }
+            _ => return Some(Answer::refuse(StatusCode::INVALID_FIELD)),
+        }
+        None
+    }
+
+    /// A page that is known at once, whole.
+    fn page(&self, controller: &Rc<Controller>, get: &GetLogPage, is_read: bool) -> Vec<u8> {
+        match get.lid {
             // No warning was ever given.
             LogPageId::ENDURANCE_GROUP_AGGREGATE => zeroed::<EnduranceGroupAggregate>().as_bytes().to_vec(),
             LogPageId::SUPPORTED_LOG_PAGES => {
@@ -87,19 +113,7 @@ impl Target {
                 ana_log(controller, groups_only)
             }
             _ => self.discovery_log(&controller.association.hostnqn, controller.listener),
-        };
-        let kind = match get.lid {
-            LogPageId::CHANGED_NAMESPACES => Some(EventKind::Namespace),
-            LogPageId::ANA => Some(EventKind::Ana),
-            LogPageId::DISCOVERY => Some(EventKind::Discovery),
-            LogPageId::RESERVATION_NOTIFICATION => Some(EventKind::Reservation),
-            _ => None,
-        };
-        let answer = cut(&page, offset, capsule.response_len);
-        if let Some(kind) = kind.filter(|_| is_read && answer.status.is_none()) {
-            self.log_was_read(controller, kind);
         }
-        Some(answer)
     }
 
     /// Entries of all the controller's queues, the newest first.
@@ -146,6 +160,9 @@ impl Target {
                 reactors.iter().for_each(|counts| total.add(counts));
                 let mut page: HealthInformation = zeroed();
                 page.composite_temperature.set(TEMPERATURE_KELVIN);
+                if controller.features.borrow().is_temperature_beyond() {
+                    page.critical_warning = CriticalWarning::TEMPERATURE;
+                }
                 page.available_spare = 100;
                 page.available_spare_threshold = 10;
                 let units = |bytes: u64| u128::from(bytes.div_ceil(DATA_UNIT_BYTES));
@@ -317,4 +334,4 @@ const DATA_UNIT_BYTES: u64 = 512_000;
 /// The unit of an endurance group.
 const ENDURANCE_UNIT_BYTES: u64 = 1_000_000_000;
 /// Temperature of a device that has none: 25 degrees Celsius.
-const TEMPERATURE_KELVIN: u16 = 298;
+pub(super) const TEMPERATURE_KELVIN: u16 = 298;

@@ -34,6 +34,7 @@ use crate::queue::interface::{Answer, Association, Capsule, ConnectionFacts, Que
 use crate::reservation::report::Notices;
 use crate::subsystem::Subsystem;
 use crate::target::Target;
+use crate::transports::KeepAliveRules;
 
 /// A controller. What changes is borrowed for one step at a time.
 pub(crate) struct Controller {
@@ -45,6 +46,7 @@ pub(crate) struct Controller {
     pub cc: Cell<ControllerConfiguration>,
     pub csts: Cell<ControllerStatus>,
     pub is_ending: Cell<bool>,
+    pub keep_alive_rules: KeepAliveRules,
     pub keep_alive_ms: Cell<u32>,
     pub last_seen_ns: Cell<u64>,
     pub keep_alive_timer: Cell<Option<TimerId>>,

@@ -24,6 +24,8 @@ thread_local! {
     pub static GROUPS: Cell<i32> = const { Cell::new(0) };
     /// Status that commands with in-capsule data fail with, if they do.
     static IS_DAMAGED: Cell<Option<u16>> = const { Cell::new(None) };
+    /// Options and statistics that the transport tells.
+    pub static OPTIONS: Cell<&'static str> = const { Cell::new("{}") };
     /// How long receiving and sending take, at most; 0: no time.
     pub static DELAY_US: Cell<u64> = const { Cell::new(0) };
 }
@@ -345,7 +347,7 @@ unsafe extern "C" fn destroy(_: *mut c_void, token: OpToken) {
 
 unsafe extern "C" fn json(_: *mut c_void, sink: *const JsonSink) {
     // SAFETY: valid during the call.
-    unsafe { ((*sink).write)((*sink).arg, Str::new("{}")) };
+    unsafe { ((*sink).write)((*sink).arg, Str::new(OPTIONS.with(Cell::get))) };
 }
 
 unsafe extern "C" fn listen(
