@@ -2,6 +2,7 @@
 //! the loop transport, with the built plugins. A seed chooses every order; a
 //! failure names its seed, and `TENON_TEST_SEED=<seed>` repeats it alone.
 
+mod discover;
 mod load;
 mod multipath;
 mod survive;

@@ -6,7 +6,10 @@ use std::net::IpAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tenon_sdk::{Error, FabricAddress};
+
+use crate::select::{Policy, Selector};
 
 /// How a second controller of the same name is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -86,6 +89,69 @@ pub struct NvmeParams {
     /// Most devices of this controller; further namespaces are passed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bdevs: Option<u32>,
+    /// Further paths: parameters in which each differs from the one described here, its address above all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<Map<String, Value>>,
+    /// How the paths of devices are used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bdevs: Vec<DeviceWish>,
+    /// The address is a discovery service's: every controller it tells of is attached, under this name and a number.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub discovery: bool,
+    /// Of a discovery service: answer when all that it tells of at first is attached.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub wait_for_attach: bool,
+    /// Of a discovery service: most time for that, in milliseconds; 0: no limit. Implies wait_for_attach.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attach_timeout_ms: u64,
+}
+
+/// How the paths of one device are used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceWish {
+    /// Name of the device, e.g. `nvme0n1`.
+    pub name: String,
+    /// How its paths share the work.
+    #[serde(default)]
+    pub policy: Policy,
+    /// Which path of `active_active` is next.
+    #[serde(default)]
+    pub selector: Selector,
+    /// I/Os in turn of `round_robin`, at least 1.
+    #[serde(default = "one")]
+    pub rr_min_io: u32,
+    /// Address of the preferred path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferred_traddr: Option<String>,
+    /// Service of the preferred path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferred_trsvcid: Option<String>,
+}
+
+impl DeviceWish {
+    /// Nothing but the name is said.
+    pub fn new(name: &str) -> Self {
+        DeviceWish { name: name.to_owned(), rr_min_io: 1, ..DeviceWish::default() }
+    }
+
+    /// Whether a path by this address is the preferred one.
+    pub fn prefers(&self, address: &FabricAddress) -> bool {
+        self.preferred_traddr.as_ref() == Some(&address.traddr)
+            && self.preferred_trsvcid.as_ref().is_none_or(|service| *service == address.trsvcid)
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Options of the module; changes apply to controllers attached later.
@@ -213,6 +279,56 @@ impl NvmeParams {
         Ok(())
     }
 
+    /// Refuses what contradicts itself in a table with several paths or of a discovery service.
+    pub fn check_table(&self) -> Result<(), Error> {
+        let wrong = |reason: String| Err(Error::invalid(reason).object(&*self.name));
+        if self.discovery && !self.paths.is_empty() {
+            return wrong("paths are given: a discovery service finds them itself".to_owned());
+        }
+        if self.discovery && !self.subnqn.is_empty() && !nvme_spec::nqn::is_discovery(&self.subnqn) {
+            return wrong(format!("subnqn `{}`: must be left out for a discovery service", self.subnqn));
+        }
+        if !self.discovery && (self.wait_for_attach || self.attach_timeout_ms > 0) {
+            return wrong(
+                "wait_for_attach and attach_timeout_ms belong to a discovery service: set discovery = true"
+                    .to_owned(),
+            );
+        }
+        if let Some(wish) = self.bdevs.iter().find(|wish| wish.rr_min_io == 0) {
+            return wrong(format!("rr_min_io of {} is 0: must be at least 1", wish.name));
+        }
+        if !self.paths.is_empty() && self.multipath == Multipath::Disable {
+            return wrong("multipath is disable: there cannot be further paths".to_owned());
+        }
+        self.members().map(|_| ())
+    }
+
+    /// The controllers of a table, each with the parameters of its own.
+    pub fn members(&self) -> Result<Vec<NvmeParams>, Error> {
+        let mut first = self.clone();
+        first.bdevs.clear();
+        let paths = std::mem::take(&mut first.paths);
+        if paths.len() >= MAX_PATHS {
+            let reason = format!("{} paths are given: at most {} are possible", paths.len() + 1, MAX_PATHS);
+            return Err(Error::invalid(reason).object(&*self.name));
+        }
+        let whole = serde_json::to_value(&first)?;
+        let mut members = vec![first];
+        for (at, path) in paths.into_iter().enumerate() {
+            let mut member = whole.clone();
+            if let Some(key) = path.keys().find(|key| NOT_OF_A_PATH.contains(&&***key)) {
+                let reason = format!("paths[{at}] has `{key}`: it is the same for all paths");
+                return Err(Error::invalid(reason).object(&*self.name));
+            }
+            member.as_object_mut().into_iter().for_each(|member| member.extend(path.clone()));
+            let member: NvmeParams = serde_json::from_value(member)
+                .map_err(|error| Error::invalid(format!("paths[{at}]: {error}")).object(&*self.name))?;
+            member.check()?;
+            members.push(member);
+        }
+        Ok(members)
+    }
+
     /// Whether the transport's addresses are IP addresses.
     fn has_ip_address(&self) -> bool {
         ["tcp", "rdma"].iter().any(|ip| self.trtype.eq_ignore_ascii_case(ip))
@@ -222,6 +338,9 @@ impl NvmeParams {
     pub fn address(&self, trtype: u8) -> FabricAddress {
         let trsvcid = match &self.trsvcid {
             Some(trsvcid) => trsvcid.clone(),
+            None if self.has_ip_address() && self.discovery => {
+                nvme_spec::discovery::DISCOVERY_TCP_PORT.to_string()
+            }
             None if self.has_ip_address() => nvme_spec::discovery::IO_PORT.to_string(),
             None => String::new(),
         };
@@ -273,6 +392,20 @@ pub fn family_name(adrfam: u8) -> &'static str {
 
 /// Bytes of a name that leave room for a namespace's number.
 const MAX_NAME: usize = 128;
+/// Controllers of one table.
+const MAX_PATHS: usize = 32;
+/// Parameters that all paths of a table have in common.
+const NOT_OF_A_PATH: [&str; 9] = [
+    "name",
+    "subnqn",
+    "multipath",
+    "max_bdevs",
+    "paths",
+    "bdevs",
+    "discovery",
+    "wait_for_attach",
+    "attach_timeout_ms",
+];
 
 #[cfg(test)]
 mod tests {

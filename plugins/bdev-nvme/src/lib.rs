@@ -2,7 +2,7 @@
 //! has: an initiator with several paths that survives its target.
 //!
 //! * control thread: `config` has the parameters, `registry` the controllers and
-//!   devices, `controller` one controller (its life in `state`, what is asked of
+//!   devices, `attach` and `discovery` bring them, `wishes` how paths are used, `controller` one controller (its life in `state`, what is asked of
 //!   it in `setup` and `scan`, its admin queue in `admin`), `namespace` what makes
 //!   a device, `rpc` and `report` what operators say and see, `bdev` a device;
 //! * between: `door` says whether a controller's queues may be opened, `table`
@@ -12,10 +12,12 @@
 //!   `encode` makes commands, `status` judges their ends.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod bdev;
 mod channel;
 mod config;
 mod controller;
+mod discovery;
 mod door;
 mod encode;
 mod module;
@@ -29,6 +31,7 @@ mod side;
 mod status;
 mod table;
 mod text;
+mod wishes;
 
 use std::rc::Rc;
 
@@ -66,6 +69,7 @@ impl Module for NvmeModule {
 
     fn validate(params: &NvmeParams) -> Result<(), Error> {
         params.check()?;
+        params.check_table()?;
         config::Timers::of(params, &NvmeConfig::default()).check()
     }
 
@@ -81,13 +85,22 @@ impl Module for NvmeModule {
     }
 
     fn create(&self, params: NvmeParams, token: OpToken) {
-        self.registry().attach(params, token);
+        if params.discovery {
+            self.registry().start_discovery(params, token);
+        } else {
+            self.registry().attach(&params, true, token);
+        }
+    }
+
+    fn quiesce(&self) {
+        self.registry().discoveries().iter().for_each(|discovery| discovery.quiesce());
     }
 
     fn fini(self: Rc<Self>, token: OpToken) {
         let registry = self.registry();
         let host = self.host;
-        let controllers = registry.controllers(None);
+        let mut controllers = registry.end_discoveries();
+        controllers.extend(registry.controllers(None));
         registry.detach(&controllers, move || {
             let ended = Rc::new(std::cell::Cell::new(Some((self, token))));
             let last = Rc::clone(&ended);
@@ -126,6 +139,9 @@ export_plugin! {
         "bdev_nvme_set_preferred_path",
         "bdev_nvme_set_multipath_policy",
         "bdev_nvme_set_options",
+        "bdev_nvme_start_discovery",
+        "bdev_nvme_stop_discovery",
+        "bdev_nvme_get_discovery_info",
         "bdev_nvme_get_transport_statistics",
     ],
 }

@@ -13,16 +13,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvme_spec::log::AnaState;
-use tenon_sdk::{BdevId, Error, FabricTransport, Host, OpToken, Reactor, Reason, errno};
+use tenon_sdk::{BdevId, Host, Reactor, Reason};
 
+use crate::attach::Asked;
 use crate::bdev::NvmeBdev;
-use crate::config::{Multipath, NvmeConfig, NvmeParams, Timers};
+use crate::config::{DeviceWish, NvmeConfig};
+use crate::controller::Controller;
 use crate::controller::command::HostIdentity;
 use crate::controller::scan::{AnaEntry, Found};
 use crate::controller::setup::ControllerFacts;
 use crate::controller::state::Event;
-use crate::controller::{Controller, Plan};
-use crate::door::Door;
+use crate::discovery::Discovery;
 use crate::module;
 use crate::namespace::NamespaceFacts;
 use crate::side::Side;
@@ -57,12 +58,17 @@ pub(crate) struct Device {
 pub(crate) struct Registry {
     pub(crate) host: Host,
     pub(crate) config: RefCell<NvmeConfig>,
-    identity: HostIdentity,
-    controllers: RefCell<BTreeMap<u64, Rc<Controller>>>,
+    pub(crate) identity: HostIdentity,
+    pub(crate) controllers: RefCell<BTreeMap<u64, Rc<Controller>>>,
     devices: RefCell<BTreeMap<u64, Rc<Device>>>,
     last_id: Cell<u64>,
+    /// Controllers that hold no devices: they tell what there is.
+    pub(crate) discoverers: RefCell<BTreeMap<u64, Rc<Controller>>>,
+    pub(crate) discoveries: RefCell<Vec<Rc<Discovery>>>,
     /// Operations that attach a controller; their devices belong to them.
-    attaching: RefCell<BTreeMap<u64, OpToken>>,
+    pub(crate) attaching: RefCell<BTreeMap<u64, Asked>>,
+    /// What operators want of devices, there or not.
+    pub(crate) wishes: RefCell<BTreeMap<String, DeviceWish>>,
     waits: RefCell<Vec<Wait>>,
 }
 
@@ -82,14 +88,17 @@ impl Registry {
             controllers: RefCell::default(),
             devices: RefCell::default(),
             last_id: Cell::new(0),
+            discoverers: RefCell::default(),
+            discoveries: RefCell::default(),
             attaching: RefCell::default(),
+            wishes: RefCell::default(),
             waits: RefCell::default(),
         });
         module::install(&registry);
         registry
     }
 
-    fn next_id(&self) -> u64 {
+    pub(crate) fn next_id(&self) -> u64 {
         self.last_id.set(self.last_id.get() + 1);
         self.last_id.get()
     }
@@ -114,101 +123,7 @@ impl Registry {
         self.devices.borrow().values().find(|device| device.name == name && !device.is_going.get()).cloned()
     }
 
-    /// Attaches a controller; answers with the names of its devices.
-    pub(crate) fn attach(self: &Rc<Self>, params: NvmeParams, token: OpToken) {
-        let timers = Timers::of(&params, &self.config.borrow());
-        if let Err(error) = self.check(&params, &timers) {
-            return token.fail(error);
-        }
-        let (registry, trtype) = (Rc::clone(self), params.trtype.clone());
-        let token = Rc::new(Cell::new(Some(token)));
-        let waiting = Rc::clone(&token);
-        let asked = self.host.transport(&trtype, move |transport| {
-            let Some(token) = waiting.take() else { return };
-            match transport {
-                Ok(transport) => registry.attach_over(transport, params, timers, token),
-                Err(error) => token.fail(error),
-            }
-        });
-        if let Err(error) = asked
-            && let Some(token) = token.take()
-        {
-            token.fail(error);
-        }
-    }
-
-    fn check(&self, params: &NvmeParams, timers: &Timers) -> Result<(), Error> {
-        params.check()?;
-        timers.check().map_err(|error| error.object(&*params.name))?;
-        if params.subnqn.is_empty() {
-            return Err(
-                Error::invalid("subnqn is empty: must be the NQN of a subsystem").object(&*params.name)
-            );
-        }
-        for other in self.controllers(Some(&params.name)) {
-            let (new, old) = (params.address(0), other.plan.params.address(0));
-            let refused = |code, reason: &str| Err(Error::new(code, reason).object(&*params.name));
-            if new == old && params.hostaddr == other.plan.params.hostaddr {
-                return refused(EALREADY, "a controller of this name has this address already");
-            }
-            if params.multipath == Multipath::Disable || other.plan.params.multipath == Multipath::Disable {
-                return refused(errno::EEXIST, "a controller of this name exists, and multipath is disabled");
-            }
-            if new.subnqn != old.subnqn {
-                return refused(errno::EINVAL, "a controller of this name belongs to another subsystem");
-            }
-        }
-        Ok(())
-    }
-
-    fn attach_over(
-        self: &Rc<Self>,
-        transport: FabricTransport,
-        params: NvmeParams,
-        timers: Timers,
-        token: OpToken,
-    ) {
-        // Another one may have come while the transport was loaded.
-        if let Err(error) = self.check(&params, &timers) {
-            return token.fail(error);
-        }
-        let config = self.config.borrow().clone();
-        let trtype = transport.trtype();
-        let connect_us = params.fabrics_connect_timeout_us.unwrap_or(config.tcp_connect_timeout_ms * 1000);
-        let door = Door::new(
-            self.next_id(),
-            self.host,
-            transport.share(),
-            params.address(trtype),
-            params.local(trtype),
-            params.hostnqn.as_deref().map_or_else(|| self.identity.clone(), HostIdentity::named),
-            connect_us.max(1).saturating_mul(1000),
-        );
-        let absent_sec = params.ns_absent_timeout_sec.unwrap_or(config.ns_absent_timeout_sec);
-        let plan = Plan {
-            timers,
-            keep_alive_ms: config.keep_alive_timeout_ms,
-            admin_timeout: (config.timeout_admin_us > 0)
-                .then(|| Duration::from_micros(config.timeout_admin_us)),
-            ns_absent_timeout: (absent_sec > 0).then(|| Duration::from_secs(absent_sec.into())),
-            transport_options: params.transport_options(&config),
-            params,
-        };
-        let controller = Controller::new(self.host, self, plan, door, transport);
-        let id = controller.id;
-        self.controllers.borrow_mut().insert(id, Rc::clone(&controller));
-        self.attaching.borrow_mut().insert(id, token);
-        let registry = Rc::clone(self);
-        controller.start(Box::new(move |result| {
-            let Some(token) = registry.attaching.borrow_mut().remove(&id) else { return };
-            match result {
-                Ok(()) => token.reply(&registry.device_names(id)),
-                Err(error) => token.fail(error),
-            }
-        }));
-    }
-
-    fn device_names(&self, controller: u64) -> Vec<String> {
+    pub(crate) fn device_names(&self, controller: u64) -> Vec<String> {
         let devices = self.devices.borrow();
         let is_of = |device: &&Rc<Device>| {
             let (entries, _, _) = device.table.read();
@@ -302,6 +217,7 @@ impl Registry {
         };
         if let Some(device) = self.devices().into_iter().find(is_same) {
             log::info!("path added name={} traddr={}", device.name, controller.door.address.traddr);
+            let entry = self.wished(&device.name, &device.table, entry);
             device.table.change(|entries| entries.push(entry));
             return self.update_device(&device, namespace);
         }
@@ -329,6 +245,7 @@ impl Registry {
         let name = if is_taken { format!("{plain}-{}", &uuid[..8]) } else { plain };
         let id = self.next_id();
         let table = Table::new(id, self.config.borrow().bdev_retry_count);
+        let entry = self.wished(&name, &table, entry);
         table.change(|entries| entries.push(entry));
         let device = Rc::new(Device {
             id,
@@ -343,14 +260,15 @@ impl Registry {
         self.devices.borrow_mut().insert(id, Rc::clone(&device));
         let spec = namespace.spec(&name, facts);
         let bdev = NvmeBdev { host: self.host, table };
-        // Out of the map meanwhile: the host may call back.
-        let token = self.attaching.borrow_mut().remove(&controller.id);
+        // Out of its place meanwhile: the host may call back.
+        let asked = self.attaching.borrow().get(&controller.id).cloned();
+        let token = asked.as_ref().and_then(|asked| asked.take());
         let result = match &token {
             Some(token) => token.register(spec, bdev),
             None => self.host.register(spec, bdev),
         };
-        if let Some(token) = token {
-            self.attaching.borrow_mut().insert(controller.id, token);
+        if let Some(asked) = asked {
+            asked.set(token);
         }
         match result {
             Ok(handle) => device.handle.set(Some(handle)),
@@ -484,7 +402,11 @@ impl Registry {
             self.settle(&device, controller.plan.ns_absent_timeout);
         }
         let removed = self.controllers.borrow_mut().remove(&controller.id);
-        drop(removed);
+        let discoverer = self.discoverers.borrow_mut().remove(&controller.id);
+        drop((removed, discoverer));
+        for discovery in self.discoveries() {
+            discovery.controller_gone(controller.id);
+        }
         self.check_waits();
     }
 
@@ -503,10 +425,10 @@ impl Registry {
 
     fn check_waits(&self) {
         let is_over = |wait: &Wait| {
-            let controllers = self.controllers.borrow();
+            let (controllers, discoverers) = (self.controllers.borrow(), self.discoverers.borrow());
             let devices = self.devices.borrow();
-            !wait.controllers.iter().any(|id| controllers.contains_key(id))
-                && !wait.devices.iter().any(|id| devices.contains_key(id))
+            let is_there = |id: &u64| controllers.contains_key(id) || discoverers.contains_key(id);
+            !wait.controllers.iter().any(is_there) && !wait.devices.iter().any(|id| devices.contains_key(id))
         };
         loop {
             let over = {
@@ -559,24 +481,3 @@ impl Registry {
         }
     }
 }
-
-impl HostIdentity {
-    /// A host of this NQN: the UUID in it is its identifier, or one is made of it.
-    pub(crate) fn named(nqn: &str) -> Self {
-        let uuid = nqn
-            .rsplit_once(':')
-            .and_then(|(_, text)| uuid::Uuid::parse_str(text).ok())
-            .unwrap_or_else(|| uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, nqn.as_bytes()));
-        HostIdentity { nqn: nqn.to_owned(), id: *uuid.as_bytes() }
-    }
-
-    /// This machine.
-    pub(crate) fn of_machine() -> Self {
-        let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-        let id = if id.trim().is_empty() { "no machine id" } else { id.trim() };
-        let uuid = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("tenon {id}").as_bytes());
-        HostIdentity::named(&format!("{}{uuid}", nvme_spec::nqn::UUID_NQN_PREFIX))
-    }
-}
-
-const EALREADY: i32 = -114;

@@ -14,7 +14,7 @@ use crate::registry::Registry;
 use crate::side::Side;
 
 /// An address as `trid`.
-fn trid(transport: &str, address: &FabricAddress) -> Value {
+pub(crate) fn trid(transport: &str, address: &FabricAddress) -> Value {
     let mut trid = json!({
         "trtype": transport,
         "adrfam": family_name(address.adrfam),

@@ -12,12 +12,19 @@ use crate::config::{NvmeConfig, NvmeParams};
 use crate::controller::Controller;
 use crate::controller::state::Event;
 use crate::select::{Policy, Rules, Selector};
+use crate::wishes::Preferred;
 
 /// One controller, or all without a name.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Named {
     name: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Name {
+    name: String,
 }
 
 /// Which paths of a controller are to be detached; all that match.
@@ -44,9 +51,12 @@ struct OnePath {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Preferred {
+struct Preferring {
     name: String,
-    cntlid: u16,
+    cntlid: Option<u16>,
+    /// Instead of `cntlid`: the path's address, which stays the same when it reconnects.
+    traddr: Option<String>,
+    trsvcid: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -75,16 +85,28 @@ pub(crate) fn register(host: Host) -> Result<(), Error> {
     host.rpc::<NvmeModule, Named>("bdev_nvme_get_io_paths", |module, params, token| {
         module.registry().report_paths(params.name, token);
     })?;
-    host.rpc::<NvmeModule, Preferred>("bdev_nvme_set_preferred_path", set_preferred)?;
+    host.rpc::<NvmeModule, Preferring>("bdev_nvme_set_preferred_path", set_preferred)?;
     host.rpc::<NvmeModule, SetPolicy>("bdev_nvme_set_multipath_policy", set_policy)?;
     host.rpc::<NvmeModule, Value>("bdev_nvme_set_options", set_options)?;
+    host.rpc::<NvmeModule, NvmeParams>("bdev_nvme_start_discovery", start_discovery)?;
+    host.rpc::<NvmeModule, Name>("bdev_nvme_stop_discovery", stop_discovery)?;
+    host.rpc::<NvmeModule, NoParams>("bdev_nvme_get_discovery_info", |module, _, token| {
+        token.run(|_| Ok(module.registry().describe_discoveries()));
+    })?;
     host.rpc::<NvmeModule, NoParams>("bdev_nvme_get_transport_statistics", |module, _, token| {
         module.registry().report_statistics(token);
     })
 }
 
 fn attach(module: &NvmeModule, params: NvmeParams, token: OpToken) {
-    module.registry().attach(params, token);
+    if params.discovery {
+        let reason = "discovery is true: a discovery service is started by bdev_nvme_start_discovery";
+        return token.fail(Error::invalid(reason).object(&*params.name));
+    }
+    match params.check_table() {
+        Ok(()) => module.registry().attach(&params, false, token),
+        Err(error) => token.fail(error),
+    }
 }
 
 fn detach(module: &NvmeModule, params: Detach, token: OpToken) {
@@ -145,47 +167,51 @@ fn change(module: &NvmeModule, params: &OnePath, event: Event, token: OpToken) {
     }
 }
 
-fn set_preferred(module: &NvmeModule, params: Preferred, token: OpToken) {
-    let registry = module.registry();
+fn set_preferred(module: &NvmeModule, params: Preferring, token: OpToken) {
     token.run(|_| {
-        let device = registry.device_named(&params.name).ok_or_else(|| Error::not_found(&*params.name))?;
-        let found = device.table.change(|entries| {
-            let is_meant = |id: u64| {
-                registry
-                    .controller(id)
-                    .is_some_and(|controller| controller.facts.borrow().cntlid == params.cntlid)
-            };
-            let found = entries.iter().any(|entry| is_meant(entry.door.id));
-            if found {
-                entries.iter_mut().for_each(|entry| entry.is_preferred = is_meant(entry.door.id));
+        let wanted = match (params.cntlid, params.traddr) {
+            (Some(cntlid), None) => Preferred::Controller(cntlid),
+            (None, Some(traddr)) => Preferred::Address { traddr, trsvcid: params.trsvcid },
+            (Some(_), Some(_)) | (None, None) => {
+                return Err(Error::invalid("give exactly one of cntlid and traddr").object(&*params.name));
             }
-            found
-        });
-        if !found {
-            let reason = format!("no path has the controller identifier {}", params.cntlid);
-            return Err(Error::new(tenon_sdk::errno::ENODEV, reason).object(&*params.name));
-        }
-        registry.tell_channels(&device);
-        Ok(true)
+        };
+        module.registry().set_preferred(&params.name, &wanted).map(|()| true)
     });
 }
 
 fn set_policy(module: &NvmeModule, params: SetPolicy, token: OpToken) {
-    let registry = module.registry();
     token.run(|_| {
-        let device = registry.device_named(&params.name).ok_or_else(|| Error::not_found(&*params.name))?;
-        if params.rr_min_io == Some(0) {
-            return Err(Error::invalid("rr_min_io is 0: must be at least 1").object(&*params.name));
-        }
-        let old = device.table.rules();
-        device.table.set_rules(Rules {
+        let change = |old: Rules| Rules {
             policy: params.policy,
             selector: params.selector.unwrap_or(old.selector),
             rr_min_io: params.rr_min_io.unwrap_or(old.rr_min_io),
-        });
-        registry.tell_channels(&device);
-        Ok(true)
+        };
+        module.registry().set_policy(&params.name, change).map(|()| true)
     });
+}
+
+fn start_discovery(module: &NvmeModule, params: NvmeParams, token: OpToken) {
+    let params = NvmeParams { discovery: true, ..params };
+    match params.check_table() {
+        Ok(()) => module.registry().start_discovery(params, token),
+        Err(error) => token.fail(error),
+    }
+}
+
+fn stop_discovery(module: &NvmeModule, params: Name, token: OpToken) {
+    let token = Rc::new(std::cell::Cell::new(Some(token)));
+    let done = Rc::clone(&token);
+    let stopped = module.registry().stop_discovery(&params.name, move || {
+        if let Some(token) = done.take() {
+            token.done();
+        }
+    });
+    if let Err(error) = stopped
+        && let Some(token) = token.take()
+    {
+        token.fail(error);
+    }
 }
 
 fn set_options(module: &NvmeModule, params: Value, token: OpToken) {

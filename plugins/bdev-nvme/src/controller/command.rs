@@ -35,6 +35,25 @@ pub(crate) struct HostIdentity {
     pub(crate) id: [u8; 16],
 }
 
+impl HostIdentity {
+    /// A host of this NQN: the UUID in it is its identifier, or one is made of it.
+    pub(crate) fn named(nqn: &str) -> Self {
+        let uuid = nqn
+            .rsplit_once(':')
+            .and_then(|(_, text)| uuid::Uuid::parse_str(text).ok())
+            .unwrap_or_else(|| uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, nqn.as_bytes()));
+        HostIdentity { nqn: nqn.to_owned(), id: *uuid.as_bytes() }
+    }
+
+    /// This machine.
+    pub(crate) fn of_machine() -> Self {
+        let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        let id = if id.trim().is_empty() { "no machine id" } else { id.trim() };
+        let uuid = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("tenon {id}").as_bytes());
+        HostIdentity::named(&format!("{}{uuid}", nvme_spec::nqn::UUID_NQN_PREFIX))
+    }
+}
+
 impl AdminCommand {
     fn new(sqe: Sqe, data: Data) -> Self {
         AdminCommand { sqe, data }

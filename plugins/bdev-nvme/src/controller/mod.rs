@@ -40,7 +40,25 @@ pub(crate) struct Plan {
     pub(crate) admin_timeout: Option<Duration>,
     pub(crate) ns_absent_timeout: Option<Duration>,
     pub(crate) transport_options: serde_json::Value,
+    /// It is tried again although it never served yet.
+    pub(crate) keeps_trying: bool,
+    /// Hears what a controller tells beside its namespaces.
+    pub(crate) listener: Option<Listener>,
 }
+
+/// What a controller's listener hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// It serves.
+    Serves,
+    /// An attempt has failed; others may follow.
+    Fails,
+    /// Its discovery log page is another one.
+    LogChanged,
+}
+
+/// Called on the control reactor.
+pub(crate) type Listener = Box<dyn Fn(&Controller, News)>;
 
 /// A controller.
 pub(crate) struct Controller {
@@ -230,7 +248,7 @@ impl Controller {
             self.plan.params.traddr
         );
         let failure = Failure {
-            was_attached: self.was_attached.get(),
+            was_attached: self.was_attached.get() || self.plan.keeps_trying,
             ready_ns: self.ready_since_ns.get().map(|since| now_ns.saturating_sub(since)),
             lost_ns: self.lost_since_ns.get().map_or(0, |since| now_ns.saturating_sub(since)),
             reconnect_delay_sec: self.plan.timers.reconnect_delay_sec,
@@ -444,6 +462,13 @@ impl Controller {
         self.keep_alive();
         self.tell(Ok(()));
         self.scan_wanted();
+        self.listen(News::Serves);
+    }
+
+    fn listen(&self, news: News) {
+        if let Some(listener) = &self.plan.listener {
+            listener(self, news);
+        }
     }
 
     /// Every reactor looks at the door.
@@ -496,6 +521,7 @@ impl Controller {
                 }
                 self.ana_suspected();
             }
+            Notice::DISCOVERY_LOG_CHANGE => self.listen(News::LogChanged),
             _ => {}
         }
     }
@@ -582,6 +608,7 @@ impl Controller {
     fn wait(&self) {
         // Whoever waits for it to serve hears that the attempt has failed; the next one is nobody's order.
         self.tell(Err(self.failure()));
+        self.listen(News::Fails);
         let now_ns = self.host.now_ns();
         let timers = self.plan.timers;
         let delay_ns = u64::from(timers.reconnect_delay_sec.max(1)) * 1_000_000_000;

@@ -1,0 +1,211 @@
+//! Attaching controllers: one, all paths of a table, or one that a discovery
+//! service tells of. On the control thread.
+//!
+//! An operation that attaches is answered when every one of its controllers has
+//! come to serve or failed. What becomes of namespaces is in `registry`.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::json;
+use tenon_sdk::{Error, FabricTransport, OpToken, errno};
+
+use crate::config::{Multipath, NvmeParams, Timers};
+use crate::controller::command::HostIdentity;
+use crate::controller::{Controller, Listener, Plan};
+use crate::door::Door;
+use crate::registry::Registry;
+
+/// An operation that devices are registered under; empty once it is answered.
+pub(crate) type Asked = Rc<Cell<Option<OpToken>>>;
+
+/// What an attached controller is for.
+pub(crate) struct Purpose {
+    /// The operation its devices belong to.
+    pub(crate) asked: Option<Asked>,
+    /// It is tried again although it never served yet.
+    pub(crate) keeps_trying: bool,
+}
+
+type Attached = Box<dyn FnOnce(Result<u64, Error>)>;
+
+/// Controllers that are attached together.
+struct Group {
+    left: Cell<usize>,
+    serving: RefCell<Vec<u64>>,
+    failed: RefCell<Vec<Error>>,
+}
+
+impl Registry {
+    /// Attaches the controllers that `params` names; answers with the names of their devices. With `keeps_trying`
+    /// those that cannot be reached are tried again if they have a `reconnect_delay_sec`, and the operation
+    /// succeeds without them.
+    pub(crate) fn attach(self: &Rc<Self>, params: &NvmeParams, keeps_trying: bool, token: OpToken) {
+        let members = match params.members() {
+            Ok(members) => members,
+            Err(error) => return token.fail(error),
+        };
+        for wish in &params.bdevs {
+            self.wishes.borrow_mut().insert(wish.name.clone(), wish.clone());
+        }
+        let asked: Asked = Rc::new(Cell::new(Some(token)));
+        let (serving, failed) = (RefCell::default(), RefCell::default());
+        let group = Rc::new(Group { left: Cell::new(members.len()), serving, failed });
+        for member in members {
+            let purpose = Purpose { asked: Some(Rc::clone(&asked)), keeps_trying };
+            let (registry, group, asked) = (Rc::clone(self), Rc::clone(&group), Rc::clone(&asked));
+            let may_wait = keeps_trying && self.timers_of(&member).reconnect_delay_sec > 0;
+            self.attach_one(
+                member,
+                purpose,
+                Box::new(move |result| {
+                    match result {
+                        Ok(id) => group.serving.borrow_mut().push(id),
+                        Err(error) => group.failed.borrow_mut().push(error),
+                    }
+                    group.left.set(group.left.get() - 1);
+                    if group.left.get() == 0
+                        && let Some(token) = asked.take()
+                    {
+                        registry.attached(&group, may_wait, token);
+                    }
+                }),
+            );
+        }
+    }
+
+    /// Every controller of an operation has come to an end.
+    fn attached(&self, group: &Group, may_wait: bool, token: OpToken) {
+        let (serving, mut failed) = (group.serving.take(), group.failed.take());
+        if serving.is_empty() && !failed.is_empty() && !may_wait {
+            return token.fail(failed.swap_remove(0));
+        }
+        for error in &failed {
+            log::warn!("path is not there yet error=\"{error}\"");
+        }
+        if serving.is_empty() {
+            let missing: Vec<String> = failed.iter().map(|error| error.reason.clone()).collect();
+            return token.reply(&json!({ "missing": missing }));
+        }
+        let mut names: Vec<String> = serving.iter().flat_map(|id| self.device_names(*id)).collect();
+        names.sort();
+        names.dedup();
+        token.reply(&names);
+    }
+
+    fn timers_of(&self, params: &NvmeParams) -> Timers {
+        Timers::of(params, &self.config.borrow())
+    }
+
+    /// Attaches one controller; `done` hears of it once, with its number.
+    pub(crate) fn attach_one(self: &Rc<Self>, params: NvmeParams, purpose: Purpose, done: Attached) {
+        let timers = self.timers_of(&params);
+        if let Err(error) = self.check(&params, &timers) {
+            return done(Err(error));
+        }
+        let (registry, trtype) = (Rc::clone(self), params.trtype.clone());
+        let done = Rc::new(Cell::new(Some(done)));
+        let waiting = Rc::clone(&done);
+        let asked = self.host.transport(&trtype, move |transport| {
+            let Some(done) = waiting.take() else { return };
+            match transport {
+                // Another one may have come while the transport was loaded.
+                Ok(transport) => match registry.check(&params, &timers) {
+                    Ok(()) => registry.attach_over(transport, params, timers, purpose, done),
+                    Err(error) => done(Err(error)),
+                },
+                Err(error) => done(Err(error)),
+            }
+        });
+        if let Err(error) = asked
+            && let Some(done) = done.take()
+        {
+            done(Err(error));
+        }
+    }
+
+    fn check(&self, params: &NvmeParams, timers: &Timers) -> Result<(), Error> {
+        params.check()?;
+        timers.check().map_err(|error| error.object(&*params.name))?;
+        if params.subnqn.is_empty() {
+            return Err(
+                Error::invalid("subnqn is empty: must be the NQN of a subsystem").object(&*params.name)
+            );
+        }
+        for other in self.controllers(Some(&params.name)) {
+            let (new, old) = (params.address(0), other.plan.params.address(0));
+            let refused = |code, reason: &str| Err(Error::new(code, reason).object(&*params.name));
+            if new == old && params.hostaddr == other.plan.params.hostaddr {
+                return refused(EALREADY, "a controller of this name has this address already");
+            }
+            if params.multipath == Multipath::Disable || other.plan.params.multipath == Multipath::Disable {
+                return refused(errno::EEXIST, "a controller of this name exists, and multipath is disabled");
+            }
+            if new.subnqn != old.subnqn {
+                return refused(errno::EINVAL, "a controller of this name belongs to another subsystem");
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_over(
+        self: &Rc<Self>,
+        transport: FabricTransport,
+        params: NvmeParams,
+        timers: Timers,
+        purpose: Purpose,
+        done: Attached,
+    ) {
+        let keeps_trying = purpose.keeps_trying && timers.reconnect_delay_sec > 0;
+        let controller = self.new_controller(transport, params, timers, keeps_trying, None);
+        let id = controller.id;
+        self.controllers.borrow_mut().insert(id, Rc::clone(&controller));
+        if let Some(asked) = purpose.asked {
+            self.attaching.borrow_mut().insert(id, asked);
+        }
+        let registry = Rc::clone(self);
+        controller.start(Box::new(move |result| {
+            registry.attaching.borrow_mut().remove(&id);
+            done(result.map(|()| id));
+        }));
+    }
+
+    /// A controller that is not started yet.
+    pub(crate) fn new_controller(
+        self: &Rc<Self>,
+        transport: FabricTransport,
+        params: NvmeParams,
+        timers: Timers,
+        keeps_trying: bool,
+        listener: Option<Listener>,
+    ) -> Rc<Controller> {
+        let config = self.config.borrow().clone();
+        let trtype = transport.trtype();
+        let connect_us = params.fabrics_connect_timeout_us.unwrap_or(config.tcp_connect_timeout_ms * 1000);
+        let door = Door::new(
+            self.next_id(),
+            self.host,
+            transport.share(),
+            params.address(trtype),
+            params.local(trtype),
+            params.hostnqn.as_deref().map_or_else(|| self.identity.clone(), HostIdentity::named),
+            connect_us.max(1).saturating_mul(1000),
+        );
+        let absent_sec = params.ns_absent_timeout_sec.unwrap_or(config.ns_absent_timeout_sec);
+        let plan = Plan {
+            timers,
+            keep_alive_ms: config.keep_alive_timeout_ms,
+            admin_timeout: (config.timeout_admin_us > 0)
+                .then(|| Duration::from_micros(config.timeout_admin_us)),
+            ns_absent_timeout: (absent_sec > 0).then(|| Duration::from_secs(absent_sec.into())),
+            transport_options: params.transport_options(&config),
+            params,
+            keeps_trying,
+            listener,
+        };
+        Controller::new(self.host, self, plan, door, transport)
+    }
+}
+
+const EALREADY: i32 = -114;
