@@ -12,6 +12,7 @@ use crate::array::{Array, Inner, Standing};
 use crate::disk::{self, Copy, Draft};
 use crate::lineage::{Kinship, Lineage};
 use crate::ondisk::record::{Checkpoint, Record};
+use crate::process::Process;
 use crate::superblock::{Entry, Features, Superblock};
 
 /// What is agreed on beyond the superblock.
@@ -118,12 +119,13 @@ impl Inner {
     }
 
     fn checkpoint_now(&self) -> Option<Checkpoint> {
-        let rebuild = self.rebuild.as_ref()?;
-        let slot = &self.slots[rebuild.slot];
-        (slot.standing == Standing::Target && rebuild.done_blocks > 0).then_some(Checkpoint {
-            slot: rebuild.slot as u16,
+        let process = self.process.as_ref()?;
+        let target = process.target()?;
+        let slot = &self.slots[target];
+        (slot.standing == Standing::Target && process.done_blocks > 0).then_some(Checkpoint {
+            slot: target as u16,
             uuid: slot.uuid,
-            done_blocks: rebuild.done_blocks,
+            done_blocks: process.done_blocks,
         })
     }
 }
@@ -143,7 +145,7 @@ impl Array {
             let draft = inner.next_draft(&self.name);
             let seq_number = inner.superblock.as_ref().map_or(0, |superblock| superblock.seq_number);
             // A rebuilt member comes last: the others must not be complete without knowing of it.
-            let joins = inner.rebuild.as_ref().map(|rebuild| rebuild.slot);
+            let joins = inner.process.as_ref().and_then(Process::target);
             let (mut last, targets): (Vec<_>, Vec<_>) =
                 inner.current().into_iter().partition(|(slot, _)| Some(*slot) == joins);
             // One that is being rebuilt is told as well, so that it is found after a restart.
@@ -167,7 +169,7 @@ impl Array {
         failures: Vec<(usize, Error)>,
         then: impl FnOnce(&Rc<Array>, bool) + 'static,
     ) {
-        let (needed, left) = {
+        let is_enough = {
             let mut inner = self.inner.borrow_mut();
             for (slot, error) in &failures {
                 log::error!("member takes no superblock raid={} slot={slot} error=\"{error}\"", self.name);
@@ -179,12 +181,12 @@ impl Array {
                     inner.agreed.synced_seq[*slot] = seq_number;
                 }
             }
-            (inner.slots.len() - inner.params.level.redundancy(inner.slots.len()), current.len())
+            inner.survives_on(inner.current_mask())
         };
         // Each round has fewer members, so this ends.
         match failures.is_empty() {
             true => then(self, true),
-            false if left >= needed => self.commit(then),
+            false if is_enough => self.commit(then),
             false => then(self, false),
         }
     }

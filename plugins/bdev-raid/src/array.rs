@@ -10,19 +10,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tenon_sdk::{
-    Access, BaseEvent, BdevFlags, BdevId, BdevInfo, BdevOp, Claim, Descriptor, Error, Exported, Host,
-    OpToken, Reason,
+    Access, BaseEvent, BdevFlags, BdevId, BdevInfo, BdevOp, Claim, Descriptor, Error, Exported, Host, OpSet,
+    OpToken, Reason, Timer,
 };
 
 use crate::RaidModule;
 use crate::agreement::Agreement;
-use crate::change::{Rebuild, Task, Why};
+use crate::change::{Task, Why};
 use crate::config::RaidParams;
 use crate::disk;
 use crate::layout::Layout;
 use crate::level::Level;
+use crate::process::{Process, Report};
 use crate::shared::{Lane, Role, Shared};
+use crate::spare::Spare;
 use crate::state::{ArrayEvent, ArrayState};
+use crate::status::Metrics;
 use crate::superblock::{Entry, EntryState, Superblock};
 
 /// An array.
@@ -52,7 +55,7 @@ pub struct Inner {
     /// Its slots.
     pub slots: Vec<Slot>,
     /// Its geometry, once it is known.
-    pub layout: Option<Layout>,
+    pub layout: Option<Arc<Layout>>,
     /// The newest superblock known, as read or written.
     pub superblock: Option<Superblock>,
     /// What members agree on beyond it.
@@ -75,14 +78,26 @@ pub struct Inner {
     pub tasks: VecDeque<Task>,
     /// What waits for a directive to be obeyed.
     pub after_obey: Option<(u64, Step)>,
-    /// A rebuild.
-    pub rebuild: Option<Rebuild>,
+    /// A rebuild or a scrub.
+    pub process: Option<Process>,
+    /// What the last scrub found.
+    pub report: Option<Report>,
+    /// Read errors corrected.
+    pub corrected: u64,
+    /// Devices that take the place of members that are lost.
+    pub spares: Vec<Spare>,
+    /// Operations that its device offers; every member has them.
+    pub ops: OpSet,
+    /// What it tells in metrics.
+    pub metrics: Option<Metrics>,
     /// Names of members that return when it is online.
     pub returning: Vec<String>,
     /// Devices that were refused because they went their own way, and how that was told.
     pub diverged: BTreeMap<String, String>,
     /// A member that went while it was being brought up.
     pub lost: Option<String>,
+    /// Runs until it is started without the members that are missing.
+    pub patience: Option<Timer>,
     /// Why it is not online although it could be.
     pub last_error: Option<String>,
 }
@@ -164,6 +179,11 @@ impl Slot {
         self.standing == Standing::Current && self.base.is_none()
     }
 
+    /// True if a device may take it.
+    pub fn is_free(&self) -> bool {
+        self.base.is_none() && matches!(self.standing, Standing::Missing | Standing::Failed)
+    }
+
     /// For operators.
     pub fn label(&self) -> String {
         if self.name.is_empty() { uuid::Uuid::from_bytes(self.uuid).to_string() } else { self.name.clone() }
@@ -232,10 +252,32 @@ impl Inner {
         }
     }
 
-    /// Whether it goes on without one more of its current members.
-    pub fn can_lose_one(&self) -> bool {
-        let (there, all) = (self.current().len(), self.slots.len());
-        there > all - self.params.level.redundancy(all)
+    /// Puts a device into a slot.
+    pub fn put(&mut self, slot: usize, name: &str, uuid: [u8; 16], member: u64, base: Descriptor) {
+        let place = &mut self.slots[slot];
+        if place.uuid != uuid
+            && let Some(seq) = self.agreed.synced_seq.get_mut(slot)
+        {
+            // It never held what the array holds.
+            *seq = 0;
+        }
+        (place.name, place.uuid, place.member) = (name.to_owned(), uuid, member);
+        place.base = Some(base);
+    }
+
+    /// The slots of the members that hold current data and are there, one bit each.
+    pub fn current_mask(&self) -> u32 {
+        self.current().iter().fold(0, |mask, (slot, _)| mask | 1 << slot)
+    }
+
+    /// Whether it works with these slots alone.
+    pub fn survives_on(&self, mask: u32) -> bool {
+        self.params.level.survives(mask, self.slots.len())
+    }
+
+    /// Whether it goes on without this one of its current members.
+    pub fn can_lose(&self, slot: usize) -> bool {
+        self.survives_on(self.current_mask() & !(1 << slot))
     }
 
     /// Goes over to another state; a mistake of ours is logged and changes nothing.
@@ -252,6 +294,7 @@ impl Array {
     pub fn new(host: Host, params: RaidParams, slots: Vec<Slot>) -> Rc<Array> {
         let uuid = params.uuid.map_or([0; 16], uuid::Uuid::into_bytes);
         let name = params.name.clone();
+        let spares = params.spares.iter().map(|name| Spare::named(name)).collect();
         let inner = Inner {
             state: ArrayState::Configuring,
             params,
@@ -271,10 +314,16 @@ impl Array {
             is_busy: false,
             tasks: VecDeque::new(),
             after_obey: None,
-            rebuild: None,
+            process: None,
+            report: None,
+            corrected: 0,
+            spares,
+            ops: OpSet::default(),
+            metrics: None,
             returning: Vec::new(),
             diverged: BTreeMap::new(),
             lost: None,
+            patience: None,
             last_error: None,
         };
         Rc::new(Array { id: RaidModule::next_id(), name, host, inner: RefCell::new(inner) })
@@ -292,11 +341,9 @@ impl Array {
         base.claim(Claim::ExclusiveWrite)?;
         let info = base.info()?;
         let mut inner = self.inner.borrow_mut();
-        check_member(&info, inner.block_size)?;
+        check_member(&info, inner.block_size, inner.ops)?;
         inner.block_size = info.limits.block_size;
-        let place = &mut inner.slots[slot];
-        (place.name, place.uuid, place.member) = (name.to_owned(), info.uuid, member);
-        place.base = Some(base);
+        inner.put(slot, name, info.uuid, member, base);
         Ok(())
     }
 
@@ -307,12 +354,12 @@ impl Array {
         locked: Range<u64>,
         then: impl FnOnce(&Rc<Array>) + 'static,
     ) {
-        let (shared, lanes) = {
+        let (shared, layout, lanes) = {
             let inner = self.inner.borrow();
-            (inner.shared.clone(), inner.lanes())
+            (inner.shared.clone(), inner.layout.clone(), inner.lanes())
         };
-        let Some(shared) = shared else { return then(self) };
-        match shared.issue(lanes, is_paused, locked) {
+        let Some((shared, layout)) = shared.zip(layout) else { return then(self) };
+        match shared.issue(layout, lanes, is_paused, locked) {
             // The answer comes as a message, so it is not too late to remember.
             Ok(epoch) => self.inner.borrow_mut().after_obey = Some((epoch, Box::new(then))),
             Err(error) => log::error!("channels cannot be reached raid={} error=\"{error}\"", self.name),
@@ -332,7 +379,16 @@ impl Array {
 
     /// Something happened to a member.
     pub fn base_event(self: &Rc<Self>, slot: usize, member: u64, event: &BaseEvent) {
-        let BaseEvent::Remove { .. } = event else { return };
+        match event {
+            BaseEvent::Remove { .. } => {}
+            BaseEvent::Resize { .. } => {
+                if self.inner.borrow().state == ArrayState::Online {
+                    self.push(Task::Grow);
+                }
+                return;
+            }
+            _ => return,
+        }
         let (state, name, closed) = {
             let mut inner = self.inner.borrow_mut();
             let state = inner.state;
@@ -414,7 +470,7 @@ impl Array {
     pub fn end(self: &Rc<Self>) {
         let wipe = {
             let mut inner = self.inner.borrow_mut();
-            inner.rebuild = None;
+            inner.process = None;
             inner.wipe
         };
         if wipe { self.wipe_members(Array::give_up) } else { self.give_up() }
@@ -442,7 +498,7 @@ impl Array {
             inner.after_obey = None;
             let waiting: Vec<OpToken> = inner.tasks.drain(..).filter_map(Task::into_token).collect();
             let rest = (inner.destruct.take(), std::mem::take(&mut inner.gone), waiting, inner.shared.take());
-            (std::mem::take(&mut inner.slots), rest)
+            ((std::mem::take(&mut inner.slots), std::mem::take(&mut inner.spares)), rest)
         };
         RaidModule::with(|module| module.forget(self.id));
         drop(slots);
@@ -457,11 +513,14 @@ impl Array {
     }
 }
 
-/// Refuses devices that cannot be members; `block_size` is that of the others, or 0.
-fn check_member(info: &BdevInfo, block_size: u32) -> Result<(), Error> {
+/// Refuses devices that cannot be members; `block_size` is that of the others, or 0, and `ops` are needed of it.
+pub fn check_member(info: &BdevInfo, block_size: u32, ops: OpSet) -> Result<(), Error> {
     let refuse = |reason: String| Err(Error::invalid(reason).object(&*info.name));
     if !info.ops.contains(BdevOp::Read) || !info.ops.contains(BdevOp::Write) {
         return refuse("cannot be a member: it does not read and write".to_owned());
+    }
+    if let Some(op) = ops.without(info.ops).iter().next() {
+        return refuse(format!("cannot be a member: it lacks {op:?}, which the array offers"));
     }
     if info.limits.md_size != 0 {
         return refuse(format!(

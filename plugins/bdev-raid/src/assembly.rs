@@ -4,8 +4,9 @@
 //! are never put together.
 
 use std::rc::Rc;
+use std::time::Duration;
 
-use tenon_sdk::{Access, BdevOp, Error, ExamineToken, Examined, OpToken};
+use tenon_sdk::{Access, BdevOp, Error, ExamineToken, Examined, Exported, OpToken};
 use uuid::Uuid;
 
 use crate::RaidModule;
@@ -38,6 +39,11 @@ impl Answer {
 /// Takes a device that an array waits for by name.
 pub fn examine_config(module: &RaidModule, bdev: &Examined, token: ExamineToken) {
     let host = token.host();
+    let name = host.bdev_info(bdev.id).map(|info| info.name).unwrap_or_default();
+    if let Some(array) = module.all().into_iter().find(|array| array.awaits_spare(&name)) {
+        array.open_spares();
+        return token.claimed();
+    }
     let awaited = module.all().into_iter().find_map(|array| {
         let slot = {
             let inner = array.inner.borrow();
@@ -89,7 +95,6 @@ pub fn examine_disk(bdev: &Examined, token: ExamineToken) {
                 return token.not_mine();
             }
         };
-        use tenon_sdk::Exported;
         let mut token = Some(token);
         RaidModule::with(|module| {
             let answer = place(module, &name, uuid, copy);
@@ -126,6 +131,7 @@ fn place(module: &RaidModule, name: &str, uuid: [u8; 16], copy: Copy) -> Answer 
                 level,
                 strip_size_kb,
                 base_bdevs: BaseNames::List(Vec::new()),
+                spares: Vec::new(),
                 superblock: true,
                 uuid: Some(Uuid::from_bytes(superblock.uuid)),
                 overwrite_superblock: false,
@@ -134,6 +140,7 @@ fn place(module: &RaidModule, name: &str, uuid: [u8; 16], copy: Copy) -> Answer 
             let array = Array::new(module.host(), params, slots_of(superblock));
             array.inner.borrow_mut().learn(&copy);
             module.insert(&array);
+            array.watch_missing();
             array
         }
     };
@@ -280,17 +287,53 @@ impl Array {
 
     /// Goes on without the members that are not there, if redundancy covers them.
     pub fn start_degraded(self: &Rc<Self>, token: OpToken) {
+        if let Some(reason) = self.cannot_start() {
+            return token.fail(Error::busy(reason).object(&*self.name));
+        }
+        self.inner.borrow_mut().create = Some(token);
+        self.start_without_missing();
+    }
+
+    /// Why it cannot be started with the members that are there.
+    fn cannot_start(&self) -> Option<String> {
+        let inner = self.inner.borrow();
+        let (there, all) = (inner.current().len(), inner.slots.len());
+        if inner.state != ArrayState::Configuring || inner.superblock.is_none() {
+            Some("only an array that waits for members of its superblock can be started".to_owned())
+        } else if !inner.survives_on(inner.current_mask()) {
+            let level = inner.params.level.name();
+            Some(format!("{there} of {all} members are there, too few of them for {level}"))
+        } else {
+            None
+        }
+    }
+
+    fn start_without_missing(self: &Rc<Self>) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            for slot in inner.slots.iter_mut().filter(|slot| slot.is_awaited()) {
+                slot.standing = Standing::Missing;
+            }
+            inner.last_error = None;
+        }
+        self.bring_up_assembled();
+    }
+
+    /// A member that an array waits for is given up; the array comes up when it waits for no other.
+    pub fn give_up_member(self: &Rc<Self>, slot: usize, token: OpToken) {
         let refusal = {
             let inner = self.inner.borrow();
-            let (there, all) = (inner.current().len(), inner.slots.len());
-            let needed = all - inner.params.level.redundancy(all);
+            let awaited = inner.slots.iter().enumerate().filter(|(_, slot)| slot.is_awaited());
+            let rest = awaited.fold(inner.current_mask(), |mask, (nth, _)| mask | 1 << nth) & !(1 << slot);
             if inner.state != ArrayState::Configuring || inner.superblock.is_none() {
-                Some("only an array that waits for members of its superblock can be started".to_owned())
-            } else if there < needed {
+                Some("array has no superblock yet; delete it instead".to_owned())
+            } else if !inner.slots[slot].is_awaited() {
                 Some(format!(
-                    "{there} members are there, {} needs {needed} of {all}",
-                    inner.params.level.name()
+                    "{} is there; only a member that is missing can be given up",
+                    inner.slots[slot].label()
                 ))
+            } else if !inner.survives_on(rest) {
+                Some(format!("{} cannot do without it; delete the array instead", inner.params.level.name()))
             } else {
                 None
             }
@@ -298,14 +341,39 @@ impl Array {
         if let Some(reason) = refusal {
             return token.fail(Error::busy(reason).object(&*self.name));
         }
-        {
-            let mut inner = self.inner.borrow_mut();
-            for slot in inner.slots.iter_mut().filter(|slot| slot.is_awaited()) {
-                slot.standing = Standing::Missing;
-            }
-            inner.last_error = None;
-            inner.create = Some(token);
+        self.inner.borrow_mut().slots[slot].standing = Standing::Missing;
+        if self.is_complete() {
+            self.inner.borrow_mut().create = Some(token);
+            self.bring_up_assembled();
+        } else {
+            token.reply(&true);
         }
-        self.bring_up_assembled();
+    }
+
+    /// Starts it without members that have not appeared after the time configured for that.
+    pub fn watch_missing(self: &Rc<Self>) {
+        let seconds =
+            RaidModule::with(|module| module.options()).unwrap_or_default().degraded_start_timeout_sec;
+        if seconds == 0 {
+            return;
+        }
+        let weak = Rc::downgrade(self);
+        let time_is_up = move || {
+            let Some(array) = weak.upgrade() else { return };
+            if array.inner.borrow().state != ArrayState::Configuring {
+                return;
+            }
+            match array.cannot_start() {
+                Some(reason) => log::error!("array not started raid={} reason=\"{reason}\"", array.name),
+                None => {
+                    log::warn!("array is started without members raid={} waited_sec={seconds}", array.name);
+                    array.start_without_missing();
+                }
+            }
+        };
+        match self.host.timer(Duration::from_secs(seconds.into()), time_is_up) {
+            Ok(timer) => self.inner.borrow_mut().patience = Some(timer),
+            Err(error) => log::warn!("members are awaited for ever raid={} error=\"{error}\"", self.name),
+        }
     }
 }

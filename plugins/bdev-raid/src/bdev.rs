@@ -54,30 +54,21 @@ impl Bdev for RaidBdev {
 
 /// What to register for an array on these members.
 pub fn spec(name: &str, layout: &Layout, block_size: u32, uuid: [u8; 16], members: &[BdevInfo]) -> BdevSpec {
-    let all = |flag: BdevFlags| members.iter().all(|member| member.flags.contains(flag));
     let any = |flag: BdevFlags| members.iter().any(|member| member.flags.contains(flag));
     let keep = |is_kept: bool, flag: BdevFlags| if is_kept { flag.0 } else { 0 };
-    let reads_zeroes = all(BdevFlags::UNMAP_READS_ZEROES);
-    let mut flags = keep(any(BdevFlags::VOLATILE_WRITE_CACHE), BdevFlags::VOLATILE_WRITE_CACHE)
+    let flags = keep(any(BdevFlags::VOLATILE_WRITE_CACHE), BdevFlags::VOLATILE_WRITE_CACHE)
         | keep(any(BdevFlags::ROTATIONAL), BdevFlags::ROTATIONAL)
-        | keep(reads_zeroes, BdevFlags::UNMAP_READS_ZEROES);
-    let mut ops = OpSet::of(&[BdevOp::Read, BdevOp::Write, BdevOp::Flush, BdevOp::Reset]);
-    match layout.level {
-        Level::Raid0 | Level::Concat => {
-            flags |= BdevFlags::SPLIT_ON_BOUNDARY.0;
-            ops = ops.union(OpSet::of(&[BdevOp::Unmap, BdevOp::WriteZeroes]));
-        }
-        // What members say of unmapped blocks must be the same at every read.
-        Level::Raid1 if reads_zeroes => ops = ops.union(OpSet::of(&[BdevOp::Unmap, BdevOp::WriteZeroes])),
-        Level::Raid1 => ops = ops.union(OpSet::of(&[BdevOp::WriteZeroes])),
-        Level::Raid5f => flags |= BdevFlags::SPLIT_ON_WRITE_UNIT.0,
-    }
-    let ops = members.iter().fold(ops, |ops, member| ops.intersect(member.ops));
+        | keep(unmap_reads_zeroes(members), BdevFlags::UNMAP_READS_ZEROES)
+        | match layout.level {
+            Level::Raid0 | Level::Concat | Level::Raid10 => BdevFlags::SPLIT_ON_BOUNDARY.0,
+            Level::Raid5f => BdevFlags::SPLIT_ON_WRITE_UNIT.0,
+            Level::Raid1 => 0,
+        };
     let known = IoFlags::FUA.0 | IoFlags::DEALLOCATE.0 | IoFlags::NO_RETRY.0;
     let io_flags = members.iter().fold(known, |flags, member| flags & member.io_flags.0);
     BdevSpec::new(name, block_size, layout.num_blocks)
         .product("Raid Volume")
-        .ops(ops)
+        .ops(ops(layout.level, members))
         .io_flags(IoFlags(io_flags))
         .flags(BdevFlags(flags))
         .uuid(uuid)
@@ -95,4 +86,24 @@ pub fn spec(name: &str, layout: &Layout, block_size: u32, uuid: [u8; 16], member
                 limits.max_segments = MAX_PIECES;
             }
         })
+}
+
+/// The operations of an array on these members: what the level can and all of them offer.
+pub fn ops(level: Level, members: &[BdevInfo]) -> OpSet {
+    let always = OpSet::of(&[BdevOp::Read, BdevOp::Write, BdevOp::Flush, BdevOp::Reset]);
+    let ops = match level {
+        // What members say of unmapped blocks must be the same at every read.
+        Level::Raid1 | Level::Raid10 if !unmap_reads_zeroes(members) => {
+            always.union(OpSet::of(&[BdevOp::WriteZeroes]))
+        }
+        Level::Raid0 | Level::Concat | Level::Raid1 | Level::Raid10 => {
+            always.union(OpSet::of(&[BdevOp::Unmap, BdevOp::WriteZeroes]))
+        }
+        Level::Raid5f => always,
+    };
+    members.iter().fold(ops, |ops, member| ops.intersect(member.ops))
+}
+
+fn unmap_reads_zeroes(members: &[BdevInfo]) -> bool {
+    members.iter().all(|member| member.flags.contains(BdevFlags::UNMAP_READS_ZEROES))
 }

@@ -5,14 +5,11 @@
 
 use std::ops::Range;
 use std::rc::Rc;
-use std::time::Duration;
 
-use tenon_sdk::{BaseChannel, Descriptor, Error, Exported, OpToken, Publish, Reason};
+use tenon_sdk::{BdevId, BdevInfo, Descriptor, Error, OpToken, Publish, Reason};
 
-use crate::RaidModule;
-use crate::array::{Array, Standing, data_offset};
-use crate::level::Level;
-use crate::rebuild::{self, Place};
+use crate::array::{Array, Slot, Standing, data_offset};
+use crate::process::{Kind, Report};
 use crate::state::ArrayState;
 
 /// A change that waits for its turn.
@@ -31,8 +28,31 @@ pub enum Task {
         /// Its slot.
         slot: usize,
     },
-    /// The next window of the rebuild.
+    /// Members are to be compared.
+    Scrub {
+        /// Whether differences are repaired.
+        is_repair: bool,
+    },
+    /// The next window of the process that runs.
     Window,
+    /// Blocks of a member could not be read and are to be rewritten.
+    Correct {
+        /// Its slot.
+        slot: usize,
+        /// Its device.
+        bdev: BdevId,
+        /// Blocks of its data area.
+        blocks: Range<u64>,
+    },
+    /// Members have another size.
+    Grow,
+    /// A device is to be added behind the last member.
+    Extend {
+        /// Its name.
+        name: String,
+        /// The operation that waits.
+        token: OpToken,
+    },
 }
 
 /// Why a member is lost.
@@ -45,23 +65,17 @@ pub enum Why {
     Requested(OpToken),
 }
 
-/// A rebuild under way.
-pub struct Rebuild {
-    /// Slot being rebuilt.
-    pub slot: usize,
-    /// Blocks of the data area that are done.
-    pub done_blocks: u64,
-    /// When it began, by the host's clock.
-    pub since_ns: u64,
-    channels: Vec<(usize, BaseChannel)>,
-}
-
 impl Task {
     /// The operation that waits for it.
     pub fn into_token(self) -> Option<OpToken> {
         match self {
-            Task::Lose { why: Why::Requested(token), .. } => Some(token),
-            Task::Lose { why: Why::Failed | Why::Removed, .. } | Task::Join { .. } | Task::Window => None,
+            Task::Lose { why: Why::Requested(token), .. } | Task::Extend { token, .. } => Some(token),
+            Task::Lose { why: Why::Failed | Why::Removed, .. }
+            | Task::Join { .. }
+            | Task::Scrub { .. }
+            | Task::Window
+            | Task::Correct { .. }
+            | Task::Grow => None,
         }
     }
 }
@@ -86,48 +100,82 @@ impl Array {
         self.push(Task::Lose { slot, member, why: Why::Requested(token) });
     }
 
-    /// Opens a device for a slot that lacks one, and starts to rebuild it.
+    /// The slot of the member of that name: one that is there, or one that is waited for.
+    pub fn slot_of(&self, name: &str) -> Option<usize> {
+        let inner = self.inner.borrow();
+        let is_it =
+            |slot: &Slot| slot.label() == name && (slot.base.is_some() || slot.standing == Standing::Current);
+        inner.slots.iter().position(is_it)
+    }
+
+    /// Takes a member out and puts another device in its place, which is opened first.
+    pub fn replace_member(self: &Rc<Self>, slot: usize, name: &str, token: OpToken) {
+        let (is_online, is_spare) = {
+            let inner = self.inner.borrow();
+            let is_spare = inner.spares.iter().any(|spare| spare.name == name && spare.base.is_some());
+            (inner.state == ArrayState::Online, is_spare)
+        };
+        if !is_online {
+            return token.fail(Error::busy("array is not online").object(&*self.name));
+        }
+        if !is_spare && let Err(error) = self.add_spare(name) {
+            return token.fail(error);
+        }
+        // It is the next to be taken.
+        self.inner.borrow_mut().spares.sort_by_key(|spare| spare.name != name);
+        self.remove_member(slot, token);
+    }
+
+    /// Opens a device for a slot that lacks one; it is rebuilt when its turn comes.
     ///
     /// # Errors
-    /// If no slot is free, a rebuild runs already, or the device does not fit.
+    /// If no slot is free or the device does not fit.
     pub fn rejoin(self: &Rc<Self>, name: &str) -> Result<(), Error> {
         let info = match self.host.find(name) {
             Some(id) => self.host.bdev_info(id)?,
             None => return Err(Error::not_found(name)),
         };
-        let (slot, old) = {
+        let slot = {
             let inner = self.inner.borrow();
             if inner.state != ArrayState::Online {
                 return Err(Error::busy("array is not online").object(&*self.name));
             }
-            if inner.rebuild.is_some() || inner.tasks.iter().any(|task| matches!(task, Task::Join { .. })) {
-                return Err(Error::busy("another member is being rebuilt").object(&*self.name));
-            }
-            let is_free = |slot: &crate::array::Slot| {
-                slot.base.is_none() && matches!(slot.standing, Standing::Missing | Standing::Failed)
-            };
-            let own = inner.slots.iter().position(|slot| is_free(slot) && slot.uuid == info.uuid);
-            let slot = own.or_else(|| inner.slots.iter().position(is_free));
-            let slot = slot.ok_or_else(|| Error::busy("every slot has a member").object(&*self.name))?;
-            (slot, inner.slots[slot].clone())
+            let own = inner.slots.iter().position(|slot| slot.is_free() && slot.uuid == info.uuid);
+            let slot = own.or_else(|| inner.slots.iter().position(Slot::is_free));
+            slot.ok_or_else(|| Error::busy("every slot has a member").object(&*self.name))?
         };
-        let offset = if self.inner.borrow().params.superblock { data_offset(&info) } else { 0 };
-        let room = info.limits.num_blocks.saturating_sub(offset);
-        if room < old.data_size {
-            let reason = format!("has room for {room} blocks, a member needs {}", old.data_size);
-            return Err(Error::invalid(reason).object(name));
-        }
+        let offset = self.room_on(&info, slot)?;
         self.open_member(slot, name)?;
-        {
-            let mut inner = self.inner.borrow_mut();
-            inner.slots[slot].data_offset = offset;
-            inner.slots[slot].standing = Standing::Target;
-        }
-        self.push(Task::Join { slot });
+        self.fill(slot, offset);
         Ok(())
     }
 
-    fn run_next(self: &Rc<Self>) {
+    /// Where the data area of a device begins that is to take a slot.
+    ///
+    /// # Errors
+    /// If it is too small.
+    pub fn room_on(&self, info: &BdevInfo, slot: usize) -> Result<u64, Error> {
+        let inner = self.inner.borrow();
+        let offset = if inner.params.superblock { data_offset(info) } else { 0 };
+        let (room, needed) = (info.limits.num_blocks.saturating_sub(offset), inner.slots[slot].data_size);
+        if room < needed {
+            let reason = format!("has room for {room} blocks, a member needs {needed}");
+            return Err(Error::invalid(reason).object(&*info.name));
+        }
+        Ok(offset)
+    }
+
+    /// The device that was opened for a slot is to be rebuilt.
+    pub fn fill(self: &Rc<Self>, slot: usize, data_offset: u64) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            inner.slots[slot].data_offset = data_offset;
+            inner.slots[slot].standing = Standing::Target;
+        }
+        self.push(Task::Join { slot });
+    }
+
+    pub fn run_next(self: &Rc<Self>) {
         let task = {
             let mut inner = self.inner.borrow_mut();
             if inner.is_busy || inner.state != ArrayState::Online {
@@ -141,12 +189,16 @@ impl Array {
             None => {}
             Some(Task::Lose { slot, member, why }) => self.lose(slot, member, why),
             Some(Task::Join { slot }) => self.join(slot),
+            Some(Task::Scrub { is_repair }) => self.scrub(is_repair),
             Some(Task::Window) => self.next_window(),
+            Some(Task::Correct { slot, bdev, blocks }) => self.correct_now(slot, bdev, blocks),
+            Some(Task::Grow) => self.grow(),
+            Some(Task::Extend { name, token }) => self.extend(&name, token),
         }
     }
 
     /// The task is done; the next one, or the end of the array, follows.
-    fn task_done(self: &Rc<Self>) {
+    pub fn task_done(self: &Rc<Self>) {
         let is_ending = {
             let mut inner = self.inner.borrow_mut();
             inner.is_busy = false;
@@ -159,7 +211,7 @@ impl Array {
         let (is_there, standing, can_lose) = {
             let inner = self.inner.borrow();
             let place = &inner.slots[slot];
-            (place.member == member && place.base.is_some(), place.standing, inner.can_lose_one())
+            (place.member == member && place.base.is_some(), place.standing, inner.can_lose(slot))
         };
         if !is_there {
             if let Why::Requested(token) = why {
@@ -207,7 +259,7 @@ impl Array {
     }
 
     /// The superblock of the new state is nowhere durable: nothing may be acknowledged any more.
-    fn fail_array(self: &Rc<Self>, why: Why) {
+    pub fn fail_array(self: &Rc<Self>, why: Why) {
         log::error!("array fails because too few members take its superblock raid={}", self.name);
         for slot in &mut self.inner.borrow_mut().slots {
             slot.standing = Standing::Failed;
@@ -222,16 +274,15 @@ impl Array {
     }
 
     /// The loss is durable: channels go on without the member, and then it is closed.
-    fn without(self: &Rc<Self>, slot: usize, why: Why) {
+    pub fn without(self: &Rc<Self>, slot: usize, why: Why) {
         {
             let mut inner = self.inner.borrow_mut();
-            if inner.rebuild.as_ref().is_some_and(|rebuild| rebuild.slot == slot) {
-                inner.rebuild = None;
-            }
-            if let Some(rebuild) = &mut inner.rebuild {
-                rebuild.channels.retain(|(other, _)| *other != slot);
+            inner.process.take_if(|process| process.target() == Some(slot));
+            if let Some(process) = &mut inner.process {
+                process.let_go(slot);
             }
         }
+        self.end_scrub("interrupted");
         self.direct(false, 0..0, move |array| {
             let closed: Vec<Option<Descriptor>> = {
                 let mut inner = array.inner.borrow_mut();
@@ -248,158 +299,46 @@ impl Array {
             if let Why::Requested(token) = why {
                 token.reply(&true);
             }
+            array.make_whole();
             array.task_done();
         });
     }
 
     fn join(self: &Rc<Self>, slot: usize) {
-        let bases = {
+        let is_its_turn = {
             let inner = self.inner.borrow();
-            let target =
-                inner.slots[slot].base.clone().filter(|_| inner.slots[slot].standing == Standing::Target);
-            target.map(|target| {
-                let mut bases = inner.current();
-                bases.push((slot, target));
-                bases
-            })
+            let is_target =
+                inner.slots[slot].standing == Standing::Target && inner.slots[slot].base.is_some();
+            let is_rebuilding = inner.process.as_ref().is_some_and(|process| process.target().is_some());
+            is_target && !is_rebuilding
         };
-        let Some(bases) = bases else { return self.task_done() };
-        let mut channels = Vec::new();
-        for (slot, base) in bases {
-            match base.channel() {
-                Ok(channel) => channels.push((slot, channel)),
-                Err(error) => log::warn!("no channel for a rebuild raid={} error=\"{error}\"", self.name),
-            }
-        }
-        let since_ns = self.host.now_ns();
-        self.inner.borrow_mut().rebuild = Some(Rebuild { slot, done_blocks: 0, since_ns, channels });
-        log::info!("rebuild begins raid={} slot={slot}", self.name);
-        self.direct(false, 0..0, |array| {
-            array.inner.borrow_mut().tasks.push_back(Task::Window);
-            array.task_done();
-        });
-    }
-
-    /// Locks the next window against writes and copies it; after the last one the member holds current data.
-    fn next_window(self: &Rc<Self>) {
-        let options = RaidModule::with(|module| module.options()).unwrap_or_default();
-        let plan = {
-            let inner = self.inner.borrow();
-            inner.rebuild.as_ref().zip(inner.layout.as_ref()).map(|(rebuild, layout)| {
-                let window = u64::from(options.process_window_size_kb) * 1024 / u64::from(inner.block_size);
-                let unit = layout.strip_blocks.max(1);
-                let window = window.max(1).next_multiple_of(unit);
-                let (from, size) = (rebuild.done_blocks, inner.slots[rebuild.slot].data_size);
-                let to = (from + window).min(size);
-                let locked = match layout.level {
-                    Level::Raid5f => {
-                        let scale = layout.members() as u64 - 1;
-                        from * scale..to * scale
-                    }
-                    Level::Raid0 | Level::Raid1 | Level::Concat => from..to,
-                };
-                (rebuild.slot, from..to, size, locked)
-            })
-        };
-        let Some((slot, blocks, size, locked)) = plan else { return self.task_done() };
-        if blocks.is_empty() {
-            return self.rebuilt(slot);
-        }
-        self.direct(false, locked, move |array| array.copy_window(slot, blocks, size));
-    }
-
-    fn copy_window(self: &Rc<Self>, slot: usize, blocks: Range<u64>, size: u64) {
-        let started_ns = self.host.now_ns();
-        let (sources, target, level, bytes) = {
-            let inner = self.inner.borrow();
-            let channels =
-                inner.rebuild.as_ref().map(|rebuild| rebuild.channels.as_slice()).unwrap_or_default();
-            let place = |(slot, channel): &(usize, BaseChannel)| {
-                let data_offset = inner.slots[*slot].data_offset;
-                Place { slot: *slot, channel: channel.clone(), data_offset }
-            };
-            let (targets, sources): (Vec<Place>, Vec<Place>) =
-                channels.iter().map(place).partition(|place| place.slot == slot);
-            let bytes = (blocks.end - blocks.start) * u64::from(inner.block_size);
-            (sources, targets.into_iter().next(), inner.params.level, bytes)
-        };
-        let is_complete = match level {
-            Level::Raid5f => sources.len() + 1 == self.inner.borrow().slots.len(),
-            Level::Raid0 | Level::Raid1 | Level::Concat => !sources.is_empty(),
-        };
-        let Some(target) = target.filter(|_| is_complete) else {
-            return self.rebuild_failed(slot, &Error::io("a member it needs is not there"));
-        };
-        let this = Rc::clone(self);
-        let end = blocks.end;
-        rebuild::copy(self.host, level, sources, target, blocks, move |result| match result {
-            Err(error) => this.rebuild_failed(slot, &error),
-            Ok(()) => {
-                if let Some(rebuild) = &mut this.inner.borrow_mut().rebuild {
-                    rebuild.done_blocks = end;
-                }
-                this.after_window(started_ns, bytes, end == size);
-            }
-        });
-    }
-
-    /// The next window follows at once, or later if the rebuild has a bandwidth limit.
-    fn after_window(self: &Rc<Self>, started_ns: u64, bytes: u64, is_last: bool) {
-        let options = RaidModule::with(|module| module.options()).unwrap_or_default();
-        let limit = u64::from(options.process_max_bandwidth_mb_sec) << 20;
-        let owed_ns = match limit {
-            0 => 0,
-            limit => u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(limit)).unwrap_or(u64::MAX),
-        };
-        let left_ns = owed_ns.saturating_sub(self.host.now_ns() - started_ns);
-        if left_ns == 0 || is_last {
-            self.inner.borrow_mut().tasks.push_back(Task::Window);
+        if !is_its_turn {
             return self.task_done();
         }
-        // Writes to the window go on meanwhile.
-        self.direct(false, 0..0, move |array| {
-            let weak = Rc::downgrade(array);
-            let go_on = move || {
-                if let Some(array) = weak.upgrade() {
-                    array.push(Task::Window);
-                }
-            };
-            match array.host.timer(Duration::from_nanos(left_ns), go_on) {
-                Ok(timer) => timer.detach(),
-                Err(error) => {
-                    log::warn!("rebuild cannot wait raid={} error=\"{error}\"", array.name);
-                    array.inner.borrow_mut().tasks.push_back(Task::Window);
-                }
-            }
-            array.task_done();
-        });
+        self.end_scrub("interrupted");
+        self.begin(Kind::Rebuild { slot });
     }
 
-    fn rebuild_failed(self: &Rc<Self>, slot: usize, error: &Error) {
-        log::error!("rebuild failed raid={} slot={slot} error=\"{error}\"", self.name);
-        self.inner.borrow_mut().slots[slot].standing = Standing::Failed;
-        self.without(slot, Why::Failed);
+    fn scrub(self: &Rc<Self>, is_repair: bool) {
+        if self.inner.borrow().process.is_some() {
+            return self.task_done();
+        }
+        self.begin(Kind::Scrub(Report { is_repair, ..Report::default() }));
     }
 
-    /// The whole member was copied: it counts from the moment the superblock says so.
-    fn rebuilt(self: &Rc<Self>, slot: usize) {
-        self.direct(true, 0..0, move |array| {
-            {
-                let mut inner = array.inner.borrow_mut();
-                inner.slots[slot].standing = Standing::Current;
-                let names = inner.slots.iter().map(crate::array::Slot::label).collect();
-                inner.params.base_bdevs = crate::config::BaseNames::List(names);
+    /// One process is over: members that wait are rebuilt, empty slots get spares, growth is taken note of.
+    fn make_whole(self: &Rc<Self>) {
+        let mut inner = self.inner.borrow_mut();
+        if inner.process.is_none() {
+            let next =
+                inner.slots.iter().position(|slot| slot.standing == Standing::Target && slot.base.is_some());
+            if let Some(slot) = next {
+                inner.tasks.push_back(Task::Join { slot });
             }
-            array.commit(move |array, is_durable| {
-                array.inner.borrow_mut().rebuild = None;
-                if is_durable {
-                    log::info!("rebuild is done raid={} slot={slot}", array.name);
-                    array.without(slot, Why::Failed);
-                } else {
-                    array.fail_array(Why::Failed);
-                }
-            });
-        });
+            inner.tasks.push_back(Task::Grow);
+        }
+        drop(inner);
+        self.use_spares();
     }
 
     /// Tells who uses the array how well it is.
@@ -414,6 +353,7 @@ impl Array {
         if let Err(error) = self.host.publish(bdev, what, Reason::UNSPECIFIED, &detail) {
             log::debug!("openers not told raid={} error=\"{error}\"", self.name);
         }
+        self.publish_process();
         log::info!("members changed raid={} members={present} of={all}", self.name);
     }
 }

@@ -11,6 +11,7 @@ mod parity;
 mod striped;
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use tenon_sdk::{
 };
 
 use crate::RaidModule;
+use crate::layout::Layout;
 use crate::level::Level;
 use crate::shared::{self, Directive, Role, Shared, Ticket};
 
@@ -41,11 +43,14 @@ pub struct RaidChannel {
     ticket: RefCell<Option<Arc<Ticket>>>,
     /// Slots whose failure was reported since the last directive.
     reported: Cell<u32>,
+    /// I/O started since the last directive.
+    started: Cell<u64>,
 }
 
 /// The members as of one directive.
 struct View {
     directive: Arc<Directive>,
+    layout: Layout,
     lanes: Vec<OpenLane>,
     in_sync: u32,
     targets: u32,
@@ -65,8 +70,6 @@ struct OpenLane {
 /// State of one I/O.
 #[derive(Default)]
 pub struct RaidIo {
-    /// Slots whose child succeeded.
-    succeeded: u32,
     /// Slots whose child failed, or that a read has tried.
     failed: u32,
     /// Of the first child that failed.
@@ -116,8 +119,10 @@ impl RaidChannel {
             lanes.push(OpenLane::new(base, lane.data_offset, lane.role));
         }
         let bases = || lanes.iter().filter_map(|lane| lane.base.as_ref());
-        let iovs = if shared.layout.level == Level::Raid5f { MAX_PIECES } else { 0 };
-        let children = Children::fan_out(lanes.len() as u32, iovs, bases());
+        let iovs = if shared.level == Level::Raid5f { MAX_PIECES } else { 0 };
+        // A concat goes from member to member, and may get more of them.
+        let fan = if shared.level == Level::Concat { 1 } else { lanes.len() as u32 };
+        let children = Children::fan_out(fan, iovs, bases());
         let deepest = bases().map(BaseChannel::io_context_size).max().unwrap_or(0);
         let key = (shared.id, reactor.index());
         let channel = Rc::new_cyclic(|this: &Weak<Self>| {
@@ -134,6 +139,7 @@ impl RaidChannel {
                 turn: Cell::new(0),
                 ticket: RefCell::new(None),
                 reported: Cell::new(0),
+                started: Cell::new(0),
             }
         });
         Ok(channel)
@@ -159,6 +165,7 @@ impl RaidChannel {
         }
         *self.view.borrow_mut() = Rc::new(View::new(Arc::clone(directive), lanes));
         drop(old);
+        self.shared.has_started(self.started.replace(0));
         // Writes from now on are counted apart from those that are in flight.
         self.turn.set(1 - self.turn.get());
         *self.ticket.borrow_mut() = Some(Arc::clone(ticket));
@@ -197,6 +204,7 @@ impl RaidChannel {
 
     fn start(&self, mut io: Io<Self>) {
         let view = self.view();
+        self.started.set(self.started.get() + 1);
         match io.op() {
             BdevOp::Write | BdevOp::WriteZeroes | BdevOp::Unmap => {
                 let (from, to) = (io.offset_blocks(), io.offset_blocks() + io.num_blocks());
@@ -210,16 +218,19 @@ impl RaidChannel {
             }
             _ => self.others.set(self.others.get() + 1),
         }
-        match (io.op(), self.shared.layout.level) {
-            (BdevOp::Read, Level::Raid1) => self.mirror_read(&view, io),
+        match (io.op(), self.shared.level) {
+            (BdevOp::Read, Level::Raid1 | Level::Raid10) => self.mirror_read(&view, io),
             (BdevOp::Read, Level::Raid5f) => self.parity_read(&view, io),
             (BdevOp::Write, Level::Raid5f) => self.parity_write(&view, io),
             (BdevOp::Read | BdevOp::Write, Level::Raid0 | Level::Concat) => self.striped(&view, io),
-            (BdevOp::Flush | BdevOp::Reset, _) => self.everywhere(&view, io),
-            (BdevOp::Write | BdevOp::WriteZeroes | BdevOp::Unmap, Level::Raid1) => {
+            (BdevOp::Write | BdevOp::WriteZeroes | BdevOp::Unmap, Level::Raid1 | Level::Raid10) => {
                 self.mirror_write(&view, io)
             }
-            (BdevOp::WriteZeroes | BdevOp::Unmap, Level::Raid0 | Level::Concat) => self.ranges(&view, io),
+            (BdevOp::Flush | BdevOp::Reset | BdevOp::WriteZeroes | BdevOp::Unmap, Level::Concat) => {
+                self.in_turn(&view, io)
+            }
+            (BdevOp::Flush | BdevOp::Reset, _) => self.everywhere(&view, io),
+            (BdevOp::WriteZeroes | BdevOp::Unmap, Level::Raid0) => self.ranges(&view, io),
             _ => self.finish(io, IoStatus::NOT_SUPPORTED),
         }
     }
@@ -252,9 +263,7 @@ impl RaidChannel {
     /// Remembers what became of a child, whose index is its slot.
     fn note(&self, fan: &mut Fan<'_, Self>, done: ChildDone) {
         let state = fan.context_mut();
-        if done.status.is_success() {
-            state.succeeded |= 1 << done.index;
-        } else {
+        if !done.status.is_success() {
             state.failed |= 1 << done.index;
             state.error.get_or_insert(done.status);
         }
@@ -274,11 +283,8 @@ impl RaidChannel {
         if lost == 0 && is_recorded {
             return self.finish(io, IoStatus::SUCCESS);
         }
-        let is_covered = match self.shared.layout.level {
-            Level::Raid0 | Level::Concat => false,
-            Level::Raid1 => state.succeeded & view.in_sync != 0,
-            Level::Raid5f => lost.count_ones() == 1 && view.in_sync.count_ones() as usize == view.lanes.len(),
-        };
+        // Every member that is there was written, so those that did not fail have succeeded.
+        let is_covered = self.shared.level.survives(view.in_sync & !lost, view.lanes.len());
         if error == IoStatus::NOMEM || !is_covered {
             return self.finish(io, error);
         }
@@ -354,6 +360,25 @@ impl RaidChannel {
         }
     }
 
+    /// Asks the control side to rewrite what these slots could not read; the read itself has found it elsewhere.
+    fn correct(&self, view: &View, slots: u32, blocks: Range<u64>) {
+        for slot in (0..view.lanes.len()).filter(|slot| slots & (1 << slot) != 0) {
+            let Some(base) = view.lanes[slot].readable() else { continue };
+            if !self.shared.begin_correction() {
+                return;
+            }
+            let (array, bdev, range) = (self.shared.id, base.info().id, blocks.clone());
+            let message = move || {
+                RaidModule::with(|module| module.correct(array, slot, bdev, range));
+            };
+            let host = self.shared.host;
+            if let Err(error) = host.send(host.control(), message) {
+                self.shared.end_correction();
+                log::debug!("read error not corrected raid={} error=\"{error}\"", self.shared.name);
+            }
+        }
+    }
+
     /// A reference of its own: completing an I/O may close the channel.
     #[inline]
     fn view(&self) -> Rc<View> {
@@ -374,7 +399,8 @@ impl View {
             lanes.iter().enumerate().map(has_role).sum()
         };
         let (in_sync, targets) = (mask(Role::InSync), mask(Role::Target));
-        View { directive, lanes, in_sync, targets }
+        let layout = (*directive.layout).clone();
+        View { directive, layout, lanes, in_sync, targets }
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tenon_sdk::Error;
 
 use crate::level::Level;
+use crate::spare::MAX_SPARES;
 use crate::superblock::MAX_NAME;
 
 /// An array.
@@ -22,6 +23,9 @@ pub struct RaidParams {
     pub strip_size_kb: u32,
     /// Names of the members in the order of their slots.
     pub base_bdevs: BaseNames,
+    /// Names of devices that take the place of members that are lost, also such as are not there yet. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spares: Vec<String>,
     /// Whether members carry a superblock, from which the array is assembled at the next start. Default: false.
     #[serde(default)]
     pub superblock: bool,
@@ -65,18 +69,63 @@ pub struct RaidOptions {
     /// KiB that a rebuild copies at once, while writes to them wait. Default: 1024.
     #[serde(default = "default_window")]
     pub process_window_size_kb: u32,
-    /// MiB per second that a rebuild copies at most; 0: no limit. Default: 0.
+    /// MiB per second that a rebuild copies or a scrub compares at most; 0: no limit. Default: 0.
     #[serde(default)]
     pub process_max_bandwidth_mb_sec: u32,
+    /// How much of the time a rebuild or a scrub takes while the array is used. Default: normal.
+    #[serde(default)]
+    pub process_priority: Priority,
+    /// Seconds after which an array goes on without members that have not appeared, if it can; 0: never. Default: 0.
+    #[serde(default)]
+    pub degraded_start_timeout_sec: u32,
+}
+
+/// How much of the time a process takes while the array is used; all of it otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// 5 %.
+    Low,
+    /// 20 %.
+    #[default]
+    Normal,
+    /// 60 %.
+    High,
+}
+
+impl Priority {
+    fn percent(self) -> u64 {
+        match self {
+            Priority::Low => 5,
+            Priority::Normal => 20,
+            Priority::High => 60,
+        }
+    }
 }
 
 impl Default for RaidOptions {
     fn default() -> Self {
-        RaidOptions { process_window_size_kb: default_window(), process_max_bandwidth_mb_sec: 0 }
+        RaidOptions {
+            process_window_size_kb: default_window(),
+            process_max_bandwidth_mb_sec: 0,
+            process_priority: Priority::default(),
+            degraded_start_timeout_sec: 0,
+        }
     }
 }
 
 impl RaidOptions {
+    /// How long a process waits after a window that took so long and had so many bytes.
+    #[must_use]
+    pub fn pause_ns(&self, took_ns: u64, bytes: u64, is_used: bool) -> u64 {
+        let percent = self.process_priority.percent();
+        let yields_ns = if is_used { took_ns.saturating_mul(100 - percent) / percent } else { 0 };
+        let limit = u128::from(self.process_max_bandwidth_mb_sec) << 20;
+        let owed_ns = (u128::from(bytes) * 1_000_000_000).checked_div(limit).unwrap_or(0);
+        let owed_ns = u64::try_from(owed_ns).unwrap_or(u64::MAX);
+        yields_ns.max(owed_ns.saturating_sub(took_ns))
+    }
+
     /// Refuses what cannot be.
     pub fn check(&self) -> Result<(), Error> {
         if !(1..=MAX_WINDOW_KB).contains(&self.process_window_size_kb) {
@@ -97,6 +146,10 @@ pub struct SetOptions {
     pub process_window_size_kb: Option<u32>,
     /// See [`RaidOptions`].
     pub process_max_bandwidth_mb_sec: Option<u32>,
+    /// See [`RaidOptions`].
+    pub process_priority: Option<Priority>,
+    /// See [`RaidOptions`].
+    pub degraded_start_timeout_sec: Option<u32>,
 }
 
 /// Parameters of `bdev_raid_get_bdevs`.
@@ -131,7 +184,30 @@ pub struct AddBase {
     pub base_bdev: String,
 }
 
-/// Parameters of methods about one member.
+/// Parameters of `bdev_raid_replace_base_bdev`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceBase {
+    /// The array.
+    pub raid_bdev: String,
+    /// The member that goes.
+    pub base_bdev: String,
+    /// The device that takes its place.
+    pub new_base_bdev: String,
+}
+
+/// Parameters of `bdev_raid_start_scrub`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scrub {
+    /// The array.
+    pub name: String,
+    /// Whether differences are repaired, not only counted. Default: false.
+    #[serde(default)]
+    pub repair: bool,
+}
+
+/// Parameters of methods about one array, one member or one device.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Named {
@@ -163,6 +239,16 @@ impl RaidParams {
                 level.min_members()
             ));
         }
+        if level == Level::Raid10 && !names.len().is_multiple_of(2) {
+            return refuse(format!("{} base bdevs given, raid10 needs pairs", names.len()));
+        }
+        if !self.spares.is_empty() && !level.is_redundant() {
+            return refuse(format!("{} cannot lose a member, spares are of no use", level.name()));
+        }
+        if self.spares.len() > MAX_SPARES {
+            return refuse(format!("{} spares given, at most {MAX_SPARES} can be", self.spares.len()));
+        }
+        let names: Vec<String> = names.into_iter().chain(self.spares.iter().cloned()).collect();
         if let Some(twice) = names.iter().enumerate().find(|(nth, name)| names[..*nth].contains(name)) {
             return refuse(format!("base bdev {} is given twice", twice.1));
         }

@@ -192,7 +192,7 @@ impl Array {
                 Uuid::new_v5(&space, format!("raid {}", self.name).as_bytes()).into_bytes()
             };
         }
-        inner.layout = Some(layout);
+        inner.layout = Some(Arc::new(layout));
         Ok(())
     }
 
@@ -226,7 +226,7 @@ impl Array {
                 }
             }
             let sizes = inner.slots.iter().map(|slot| slot.data_size).collect();
-            inner.layout = Layout::of_sizes(inner.params.level, inner.strip_blocks(), sizes);
+            inner.layout = Layout::of_sizes(inner.params.level, inner.strip_blocks(), sizes).map(Arc::new);
             inner.uuid = copy.superblock.uuid;
             inner.learn(copy);
         }
@@ -294,6 +294,7 @@ impl Array {
             let layout =
                 inner.layout.clone().ok_or_else(|| Error::io("has no layout").object(&*self.name))?;
             let spec = spec(&self.name, &layout, inner.block_size, inner.uuid, &infos);
+            inner.ops = crate::bdev::ops(layout.level, &infos);
             let lanes = inner.lanes();
             let shared = Shared::new(self.id, self.host, &self.name, layout, inner.block_size.into(), lanes);
             (Arc::new(shared), spec)
@@ -313,6 +314,7 @@ impl Array {
         inner.params.uuid = Some(Uuid::from_bytes(inner.uuid));
         inner.params.overwrite_superblock = false;
         inner.last_error = None;
+        inner.patience = None;
         inner.on(ArrayEvent::Committed);
         Ok(())
     }
@@ -324,6 +326,7 @@ impl Array {
             (inner.create.take(), returning, inner.current().len(), inner.slots.len())
         };
         log::info!("array is online raid={} members={present} of={all}", self.name);
+        self.publish_process();
         if present < all {
             self.tell_openers();
         }
@@ -335,6 +338,7 @@ impl Array {
                 log::warn!("member cannot return raid={} member={name} error=\"{error}\"", self.name);
             }
         }
+        self.open_spares();
     }
 
     /// Takes back what was done. A create that waits fails and nothing is left of the array; an array that came up

@@ -1,6 +1,8 @@
 //! Where each block of an array is: sizes, and the way from a block of the array
 //! to a member and a block of its data area. Pure; knows no device.
 
+use std::ops::Range;
+
 use crate::level::Level;
 
 /// The geometry of one array; does not change while it is online.
@@ -38,7 +40,7 @@ impl Layout {
         let whole =
             |blocks: u64| blocks.checked_div(strip_blocks).map_or(blocks, |strips| strips * strip_blocks);
         let data_sizes: Vec<u64> = match level {
-            Level::Raid0 | Level::Raid1 | Level::Raid5f => vec![whole(smallest); room.len()],
+            Level::Raid0 | Level::Raid1 | Level::Raid10 | Level::Raid5f => vec![whole(smallest); room.len()],
             Level::Concat => room.iter().map(|blocks| whole(*blocks)).collect(),
         };
         Layout::of_sizes(level, strip_blocks, data_sizes)
@@ -65,6 +67,7 @@ impl Layout {
         let num_blocks = match level {
             Level::Raid0 => smallest.checked_mul(members)?,
             Level::Raid1 => smallest,
+            Level::Raid10 => smallest.checked_mul(members / 2)?,
             Level::Raid5f => smallest.checked_mul(members.checked_sub(1)?)?,
             Level::Concat => *starts.last()?,
         };
@@ -83,6 +86,29 @@ impl Layout {
         self.strip_blocks * (self.members() as u64 - 1)
     }
 
+    /// The slots of which one is enough to hold what `slot` holds as well, with `slot` itself; none if it can only be
+    /// computed of all others.
+    #[must_use]
+    pub fn copies_of(&self, slot: usize) -> Range<usize> {
+        match self.level {
+            Level::Raid1 => 0..self.members(),
+            Level::Raid10 => slot & !1..(slot & !1) + 2,
+            Level::Raid0 | Level::Concat | Level::Raid5f => slot..slot + 1,
+        }
+    }
+
+    /// The blocks of the array that depend on whole strips of the members' data areas.
+    #[must_use]
+    pub fn array_range(&self, blocks: &Range<u64>) -> Range<u64> {
+        let scale = match self.level {
+            Level::Raid0 => self.members() as u64,
+            Level::Raid10 => self.members() as u64 / 2,
+            Level::Raid5f => self.members() as u64 - 1,
+            Level::Raid1 | Level::Concat => 1,
+        };
+        blocks.start * scale..blocks.end * scale
+    }
+
     /// The slot that holds the parity of a stripe.
     #[must_use]
     pub fn parity_slot(&self, stripe: u64) -> usize {
@@ -96,7 +122,8 @@ impl Layout {
         if strip < self.parity_slot(stripe) { strip } else { strip + 1 }
     }
 
-    /// The member and its block that hold a block of the array; for a mirror the first member.
+    /// The member and its block that hold a block of the array; for mirrors the first of those
+    /// that hold it.
     #[inline]
     #[must_use]
     pub fn locate(&self, block: u64) -> (usize, u64) {
@@ -105,6 +132,11 @@ impl Layout {
                 let (strip, rest) = (block / self.strip_blocks, block % self.strip_blocks);
                 let members = self.members() as u64;
                 ((strip % members) as usize, strip / members * self.strip_blocks + rest)
+            }
+            Level::Raid10 => {
+                let (strip, rest) = (block / self.strip_blocks, block % self.strip_blocks);
+                let pairs = self.members() as u64 / 2;
+                ((strip % pairs) as usize * 2, strip / pairs * self.strip_blocks + rest)
             }
             Level::Raid1 => (0, block),
             Level::Raid5f => {
@@ -125,7 +157,8 @@ impl Layout {
     pub fn extent(&self, member: usize, offset: u64, blocks: u64) -> Option<Extent> {
         let end = offset + blocks;
         let (from, to) = match self.level {
-            Level::Raid0 => (self.striped_up_to(member, offset), self.striped_up_to(member, end)),
+            Level::Raid0 => self.striped(member, self.members(), offset..end),
+            Level::Raid10 => self.striped(member / 2, self.members() / 2, offset..end),
             Level::Raid1 | Level::Raid5f => (offset, end),
             Level::Concat => {
                 let (start, stop) = (self.starts[member], self.starts[member + 1]);
@@ -135,16 +168,19 @@ impl Layout {
         (to > from).then_some(Extent { member, offset: from, blocks: to - from })
     }
 
-    /// How many of the array's first `block` blocks are on `member`.
-    fn striped_up_to(&self, member: usize, block: u64) -> u64 {
-        let (strips, rest) = (block / self.strip_blocks, block % self.strip_blocks);
-        let (rows, last) = (strips / self.members() as u64, (strips % self.members() as u64) as usize);
-        let partial = match member.cmp(&last) {
-            std::cmp::Ordering::Less => self.strip_blocks,
-            std::cmp::Ordering::Equal => rest,
-            std::cmp::Ordering::Greater => 0,
+    /// Where the blocks of a range begin and end on one of so many columns of strips.
+    fn striped(&self, column: usize, columns: usize, range: Range<u64>) -> (u64, u64) {
+        let up_to = |block: u64| {
+            let (strips, rest) = (block / self.strip_blocks, block % self.strip_blocks);
+            let (rows, last) = (strips / columns as u64, (strips % columns as u64) as usize);
+            let partial = match column.cmp(&last) {
+                std::cmp::Ordering::Less => self.strip_blocks,
+                std::cmp::Ordering::Equal => rest,
+                std::cmp::Ordering::Greater => 0,
+            };
+            rows * self.strip_blocks + partial
         };
-        rows * self.strip_blocks + partial
+        (up_to(range.start), up_to(range.end))
     }
 }
 
@@ -165,6 +201,7 @@ mod tests {
         check(Level::Raid0, 8, &[100, 90, 95], &[88, 88, 88], 264);
         check(Level::Raid1, 0, &[100, 90], &[90, 90], 90);
         check(Level::Raid5f, 8, &[100, 90, 95], &[88, 88, 88], 176);
+        check(Level::Raid10, 8, &[100, 90, 95, 99], &[88; 4], 176);
         check(Level::Concat, 8, &[100, 7 + 8, 95], &[96, 8, 88], 192);
         assert_eq!(Layout::new(Level::Raid0, 128, &[100, 200]), None);
         assert_eq!(Layout::new(Level::Raid0, 8, &[u64::MAX, u64::MAX]), None);
@@ -175,6 +212,7 @@ mod tests {
         let arrays = [
             (Level::Raid0, 4, vec![40, 44, 43]),
             (Level::Raid5f, 4, vec![40, 41, 42, 43]),
+            (Level::Raid10, 4, vec![40, 41, 42, 43, 44, 45]),
             (Level::Concat, 4, vec![40, 4, 13]),
             (Level::Raid1, 0, vec![40, 41]),
         ];
@@ -202,8 +240,12 @@ mod tests {
 
     #[test]
     fn a_range_is_one_run_on_each_member() {
-        for (level, strip, room) in [(Level::Raid0, 4, vec![40, 40, 40]), (Level::Concat, 4, vec![40, 4, 12])]
-        {
+        let arrays = [
+            (Level::Raid0, 4, vec![40, 40, 40]),
+            (Level::Raid10, 4, vec![20; 6]),
+            (Level::Concat, 4, vec![40, 4, 12]),
+        ];
+        for (level, strip, room) in arrays {
             let layout = Layout::new(level, strip, &room).unwrap();
             for offset in 0..layout.num_blocks {
                 for blocks in 1..=layout.num_blocks - offset {
@@ -212,6 +254,7 @@ mod tests {
                     let mut found = HashSet::new();
                     for extent in (0..room.len()).filter_map(|m| layout.extent(m, offset, blocks)) {
                         let run = extent.offset..extent.offset + extent.blocks;
+                        let extent = Extent { member: layout.copies_of(extent.member).start, ..extent };
                         run.for_each(|at| _ = found.insert((extent.member, at)));
                     }
                     assert_eq!(found, expected, "{level:?} {offset}+{blocks}");

@@ -1,9 +1,10 @@
 //! `raid`: devices striped over, mirrored on or protected by several others.
 //!
-//! `superblock`, `level`, `layout`, `xor` and `state` are pure. `channel` is the
-//! data path on a reactor, `shared` what it hears from the control thread, where
+//! `superblock`, `level`, `layout`, `xor`, `scrub` and `state` are pure. `channel` is
+//! the data path on a reactor, `shared` what it hears from the control thread, where
 //! `array` is one array, `create` brings it up, `assembly` collects its members,
-//! `change` loses and gains them, `rebuild` copies, `status` tells.
+//! `change` loses and gains them, `spare` keeps some ready, `process` rebuilds and
+//! scrubs by the help of `window`, `grow` enlarges, `status` tells.
 #![forbid(unsafe_code)]
 
 mod agreement;
@@ -16,27 +17,37 @@ mod config;
 mod create;
 mod disk;
 pub mod fuzz;
+mod grow;
 mod layout;
 mod level;
 mod lineage;
 pub mod ondisk;
-mod rebuild;
+mod process;
+mod scrub;
 mod shared;
+mod spare;
 mod state;
 mod status;
 mod superblock;
+mod window;
 mod xor;
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tenon_sdk::{
-    BaseEvent, ControlCell, Error, ExamineToken, Examined, Host, Module, OpToken, export_plugin,
+    Access, BaseEvent, BdevId, Claim, ControlCell, Error, ExamineToken, Examined, Host, Module, OpToken,
+    export_plugin,
 };
 
-use array::{Array, Standing};
-use config::{AddBase, Destroy, GetBdevs, Named, RaidOptions, RaidParams, SetOptions};
+use array::Array;
+use change::Task;
+use config::{AddBase, Destroy, GetBdevs, Named, RaidOptions, RaidParams, ReplaceBase, Scrub, SetOptions};
+use level::Level;
+use state::ArrayState;
+use superblock::SuperblockError;
 
 /// The module.
 pub struct RaidModule {
@@ -66,13 +77,35 @@ impl Module for RaidModule {
     }
 
     fn init_complete(&self) {
+        let host = self.host;
         let results = [
-            self.host.rpc::<Self, GetBdevs>("bdev_raid_get_bdevs", Self::get_bdevs),
-            self.host.rpc::<Self, SetOptions>("bdev_raid_set_options", Self::set_options),
-            self.host.rpc::<Self, AddBase>("bdev_raid_add_base_bdev", Self::add_base_bdev),
-            self.host.rpc::<Self, Named>("bdev_raid_remove_base_bdev", Self::remove_base_bdev),
-            self.host.rpc::<Self, Named>("bdev_raid_start_degraded", Self::start_degraded),
-            self.host.rpc::<Self, Destroy>("bdev_raid_destroy", |module, params, token| {
+            host.rpc::<Self, GetBdevs>("bdev_raid_get_bdevs", Self::get_bdevs),
+            host.rpc::<Self, SetOptions>("bdev_raid_set_options", Self::set_options),
+            host.rpc::<Self, AddBase>("bdev_raid_add_base_bdev", Self::add_base_bdev),
+            host.rpc::<Self, Named>("bdev_raid_remove_base_bdev", Self::remove_base_bdev),
+            host.rpc::<Self, ReplaceBase>("bdev_raid_replace_base_bdev", Self::replace_base_bdev),
+            host.rpc::<Self, AddBase>("bdev_raid_add_spare", |module, params, token| {
+                token.run(|_| module.named(&params.raid_bdev)?.add_spare(&params.base_bdev).map(|()| true));
+            }),
+            host.rpc::<Self, AddBase>("bdev_raid_remove_spare", |module, params, token| {
+                token
+                    .run(|_| module.named(&params.raid_bdev)?.remove_spare(&params.base_bdev).map(|()| true));
+            }),
+            host.rpc::<Self, Scrub>("bdev_raid_start_scrub", |module, params, token| {
+                token.run(|_| module.named(&params.name)?.start_scrub(params.repair).map(|()| true));
+            }),
+            host.rpc::<Self, Named>("bdev_raid_stop_scrub", |module, params, token| {
+                token.run(|_| module.named(&params.name)?.stop_scrub().map(|()| true));
+            }),
+            host.rpc::<Self, Named>("bdev_raid_pause_process", |module, params, token| {
+                token.run(|_| module.named(&params.name)?.pause_process(true).map(|()| true));
+            }),
+            host.rpc::<Self, Named>("bdev_raid_resume_process", |module, params, token| {
+                token.run(|_| module.named(&params.name)?.pause_process(false).map(|()| true));
+            }),
+            host.rpc::<Self, Named>("bdev_raid_start_degraded", Self::start_degraded),
+            host.rpc::<Self, Named>("bdev_raid_wipe_superblock", Self::wipe_superblock),
+            host.rpc::<Self, Destroy>("bdev_raid_destroy", |module, params, token| {
                 module.delete(&params.name, params.wipe, token);
             }),
         ];
@@ -178,6 +211,20 @@ impl RaidModule {
         }
     }
 
+    /// A channel could not read blocks of a member, and found them elsewhere.
+    pub fn correct(&self, array: u64, slot: usize, bdev: BdevId, blocks: Range<u64>) {
+        if let Some(array) = self.by_id(array) {
+            array.correct(slot, bdev, blocks);
+        }
+    }
+
+    /// Something happened to a device that was opened as a spare.
+    pub fn spare_event(&self, array: u64, member: u64, event: &BaseEvent) {
+        if let Some(array) = self.by_id(array) {
+            array.spare_event(member, event);
+        }
+    }
+
     /// Something happened to a member.
     pub fn base_event(&self, array: u64, slot: usize, member: u64, event: &BaseEvent) {
         if let Some(array) = self.by_id(array) {
@@ -223,34 +270,76 @@ impl RaidModule {
                 params.process_window_size_kb.unwrap_or(options.process_window_size_kb);
             options.process_max_bandwidth_mb_sec =
                 params.process_max_bandwidth_mb_sec.unwrap_or(options.process_max_bandwidth_mb_sec);
+            options.process_priority = params.process_priority.unwrap_or(options.process_priority);
+            options.degraded_start_timeout_sec =
+                params.degraded_start_timeout_sec.unwrap_or(options.degraded_start_timeout_sec);
             options.check()?;
             self.control.with(|control| control.options = Some(options));
             Ok(true)
         });
     }
 
+    /// A mirror or a parity level gets a member it lacks, a concat one more.
     fn add_base_bdev(&self, params: AddBase, token: OpToken) {
-        token.run(|_| self.named(&params.raid_bdev)?.rejoin(&params.base_bdev).map(|()| true));
+        let array = match self.named(&params.raid_bdev) {
+            Ok(array) => array,
+            Err(error) => return token.fail(error),
+        };
+        let (level, state) = {
+            let inner = array.inner.borrow();
+            (inner.params.level, inner.state)
+        };
+        if level == Level::Concat && state == ArrayState::Online {
+            array.push(Task::Extend { name: params.base_bdev, token });
+        } else {
+            token.run(|_| array.rejoin(&params.base_bdev).map(|()| true));
+        }
+    }
+
+    /// The new device takes the place of the old one once that is out, and is rebuilt.
+    fn replace_base_bdev(&self, params: ReplaceBase, token: OpToken) {
+        let found = self.named(&params.raid_bdev).and_then(|array| {
+            let slot = array.slot_of(&params.base_bdev);
+            let slot = slot.ok_or_else(|| Error::not_found(&*params.base_bdev))?;
+            let id = self.host.find(&params.new_base_bdev);
+            let id = id.ok_or_else(|| Error::not_found(&*params.new_base_bdev))?;
+            array.room_on(&self.host.bdev_info(id)?, slot)?;
+            Ok((array, slot))
+        });
+        match found {
+            Err(error) => token.fail(error),
+            Ok((array, slot)) => array.replace_member(slot, &params.new_base_bdev, token),
+        }
+    }
+
+    /// Wipes the superblock of a device that nobody uses.
+    fn wipe_superblock(&self, params: Named, token: OpToken) {
+        let opened = self.host.open(&params.name, Access::Write, |_| {}).and_then(|base| {
+            base.claim(Claim::ExclusiveWrite)?;
+            Ok(base)
+        });
+        let base = match opened {
+            Ok(base) => base,
+            Err(error) => return token.fail(error),
+        };
+        disk::read(&base.clone(), move |found| match found {
+            Err(error) => token.fail(error),
+            Ok(Err(SuperblockError::NotOurs)) => {
+                let reason = "carries no raid superblock";
+                token.fail(Error::new(tenon_sdk::errno::ENOENT, reason).object(base.name()));
+            }
+            Ok(_) => disk::wipe_all(vec![(0, base)], move || token.reply(&true)),
+        });
     }
 
     fn remove_base_bdev(&self, params: Named, token: OpToken) {
         let member = self.all().into_iter().find_map(|array| {
-            let slot = {
-                let inner = array.inner.borrow();
-                let is_it = |slot: &array::Slot| {
-                    slot.base.is_some()
-                        && slot.name == params.name
-                        && matches!(slot.standing, Standing::Current | Standing::Target)
-                };
-                inner.slots.iter().position(is_it)
-            };
-            Some((array, slot?))
+            let slot = array.slot_of(&params.name)?;
+            Some((array, slot))
         });
         match member {
             None => token.fail(Error::not_found(params.name)),
-            Some((array, _)) if array.inner.borrow().bdev.is_none() => {
-                token.fail(Error::busy("array is not online; delete it instead").object(&*array.name));
-            }
+            Some((array, slot)) if array.inner.borrow().bdev.is_none() => array.give_up_member(slot, token),
             Some((array, slot)) => array.remove_member(slot, token),
         }
     }
@@ -270,6 +359,9 @@ export_plugin! {
     provides: ["bdev"],
     rpc: [
         "bdev_raid_create", "bdev_raid_delete", "bdev_raid_get_bdevs", "bdev_raid_set_options",
-        "bdev_raid_add_base_bdev", "bdev_raid_remove_base_bdev", "bdev_raid_start_degraded", "bdev_raid_destroy",
+        "bdev_raid_add_base_bdev", "bdev_raid_remove_base_bdev", "bdev_raid_replace_base_bdev",
+        "bdev_raid_add_spare", "bdev_raid_remove_spare", "bdev_raid_start_scrub", "bdev_raid_stop_scrub",
+        "bdev_raid_pause_process", "bdev_raid_resume_process", "bdev_raid_start_degraded",
+        "bdev_raid_wipe_superblock", "bdev_raid_destroy",
     ],
 }

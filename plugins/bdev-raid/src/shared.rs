@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Weak;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tenon_sdk::{Descriptor, Error, Exported, Host, Reactor};
 use crate::RaidModule;
 use crate::channel::RaidChannel;
 use crate::layout::Layout;
+use crate::level::Level;
 
 /// What a member is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct Lane {
 pub struct Directive {
     /// Grows with each.
     pub epoch: u64,
+    /// The geometry from now on.
+    pub layout: Arc<Layout>,
     /// The members from now on.
     pub lanes: Arc<[Lane]>,
     /// Whether I/O waits.
@@ -58,10 +62,14 @@ pub struct Shared {
     pub host: Host,
     /// Name of the array.
     pub name: String,
-    /// Its geometry.
-    pub layout: Layout,
+    /// How data is laid out.
+    pub level: Level,
     /// Bytes of a block.
     pub block_bytes: u64,
+    /// I/O that channels started before their last directive and nobody has asked for yet.
+    started: AtomicU64,
+    /// Read errors that wait to be corrected.
+    corrections: AtomicU32,
     now: Mutex<Arc<Directive>>,
 }
 
@@ -86,12 +94,43 @@ impl Shared {
         id: u64,
         host: Host,
         name: &str,
-        layout: Layout,
+        layout: Arc<Layout>,
         block_bytes: u64,
         lanes: Arc<[Lane]>,
     ) -> Self {
-        let first = Directive { epoch: 0, lanes, is_paused: false, locked: 0..0 };
-        Shared { id, host, name: name.to_owned(), layout, block_bytes, now: Mutex::new(Arc::new(first)) }
+        let level = layout.level;
+        let first = Directive { epoch: 0, layout, lanes, is_paused: false, locked: 0..0 };
+        Shared {
+            id,
+            host,
+            name: name.to_owned(),
+            level,
+            block_bytes,
+            started: AtomicU64::new(0),
+            corrections: AtomicU32::new(0),
+            now: Mutex::new(Arc::new(first)),
+        }
+    }
+
+    /// A channel started that many I/Os since its last directive.
+    pub fn has_started(&self, count: u64) {
+        self.started.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Whether the array was used since this was asked last, as far as channels have told.
+    pub fn take_use(&self) -> bool {
+        self.started.swap(0, Ordering::Relaxed) > 0
+    }
+
+    /// Takes a place among the read errors to be corrected; false if there are too many.
+    pub fn begin_correction(&self) -> bool {
+        let add = |count| (count < MAX_CORRECTIONS).then_some(count + 1);
+        self.corrections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+    }
+
+    /// Gives the place back.
+    pub fn end_correction(&self) {
+        self.corrections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// The directive in force. Any thread; not for the data path.
@@ -106,12 +145,13 @@ impl Shared {
     /// If the host cannot reach its reactors.
     pub fn issue(
         self: &Arc<Self>,
+        layout: Arc<Layout>,
         lanes: Arc<[Lane]>,
         is_paused: bool,
         locked: Range<u64>,
     ) -> Result<u64, Error> {
         let epoch = self.now().epoch + 1;
-        let directive = Arc::new(Directive { epoch, lanes, is_paused, locked });
+        let directive = Arc::new(Directive { epoch, layout, lanes, is_paused, locked });
         *self.now.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&directive);
         let ticket = Arc::new(Ticket { host: self.host, array: self.id, epoch });
         obey(self.id, self.host.control(), &directive, &ticket);
@@ -167,5 +207,7 @@ fn tell(host: Host, array: u64, epoch: u64, attempt: u32) {
     }
 }
 
+/// Read errors of an array that may wait to be corrected; further ones are corrected when they are met again.
+const MAX_CORRECTIONS: u32 = 64;
 const MAX_ATTEMPTS: u32 = 10_000;
 const RETRY: Duration = Duration::from_millis(1);

@@ -2,13 +2,64 @@
 //! and in `driver_specific` of a device.
 
 use serde_json::{Value, json};
+use tenon_sdk::{Error, Gauge, Host};
 use uuid::Uuid;
 
 use crate::array::{Array, Slot, Standing};
 use crate::config::Category;
+use crate::process::{Kind, Process};
+use crate::spare::Spare;
 use crate::state::ArrayState;
 
+/// The numbers of an array that change while it is used.
+#[derive(Clone, Copy)]
+pub struct Metrics {
+    missing: Gauge,
+    percent: Gauge,
+    corrected: Gauge,
+    mismatches: Gauge,
+}
+
+impl Metrics {
+    /// Those of an array of that name.
+    fn new(host: Host, name: &str) -> Result<Metrics, Error> {
+        let gauge = |metric: &str, help: &str| host.gauge(metric, help, &[("raid", name)]);
+        Ok(Metrics {
+            missing: gauge("tenon_raid_missing_members", "Members that the array goes on without.")?,
+            percent: gauge(
+                "tenon_raid_process_percent",
+                "How far a rebuild or a scrub is; 100 if none runs.",
+            )?,
+            corrected: gauge("tenon_raid_corrected_read_errors", "Read errors that were corrected.")?,
+            mismatches: gauge("tenon_raid_mismatched_blocks", "Blocks that the last scrub found to differ.")?,
+        })
+    }
+}
+
 impl Array {
+    /// Brings metrics up to date.
+    pub fn publish_process(&self) {
+        let metrics = self.inner.borrow().metrics;
+        let metrics = match metrics.map_or_else(|| Metrics::new(self.host, &self.name), Ok) {
+            Ok(metrics) => metrics,
+            Err(error) => {
+                log::debug!("no metrics raid={} error=\"{error}\"", self.name);
+                return;
+            }
+        };
+        let mut inner = self.inner.borrow_mut();
+        inner.metrics = Some(metrics);
+        metrics.missing.set((inner.slots.len() - inner.current().len()) as u64);
+        let percent = |process: &Process| process.done_blocks * 100 / process.total_blocks.max(1);
+        metrics.percent.set(inner.process.as_ref().map_or(100, percent));
+        metrics.corrected.set(inner.corrected);
+        let report = match inner.process.as_ref().map(|process| process.kind) {
+            Some(Kind::Scrub(report)) => Some(report),
+            Some(Kind::Rebuild { .. }) | None => inner.report,
+        };
+        metrics.mismatches.set(report.map_or(0, |report| report.found.mismatches));
+    }
+
     /// The array as clients see it.
     pub fn status(&self) -> Value {
         let inner = self.inner.borrow();
@@ -41,19 +92,23 @@ impl Array {
         if let Some(error) = &inner.last_error {
             status["error"] = json!(error);
         }
-        if let Some(rebuild) = &inner.rebuild {
-            let slot = &inner.slots[rebuild.slot];
-            let (done, size) = (rebuild.done_blocks, slot.data_size.max(1));
-            let elapsed_ns = self.host.now_ns().saturating_sub(rebuild.since_ns).max(1);
-            let rate = u128::from(done) * 1_000_000_000 / u128::from(elapsed_ns);
-            let left = u128::from(size - done).checked_div(rate);
-            status["process"] = json!({
-                "type": "rebuild",
-                "target": slot.name,
-                "progress": { "blocks": done, "percent": done * 100 / size },
-                "blocks_per_sec": u64::try_from(rate).unwrap_or(u64::MAX),
-                "remaining_sec": left.and_then(|left| u64::try_from(left).ok()),
-            });
+        if inner.corrected > 0 {
+            status["corrected_read_errors"] = json!(inner.corrected);
+        }
+        if !inner.spares.is_empty() {
+            let spare = |spare: &Spare| json!({ "name": spare.name, "is_there": spare.base.is_some() });
+            status["spares"] = inner.spares.iter().map(spare).collect();
+        }
+        let mut report = inner.report;
+        if let Some(process) = &inner.process {
+            let target = process.target().map(|slot| inner.slots[slot].name.as_str());
+            status["process"] = process.status(self.host.now_ns(), inner.block_size, target);
+            if let Kind::Scrub(running) = process.kind {
+                report = Some(running);
+            }
+        }
+        if let Some(report) = report {
+            status["scrub"] = report.status();
         }
         status
     }

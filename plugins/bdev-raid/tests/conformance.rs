@@ -54,3 +54,15 @@ fn raid5f_with_superblock_conforms() {
         "superblock":true}"#;
     check(params, 4, true);
 }
+
+#[test]
+fn raid10_conforms() {
+    check(r#"{"name":"r0","level":"raid10","strip_size_kb":4,"base_bdevs":["b0","b1","b2","b3"]}"#, 4, true);
+}
+
+#[test]
+fn raid10_with_superblock_conforms() {
+    let params = r#"{"name":"r0","level":"raid10","strip_size_kb":8,"base_bdevs":["b0","b1","b2","b3"],
+        "superblock":true}"#;
+    check(params, 4, true);
+}

@@ -164,7 +164,7 @@ fn verify(world: &World, flat: &[u8]) {
 }
 
 fn run(level: &str, members: usize, strip_kb: u32, seed: u64) {
-    let is_redundant = matches!(level, "raid1" | "raid5f");
+    let is_redundant = matches!(level, "raid1" | "raid10" | "raid5f");
     let bases: Vec<String> = (0..members).map(|nth| format!("b{nth}")).collect();
     let params = json!({ "name": "r0", "level": level, "strip_size_kb": strip_kb, "base_bdevs": bases,
         "superblock": true });
@@ -224,4 +224,10 @@ fn raid1_is_a_flat_array_whatever_happens_to_one_member() {
 fn raid5f_is_a_flat_array_whatever_happens_to_one_member() {
     seeds(20).for_each(|seed| run("raid5f", 3, 2, seed));
     seeds(20).for_each(|seed| run("raid5f", 5, 2, seed));
+}
+
+#[test]
+fn raid10_is_a_flat_array_whatever_happens_to_one_member() {
+    seeds(20).for_each(|seed| run("raid10", 4, 2, seed));
+    seeds(10).for_each(|seed| run("raid10", 6, 4, seed));
 }

@@ -1,7 +1,8 @@
-//! raid1: every member is written, one is read. A read goes where the last one
-//! ended, unless that member is busy, otherwise to the member that is reading
-//! least; if it fails, another member is read.
+//! raid1 and raid10: every copy is written, one is read. A read goes where the last
+//! one ended, unless that member is busy, otherwise to the member that is reading
+//! least; if it fails, another copy is read, and the failed one rewritten.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use tenon_sdk::{Forwarded, Io, IoStatus};
@@ -9,19 +10,20 @@ use tenon_sdk::{Forwarded, Io, IoStatus};
 use super::{RaidChannel, View};
 
 impl RaidChannel {
-    /// READ.
+    /// READ: of raid10 inside of one strip, at which the host splits.
     pub(super) fn mirror_read(&self, view: &Rc<View>, mut io: Io<Self>) {
         let tried = io.context().failed;
-        let Some(slot) = view.pick(io.offset_blocks(), tried) else {
+        let (first, at) = view.layout.locate(io.offset_blocks());
+        let Some(slot) = view.pick(view.layout.copies_of(first), at, tried) else {
             let error = io.context().error.unwrap_or(IoStatus::NO_DEVICE);
             return self.finish(io, error);
         };
         let lane = &view.lanes[slot];
         let Some(base) = lane.readable() else { return self.finish(io, IoStatus::NO_DEVICE) };
         lane.reading.set(lane.reading.get() + io.num_blocks());
-        lane.read_end.set(io.offset_blocks() + io.num_blocks());
+        lane.read_end.set(at + io.num_blocks());
         io.context_mut().slot = slot;
-        let offset = lane.data_offset + io.offset_blocks();
+        let offset = lane.data_offset + at;
         io.forward_with(
             base,
             |request| request.set_offset_blocks(offset),
@@ -37,6 +39,11 @@ impl RaidChannel {
         // A directive in between starts new counts.
         reading.set(reading.get().saturating_sub(io.num_blocks()));
         if status.is_success() || status == IoStatus::NOMEM {
+            let unread = io.context().failed;
+            if unread != 0 && status.is_success() {
+                let (_, at) = view.layout.locate(io.offset_blocks());
+                self.correct(&view, unread, at..at + io.num_blocks());
+            }
             return self.finish(io, status);
         }
         let state = io.context_mut();
@@ -47,16 +54,20 @@ impl RaidChannel {
 
     /// WRITE, WRITE ZEROES and UNMAP.
     pub(super) fn mirror_write(&self, view: &Rc<View>, io: Io<Self>) {
-        let offset = io.offset_blocks();
-        if view.in_sync == 0 {
+        let (offset, blocks) = (io.offset_blocks(), io.num_blocks());
+        if !self.shared.level.survives(view.in_sync, view.lanes.len()) {
             return self.finish(io, IoStatus::NO_DEVICE);
         }
         io.fan_out(
             |fan| {
                 for (slot, lane) in view.lanes.iter().enumerate() {
                     let Some(base) = &lane.base else { continue };
-                    let at = lane.data_offset + offset;
-                    fan.child(slot as u32, base, |request| request.set_offset_blocks(at), Self::note);
+                    let Some(extent) = view.layout.extent(slot, offset, blocks) else { continue };
+                    let shape = |request: &mut tenon_sdk::FanRequest<'_>| {
+                        request.set_offset_blocks(lane.data_offset + extent.offset);
+                        request.set_num_blocks(extent.blocks);
+                    };
+                    fan.child(slot as u32, base, shape, Self::note);
                 }
             },
             Self::written,
@@ -65,18 +76,17 @@ impl RaidChannel {
 }
 
 impl View {
-    /// The member to read from; `None` if none is left that was not tried.
-    fn pick(&self, offset: u64, tried: u32) -> Option<usize> {
+    /// The member of these to read block `at` from; `None` if none is left that was not tried.
+    fn pick(&self, copies: Range<usize>, at: u64, tried: u32) -> Option<usize> {
         let candidates = || {
-            self.lanes
-                .iter()
-                .enumerate()
+            copies
+                .clone()
+                .map(|slot| (slot, &self.lanes[slot]))
                 .filter(|(slot, lane)| lane.readable().is_some() && tried & (1 << slot) == 0)
         };
         let (least, lane) = candidates().min_by_key(|(_, lane)| lane.reading.get())?;
         let bound = lane.reading.get() + STREAM_BLOCKS;
-        let stream =
-            candidates().find(|(_, lane)| lane.read_end.get() == offset && lane.reading.get() <= bound);
+        let stream = candidates().find(|(_, lane)| lane.read_end.get() == at && lane.reading.get() <= bound);
         Some(stream.map_or(least, |(slot, _)| slot))
     }
 }

@@ -12,7 +12,7 @@ use crate::xor::{for_range, xor_into};
 impl RaidChannel {
     /// WRITE of one stripe: the host splits and aligns writes to it.
     pub(super) fn parity_write(&self, view: &Rc<View>, io: Io<Self>) {
-        let layout = &self.shared.layout;
+        let layout = &view.layout;
         let (stripe, rest) =
             (io.offset_blocks() / layout.stripe_blocks(), io.offset_blocks() % layout.stripe_blocks());
         if rest != 0 || io.num_blocks() != layout.stripe_blocks() {
@@ -63,7 +63,7 @@ impl RaidChannel {
 
     /// READ: all strips at once if every member can be read, otherwise strip by strip.
     pub(super) fn parity_read(&self, view: &Rc<View>, io: Io<Self>) {
-        let layout = &self.shared.layout;
+        let layout = &view.layout;
         let (offset, blocks) = (io.offset_blocks(), io.num_blocks());
         if blocks > layout.stripe_blocks() {
             return self.finish(io, IoStatus::INVALID);
@@ -104,7 +104,7 @@ impl RaidChannel {
             Some(IoStatus::NOMEM) => self.finish(io, IoStatus::NOMEM),
             Some(_) => {
                 let state = io.context_mut();
-                (state.error, state.failed, state.succeeded) = (None, 0, 0);
+                (state.error, state.failed) = (None, 0);
                 self.read_next_strip(&self.view(), io);
             }
         }
@@ -112,7 +112,7 @@ impl RaidChannel {
 
     /// Reads the next strip of a read from its member, or computes it.
     fn read_next_strip(&self, view: &Rc<View>, mut io: Io<Self>) {
-        let layout = &self.shared.layout;
+        let layout = &view.layout;
         let done = io.context().done_blocks;
         if done == io.num_blocks() {
             return self.finish(io, IoStatus::SUCCESS);
@@ -137,19 +137,20 @@ impl RaidChannel {
     }
 
     fn strip_was_read(&self, mut io: Io<Self>) {
-        let layout = &self.shared.layout;
+        let view = self.view();
+        let layout = &view.layout;
         let at = io.offset_blocks() + io.context().done_blocks;
         let run = strip_run(layout.strip_blocks, at, io.num_blocks() - io.context().done_blocks);
         let state = io.context_mut();
         match state.error.take() {
             None => {
                 state.done_blocks += run;
-                self.read_next_strip(&self.view(), io);
+                self.read_next_strip(&view, io);
             }
             Some(IoStatus::NOMEM) => self.finish(io, IoStatus::NOMEM),
             Some(_) => {
                 let (_, at) = layout.locate(at);
-                self.compute_strip(&self.view(), io, at, run);
+                self.compute_strip(&view, io, at, run);
             }
         }
     }
@@ -185,16 +186,22 @@ impl RaidChannel {
                     fan.child(slot as u32, base, shape, Self::add_to_strip);
                 }
             },
-            |channel, mut io| match io.context().error {
-                Some(error) => channel.finish(io, error),
-                None => {
-                    let at = io.offset_blocks() + io.context().done_blocks;
-                    let left = io.num_blocks() - io.context().done_blocks;
-                    io.context_mut().done_blocks += strip_run(channel.shared.layout.strip_blocks, at, left);
-                    channel.read_next_strip(&channel.view(), io);
-                }
-            },
+            Self::strip_was_computed,
         );
+    }
+
+    fn strip_was_computed(&self, mut io: Io<Self>) {
+        if let Some(error) = io.context().error {
+            return self.finish(io, error);
+        }
+        let view = self.view();
+        let at = io.offset_blocks() + io.context().done_blocks;
+        let run = strip_run(view.layout.strip_blocks, at, io.num_blocks() - io.context().done_blocks);
+        let (slot, at) = view.layout.locate(at);
+        // It was there, and could not be read.
+        self.correct(&view, 1 << slot, at..at + run);
+        io.context_mut().done_blocks += run;
+        self.read_next_strip(&view, io);
     }
 
     fn add_to_strip(&self, fan: &mut Fan<'_, Self>, done: ChildDone) {

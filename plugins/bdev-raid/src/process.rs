@@ -1,0 +1,593 @@
+//! What runs beside I/O for as long as it takes: a rebuild or a scrub, window by
+//! window. A window is locked against writes, worked through (`window.rs`), and
+//! followed by the next, at once while the array is idle, otherwise after a pause
+//! that leaves the members to its users. Also rewrites single ranges that could
+//! not be read. Who may run when is in `change.rs`.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tenon_sdk::{BaseChannel, BdevId, DmaBuf, Error, Exported, Timer};
+
+use crate::RaidModule;
+use crate::array::{Array, Inner, Standing};
+use crate::change::{Task, Why};
+use crate::config::RaidOptions;
+use crate::layout::Layout;
+use crate::level::Level;
+use crate::state::ArrayState;
+use crate::window::{self, Failure, Found, Place, Pool, Work};
+
+/// A rebuild or a scrub under way.
+pub struct Process {
+    /// Which.
+    pub kind: Kind,
+    /// Blocks that are done, of `total_blocks`.
+    pub done_blocks: u64,
+    /// Blocks of data areas to go through.
+    pub total_blocks: u64,
+    /// Whether an operator has stopped it for a while.
+    pub is_paused: bool,
+    /// Since when, by the host's clock, and from which block its rate is computed.
+    since: (u64, u64),
+    /// Blocks of the next window.
+    window_blocks: u64,
+    channels: Vec<(usize, BaseChannel)>,
+    pool: Pool,
+    /// Runs until the next window is due.
+    timer: Option<Timer>,
+}
+
+/// What a process does.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    /// A member gets its content.
+    Rebuild {
+        /// Its slot.
+        slot: usize,
+    },
+    /// Members are compared.
+    Scrub(Report),
+}
+
+/// What a scrub has found so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report {
+    /// Whether it writes.
+    pub is_repair: bool,
+    /// What it found.
+    pub found: Found,
+    /// How it ended; `None` while it runs.
+    pub end: Option<&'static str>,
+}
+
+/// One window.
+struct Plan {
+    blocks: Range<u64>,
+    locked: Range<u64>,
+    layout: Arc<Layout>,
+    sources: Vec<usize>,
+    target: Option<usize>,
+}
+
+impl Process {
+    /// A process that begins now; `channels` are those of all members it needs, on the control thread.
+    pub fn new(kind: Kind, total_blocks: u64, now_ns: u64, channels: Vec<(usize, BaseChannel)>) -> Process {
+        Process {
+            kind,
+            done_blocks: 0,
+            total_blocks,
+            is_paused: false,
+            since: (now_ns, 0),
+            window_blocks: 0,
+            channels,
+            pool: Pool::default(),
+            timer: None,
+        }
+    }
+
+    /// The slot that is being rebuilt.
+    pub fn target(&self) -> Option<usize> {
+        match self.kind {
+            Kind::Rebuild { slot } => Some(slot),
+            Kind::Scrub(_) => None,
+        }
+    }
+
+    /// Whether it works with the member of that slot.
+    pub fn uses(&self, slot: usize) -> bool {
+        self.channels.iter().any(|(other, _)| *other == slot)
+    }
+
+    /// Goes on without a member.
+    pub fn let_go(&mut self, slot: usize) {
+        self.channels.retain(|(other, _)| *other != slot);
+    }
+
+    /// As clients see it.
+    pub fn status(&self, now_ns: u64, block_size: u32, target: Option<&str>) -> Value {
+        let (since_ns, from) = self.since;
+        let elapsed_ns = u128::from(now_ns.saturating_sub(since_ns).max(1));
+        let done = u128::from(self.done_blocks.saturating_sub(from));
+        let rate = if self.is_paused { 0 } else { done * 1_000_000_000 / elapsed_ns };
+        let left = u128::from(self.total_blocks - self.done_blocks).checked_div(rate);
+        let mut status = json!({
+            "type": match self.kind { Kind::Rebuild { .. } => "rebuild", Kind::Scrub(_) => "scrub" },
+            "state": if self.is_paused { "paused" } else { "running" },
+            "progress": {
+                "blocks": self.done_blocks,
+                "percent": self.done_blocks * 100 / self.total_blocks.max(1),
+            },
+            "blocks_per_sec": u64::try_from(rate).unwrap_or(u64::MAX),
+            "bytes_per_sec": u64::try_from(rate * u128::from(block_size)).unwrap_or(u64::MAX),
+            "remaining_sec": left.and_then(|left| u64::try_from(left).ok()),
+        });
+        if let Some(target) = target {
+            status["target"] = json!(target);
+        }
+        status
+    }
+
+    /// The next window, smaller the more it is in the way.
+    fn plan(&self, inner: &Inner, smallest: u64) -> Option<Plan> {
+        let layout = Arc::clone(inner.layout.as_ref()?);
+        let size = layout.data_sizes.iter().copied().min()?;
+        // A scrub of pairs goes through one pair after the other.
+        let (column, from) = (self.done_blocks / size, self.done_blocks % size);
+        let window = self.window_blocks.max(smallest);
+        let to = (from + window).min(size);
+        let blocks = if self.done_blocks == self.total_blocks { from..from } else { from..to };
+        let there = |slots: Range<usize>| slots.filter(|slot| self.uses(*slot)).collect::<Vec<_>>();
+        let all = 0..layout.members();
+        let (sources, target) = match self.kind {
+            Kind::Rebuild { slot } => {
+                let mut sources =
+                    there(if layout.level == Level::Raid5f { all } else { layout.copies_of(slot) });
+                sources.retain(|source| *source != slot);
+                (sources, Some(slot))
+            }
+            Kind::Scrub(_) if layout.level == Level::Raid10 => {
+                (there(layout.copies_of(column as usize * 2)), None)
+            }
+            Kind::Scrub(_) => (there(all), None),
+        };
+        Some(Plan { locked: layout.array_range(&blocks), blocks, layout, sources, target })
+    }
+
+    /// The next window is larger if this one was short and nobody was in the way.
+    fn adapt(&mut self, took_ns: u64, smallest: u64, largest: u64, is_used: bool, options: &RaidOptions) {
+        let now = self.window_blocks.max(smallest);
+        self.window_blocks = if is_used || options.process_max_bandwidth_mb_sec > 0 || took_ns > LONG_NS {
+            smallest
+        } else if took_ns < SHORT_NS {
+            (now * 2).min(largest.max(smallest))
+        } else {
+            now
+        };
+    }
+}
+
+impl Report {
+    /// As clients see it.
+    pub fn status(&self) -> Value {
+        json!({
+            "mode": if self.is_repair { "repair" } else { "check" },
+            "state": self.end.unwrap_or("running"),
+            "mismatched_blocks": self.found.mismatches,
+            "unreadable_blocks": self.found.unreadable,
+            "lost_blocks": self.found.lost,
+            "repaired_blocks": self.found.repaired,
+            "first_block": self.found.first,
+        })
+    }
+
+    fn add(&mut self, found: Found) {
+        self.found.mismatches += found.mismatches;
+        self.found.unreadable += found.unreadable;
+        self.found.lost += found.lost;
+        self.found.repaired += found.repaired;
+        self.found.first = self.found.first.into_iter().chain(found.first).min();
+    }
+}
+
+impl Array {
+    /// Begins a scrub.
+    ///
+    /// # Errors
+    /// If the array has nothing to compare, lacks a member, or is busy with another process.
+    pub fn start_scrub(self: &Rc<Self>, is_repair: bool) -> Result<(), Error> {
+        let refusal = {
+            let inner = self.inner.borrow();
+            if inner.state != ArrayState::Online {
+                Some("array is not online".to_owned())
+            } else if !inner.params.level.is_redundant() {
+                Some(format!("{} has nothing to compare", inner.params.level.name()))
+            } else if inner.current().len() < inner.slots.len() {
+                Some("a member is missing or being rebuilt; scrub when the array is whole".to_owned())
+            } else if inner.process.is_some() {
+                Some("another process runs".to_owned())
+            } else {
+                None
+            }
+        };
+        if let Some(reason) = refusal {
+            return Err(Error::busy(reason).object(&*self.name));
+        }
+        self.push(Task::Scrub { is_repair });
+        Ok(())
+    }
+
+    /// Ends a scrub before it is done.
+    ///
+    /// # Errors
+    /// If none runs.
+    pub fn stop_scrub(self: &Rc<Self>) -> Result<(), Error> {
+        let is_scrub = {
+            let inner = self.inner.borrow();
+            inner.process.as_ref().is_some_and(|process| process.target().is_none())
+        };
+        if !is_scrub {
+            return Err(Error::new(tenon_sdk::errno::ENOENT, "no scrub runs").object(&*self.name));
+        }
+        self.end_scrub("stopped");
+        Ok(())
+    }
+
+    /// A scrub that runs is over.
+    pub fn end_scrub(&self, end: &'static str) {
+        let mut inner = self.inner.borrow_mut();
+        let Some(Process { kind: Kind::Scrub(mut report), .. }) = inner.process else { return };
+        report.end = Some(end);
+        inner.process = None;
+        inner.report = Some(report);
+        drop(inner);
+        let found = report.found;
+        let level = if found == Found::default() { log::Level::Info } else { log::Level::Warn };
+        log::log!(
+            level,
+            "scrub {end} raid={} mismatched_blocks={} unreadable_blocks={} lost_blocks={} repaired_blocks={} \
+             first_block={:?}",
+            self.name,
+            found.mismatches,
+            found.unreadable,
+            found.lost,
+            found.repaired,
+            found.first
+        );
+        self.publish_process();
+    }
+
+    /// Stops the process for a while, or lets it go on.
+    ///
+    /// # Errors
+    /// If none runs.
+    pub fn pause_process(self: &Rc<Self>, is_paused: bool) -> Result<(), Error> {
+        let now_ns = self.host.now_ns();
+        let has_changed = {
+            let mut inner = self.inner.borrow_mut();
+            let Some(process) = inner.process.as_mut() else {
+                return Err(Error::new(tenon_sdk::errno::ENOENT, "no process runs").object(&*self.name));
+            };
+            process.since = (now_ns, process.done_blocks);
+            std::mem::replace(&mut process.is_paused, is_paused) != is_paused
+        };
+        if has_changed {
+            log::info!("process {} raid={}", if is_paused { "paused" } else { "resumed" }, self.name);
+            if !is_paused {
+                self.push_window();
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the next window done when its turn comes; there is at most one in the queue.
+    pub fn push_window(self: &Rc<Self>) {
+        let is_queued = {
+            let inner = self.inner.borrow();
+            inner.tasks.iter().any(|task| matches!(task, Task::Window))
+        };
+        if !is_queued {
+            self.push(Task::Window);
+        }
+    }
+
+    /// Begins the process: members are opened on the control thread.
+    pub fn begin(self: &Rc<Self>, kind: Kind) {
+        let plan = {
+            let inner = self.inner.borrow();
+            inner.layout.clone().map(|layout| {
+                let mut bases = inner.current();
+                if let Kind::Rebuild { slot } = kind {
+                    bases.extend(inner.slots[slot].base.clone().map(|base| (slot, base)));
+                }
+                (layout, bases)
+            })
+        };
+        let Some((layout, bases)) = plan else { return self.task_done() };
+        let mut channels = Vec::new();
+        for (slot, base) in bases {
+            match base.channel() {
+                Ok(channel) => channels.push((slot, channel)),
+                Err(error) => log::warn!("no channel for a process raid={} error=\"{error}\"", self.name),
+            }
+        }
+        let size = layout.data_sizes.iter().copied().min().unwrap_or(0);
+        let columns = match (kind, layout.level) {
+            (Kind::Scrub(_), Level::Raid10) => layout.members() as u64 / 2,
+            (_, _) => 1,
+        };
+        let process = Process::new(kind, size * columns, self.host.now_ns(), channels);
+        self.inner.borrow_mut().process = Some(process);
+        match kind {
+            Kind::Rebuild { slot } => log::info!("rebuild begins raid={} slot={slot}", self.name),
+            Kind::Scrub(report) => log::info!("scrub begins raid={} repair={}", self.name, report.is_repair),
+        }
+        self.publish_process();
+        self.direct(false, 0..0, |array| {
+            array.inner.borrow_mut().tasks.push_back(Task::Window);
+            array.task_done();
+        });
+    }
+
+    /// Locks the next window against writes and works through it; after the last one the process is done.
+    pub fn next_window(self: &Rc<Self>) {
+        let options = RaidModule::with(|module| module.options()).unwrap_or_default();
+        let plan = {
+            let inner = self.inner.borrow();
+            let smallest = smallest_window(&inner, &options);
+            let process = inner.process.as_ref().filter(|process| !process.is_paused);
+            process.and_then(|process| process.plan(&inner, smallest))
+        };
+        match plan {
+            // Writes to the last window go on.
+            None => self.direct(false, 0..0, Array::task_done),
+            Some(plan) if plan.blocks.is_empty() => self.process_is_through(),
+            Some(plan) => self.direct(false, plan.locked.clone(), move |array| array.do_window(plan)),
+        }
+    }
+
+    fn do_window(self: &Rc<Self>, plan: Plan) {
+        let started_ns = self.host.now_ns();
+        let (sources, target, pool, is_repair) = {
+            let inner = self.inner.borrow();
+            let Some(process) = inner.process.as_ref() else {
+                drop(inner);
+                return self.direct(false, 0..0, Array::task_done);
+            };
+            let place = |slot: usize| {
+                let (_, channel) = process.channels.iter().find(|(other, _)| *other == slot)?;
+                Some(Place { slot, channel: channel.clone(), data_offset: inner.slots[slot].data_offset })
+            };
+            let sources: Vec<Place> = plan.sources.iter().filter_map(|slot| place(*slot)).collect();
+            let is_repair = matches!(process.kind, Kind::Scrub(report) if report.is_repair);
+            (sources, plan.target.map(place), process.pool.clone(), is_repair)
+        };
+        let is_complete = match plan.layout.level {
+            Level::Raid5f => sources.len() + usize::from(target.is_some()) == plan.layout.members(),
+            Level::Raid0 | Level::Raid1 | Level::Raid10 | Level::Concat => !sources.is_empty(),
+        };
+        let work = match target {
+            Some(target) => target.map(Work::Restore),
+            None => Some(Work::Check { is_repair }),
+        };
+        let Some(work) = work.filter(|_| is_complete) else {
+            let failure = Failure { slot: plan.target, error: Error::io("a member it needs is not there") };
+            return self.window_failed(failure);
+        };
+        let (this, blocks) = (Rc::clone(self), plan.blocks.end - plan.blocks.start);
+        window::run(self.host, plan.layout, sources, work, pool, plan.blocks, move |result| match result {
+            Err(failure) => this.window_failed(failure),
+            Ok(found) => this.window_done(started_ns, blocks, found),
+        });
+    }
+
+    /// The next window follows at once, or later if the array is used or the rate is limited.
+    fn window_done(self: &Rc<Self>, started_ns: u64, blocks: u64, found: Found) {
+        let options = RaidModule::with(|module| module.options()).unwrap_or_default();
+        let took_ns = self.host.now_ns() - started_ns;
+        let wait_ns = {
+            let mut inner = self.inner.borrow_mut();
+            let is_used = inner.shared.as_ref().is_some_and(|shared| shared.take_use());
+            let smallest = smallest_window(&inner, &options);
+            let block_size = u64::from(inner.block_size);
+            let wait_ns = options.pause_ns(took_ns, blocks * block_size, is_used);
+            if let Some(process) = inner.process.as_mut() {
+                process.done_blocks += blocks;
+                process.adapt(took_ns, smallest, LARGEST_BYTES / block_size.max(1), is_used, &options);
+                if let Kind::Scrub(report) = &mut process.kind {
+                    report.add(found);
+                }
+            }
+            wait_ns
+        };
+        self.publish_process();
+        let is_last = self.inner.borrow().process.as_ref().is_none_or(|p| p.done_blocks == p.total_blocks);
+        if wait_ns == 0 || is_last {
+            self.inner.borrow_mut().tasks.push_back(Task::Window);
+            return self.task_done();
+        }
+        // Writes to the window go on meanwhile.
+        self.direct(false, 0..0, move |array| {
+            let weak = Rc::downgrade(array);
+            let go_on = move || {
+                if let Some(array) = weak.upgrade() {
+                    array.push_window();
+                }
+            };
+            match array.host.timer(Duration::from_nanos(wait_ns), go_on) {
+                Ok(timer) => {
+                    if let Some(process) = array.inner.borrow_mut().process.as_mut() {
+                        process.timer = Some(timer);
+                    }
+                }
+                Err(error) => {
+                    log::warn!("process cannot wait raid={} error=\"{error}\"", array.name);
+                    array.inner.borrow_mut().tasks.push_back(Task::Window);
+                }
+            }
+            array.task_done();
+        });
+    }
+
+    fn window_failed(self: &Rc<Self>, failure: Failure) {
+        let target = self.inner.borrow().process.as_ref().and_then(Process::target);
+        log::error!("window failed raid={} slot={:?} error=\"{}\"", self.name, failure.slot, failure.error);
+        match (target, failure.slot) {
+            (Some(target), _) => {
+                self.inner.borrow_mut().slots[target].standing = Standing::Failed;
+                self.without(target, Why::Failed);
+            }
+            (None, slot) => {
+                self.end_scrub("failed");
+                if let Some(slot) = slot {
+                    let member = self.inner.borrow().slots[slot].member;
+                    self.inner.borrow_mut().tasks.push_back(Task::Lose { slot, member, why: Why::Failed });
+                }
+                self.direct(false, 0..0, Array::task_done);
+            }
+        }
+    }
+
+    fn process_is_through(self: &Rc<Self>) {
+        let target = self.inner.borrow().process.as_ref().and_then(Process::target);
+        if let Some(slot) = target {
+            return self.rebuilt(slot);
+        }
+        self.end_scrub("completed");
+        self.direct(false, 0..0, Array::task_done);
+    }
+
+    /// The whole member was copied: it counts from the moment the superblock says so.
+    fn rebuilt(self: &Rc<Self>, slot: usize) {
+        self.direct(true, 0..0, move |array| {
+            {
+                let mut inner = array.inner.borrow_mut();
+                inner.slots[slot].standing = Standing::Current;
+                let names = inner.slots.iter().map(crate::array::Slot::label).collect();
+                inner.params.base_bdevs = crate::config::BaseNames::List(names);
+            }
+            array.commit(move |array, is_durable| {
+                array.inner.borrow_mut().process = None;
+                array.publish_process();
+                if is_durable {
+                    log::info!("rebuild is done raid={} slot={slot}", array.name);
+                    array.without(slot, Why::Failed);
+                } else {
+                    array.fail_array(Why::Failed);
+                }
+            });
+        });
+    }
+
+    /// A channel could not read blocks of a member, and found them elsewhere.
+    pub fn correct(self: &Rc<Self>, slot: usize, bdev: BdevId, blocks: Range<u64>) {
+        self.push(Task::Correct { slot, bdev, blocks });
+    }
+
+    /// Rewrites blocks of a member that it could not read; a member that cannot be written, or still not read, fails.
+    pub fn correct_now(self: &Rc<Self>, slot: usize, bdev: BdevId, blocks: Range<u64>) {
+        let plan = {
+            let inner = self.inner.borrow();
+            if let Some(shared) = &inner.shared {
+                shared.end_correction();
+            }
+            correction(&inner, slot, bdev)
+        };
+        let Some((layout, mut sources, target)) = plan else { return self.task_done() };
+        sources.retain(|place| place.slot != slot);
+        let strip = layout.strip_blocks.max(1);
+        let whole = blocks.start / strip * strip..blocks.end.next_multiple_of(strip);
+        self.direct(false, layout.array_range(&whole), move |array| {
+            let this = Rc::clone(array);
+            array.reads(&target.clone(), blocks.clone(), move |can_read| {
+                if can_read {
+                    return this.direct(false, 0..0, Array::task_done);
+                }
+                let (array, place, range) = (Rc::clone(&this), target.clone(), blocks.clone());
+                let work = Work::Restore(target);
+                window::run(this.host, layout, sources, work, Pool::default(), blocks, move |result| {
+                    match result {
+                        Ok(_) => {
+                            let this = Rc::clone(&array);
+                            array.reads(&place, range, move |can_read| this.corrected(slot, can_read));
+                        }
+                        Err(failure) => array.corrected(slot, failure.slot.is_none()),
+                    }
+                });
+            });
+        });
+    }
+
+    fn corrected(self: &Rc<Self>, slot: usize, is_well: bool) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            let member = inner.slots[slot].member;
+            if is_well {
+                inner.corrected += 1;
+            } else {
+                inner.tasks.push_front(Task::Lose { slot, member, why: Why::Failed });
+            }
+        }
+        log::warn!(
+            "read error {} raid={} slot={slot}",
+            if is_well { "corrected" } else { "stays" },
+            self.name
+        );
+        self.publish_process();
+        self.direct(false, 0..0, Array::task_done);
+    }
+
+    /// Whether a member can read these blocks.
+    fn reads(&self, place: &Place, blocks: Range<u64>, then: impl FnOnce(bool) + 'static) {
+        let len = (blocks.end - blocks.start) as usize * place.channel.payload_block_size();
+        let buffer: Result<DmaBuf, Error> = self.host.alloc(len, 4096, -1);
+        match buffer {
+            Ok(buffer) => {
+                place.channel.read(place.data_offset + blocks.start, buffer, move |_, status| {
+                    then(status.is_success());
+                });
+            }
+            Err(error) => {
+                log::debug!("read error not corrected raid={} error=\"{error}\"", self.name);
+                then(true);
+            }
+        }
+    }
+}
+
+type Correction = (Arc<Layout>, Vec<Place>, Place);
+
+/// What is needed to rewrite blocks of a member, if it is still the one that could not read, and the others are there.
+fn correction(inner: &Inner, slot: usize, bdev: BdevId) -> Option<Correction> {
+    let layout = inner.layout.clone()?;
+    let is_it = |(other, base): &(usize, tenon_sdk::Descriptor)| *other == slot && base.id() == bdev;
+    let current = inner.current();
+    current.iter().find(|member| is_it(member))?;
+    let slots = if layout.level == Level::Raid5f { 0..layout.members() } else { layout.copies_of(slot) };
+    let place = |(slot, base): &(usize, tenon_sdk::Descriptor)| {
+        let channel = base.channel().ok()?;
+        Some(Place { slot: *slot, channel, data_offset: inner.slots[*slot].data_offset })
+    };
+    let places: Vec<Place> =
+        current.iter().filter(|(slot, _)| slots.contains(slot)).filter_map(place).collect();
+    let target = places.iter().find(|place| place.slot == slot)?.clone();
+    let is_enough =
+        if layout.level == Level::Raid5f { places.len() == slots.len() } else { places.len() > 1 };
+    is_enough.then_some((layout, places, target))
+}
+
+/// Blocks of a window that is in nobody's way, in whole strips.
+fn smallest_window(inner: &Inner, options: &RaidOptions) -> u64 {
+    let blocks = u64::from(options.process_window_size_kb) * 1024 / u64::from(inner.block_size.max(1));
+    blocks.max(1).next_multiple_of(inner.strip_blocks().max(1))
+}
+
+/// A window that takes less is followed by a larger one while nobody uses the array.
+const SHORT_NS: u64 = 10_000_000;
+/// A window that takes more is followed by the smallest.
+const LONG_NS: u64 = 40_000_000;
+/// Bytes of the largest window.
+const LARGEST_BYTES: u64 = 16 << 20;

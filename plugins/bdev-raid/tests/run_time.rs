@@ -1,0 +1,406 @@
+//! What arrays do besides I/O: rebuilds, spares, scrubs, correction of read errors,
+//! growth.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tenon_sdk::{IoStatus, abi::Op, errno};
+use tenon_testkit::{BaseSpec, FakeHost, FaultPlan, Request, TestBase};
+
+const BLOCKS: u64 = 4096;
+/// First block of the data area of a member with a superblock.
+const DATA: u64 = 2048;
+
+struct Rig {
+    host: FakeHost,
+    bases: Vec<TestBase>,
+}
+
+fn spec(nth: usize) -> BaseSpec {
+    BaseSpec::new(&format!("b{nth}"), 512, BLOCKS).uuid([nth as u8 + 1; 16])
+}
+
+/// A host with an array of that level on the first `members` of `count` devices.
+fn rig(level: &str, members: usize, count: usize, more: Value) -> Rig {
+    let host = FakeHost::new(7);
+    let bases = (0..count).map(|nth| host.add_base(spec(nth))).collect();
+    let module = host.load(bdev_raid::plugin, "{}").unwrap();
+    host.settle();
+    let names: Vec<String> = (0..members).map(|nth| format!("b{nth}")).collect();
+    let strip = if level == "raid1" { 0 } else { 4 };
+    let mut params = json!({ "name": "r0", "level": level, "strip_size_kb": strip, "base_bdevs": names,
+        "superblock": true });
+    params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    host.create(module, &params.to_string()).unwrap();
+    Rig { host, bases }
+}
+
+impl Rig {
+    fn ok(&self, method: &str, params: Value) {
+        self.host.rpc(method, &params.to_string()).unwrap_or_else(|error| panic!("{method}: {error}"));
+    }
+
+    fn err(&self, method: &str, params: Value) -> (i32, String) {
+        let error = self.host.rpc(method, &params.to_string()).unwrap_err();
+        (error.code, error.reason)
+    }
+
+    fn array(&self) -> Value {
+        let all = self.host.rpc("bdev_raid_get_bdevs", r#"{"category":"all"}"#).unwrap();
+        serde_json::from_str::<Vec<Value>>(&all).unwrap().remove(0)
+    }
+
+    fn is_whole(&self) -> bool {
+        let array = self.array();
+        array["num_base_bdevs_operational"] == array["num_base_bdevs"] && array.get("process").is_none()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, what: &str, mut is_met: impl FnMut(&Rig) -> bool) {
+        let is_met = self.host.run_until(Duration::from_secs(30), || is_met(self));
+        assert!(is_met, "{what}: {} {:#?}", self.array(), self.host.logs());
+    }
+
+    #[track_caller]
+    fn scrub(&self, is_repair: bool) -> Value {
+        self.ok("bdev_raid_start_scrub", json!({ "name": "r0", "repair": is_repair }));
+        self.wait_for("the scrub is over", |rig| rig.array().get("process").is_none());
+        let report = self.array()["scrub"].clone();
+        assert_eq!(report["state"], "completed");
+        report
+    }
+
+    fn write_all(&self) -> Vec<u8> {
+        let info = self.host.device("r0").unwrap();
+        let (blocks, unit) = (info.limits.num_blocks, u64::from(info.limits.write_unit.max(8)));
+        let data = self.host.rng().bytes(blocks as usize * 512);
+        for at in (0..blocks).step_by(unit as usize) {
+            let bytes = data[at as usize * 512..(at + unit) as usize * 512].to_vec();
+            let done = self.host.once("r0", Request::write(at, unit, bytes)).unwrap();
+            assert!(done.status.is_success(), "{:?}", done.status);
+        }
+        data
+    }
+
+    #[track_caller]
+    fn assert_reads(&self, data: &[u8]) {
+        for (nth, expected) in data.chunks(8 * 512).enumerate() {
+            let done = self.host.once("r0", Request::read(nth as u64 * 8, 8)).unwrap();
+            assert!(done.status.is_success() && done.data == expected, "blocks at {}", nth * 8);
+        }
+    }
+}
+
+const REDUNDANT: [(&str, usize); 4] = [("raid1", 2), ("raid1", 3), ("raid10", 4), ("raid5f", 3)];
+
+#[test]
+fn a_scrub_of_members_that_agree_finds_nothing() {
+    for (level, members) in REDUNDANT {
+        let rig = rig(level, members, members, json!({}));
+        rig.write_all();
+        let report = rig.scrub(false);
+        assert_eq!((&report["mismatched_blocks"], &report["mode"]), (&json!(0), &json!("check")), "{level}");
+    }
+}
+
+#[test]
+fn a_scrub_counts_blocks_that_differ_and_repairs_them_if_asked_to() {
+    for (level, members) in REDUNDANT {
+        let rig = rig(level, members, members, json!({}));
+        let data = rig.write_all();
+        // Of two copies the first counts, of a stripe the data: so it is the other that rots here.
+        let rotten = members - 1;
+        let at = DATA + if level == "raid5f" { 0 } else { 100 };
+        let before = rig.bases[rotten].bytes(at, 1);
+        rig.bases[rotten].write_bytes(at, &[0xee; 512]);
+        let report = rig.scrub(false);
+        assert_eq!(report["mismatched_blocks"], 1, "{level} {report}");
+        assert_eq!(report["first_block"], at - DATA);
+        assert_eq!(rig.bases[rotten].bytes(at, 1), [0xee; 512]);
+        let report = rig.scrub(true);
+        assert_eq!((&report["repaired_blocks"], &report["mode"]), (&json!(1), &json!("repair")), "{level}");
+        assert_eq!(rig.bases[rotten].bytes(at, 1), before);
+        assert_eq!(rig.scrub(false)["mismatched_blocks"], 0);
+        rig.assert_reads(&data);
+    }
+}
+
+#[test]
+fn writes_go_on_during_a_scrub_and_are_no_mismatch() {
+    for (level, members) in REDUNDANT {
+        let rig = rig(level, members, members, json!({}));
+        rig.ok("bdev_raid_set_options", json!({ "process_window_size_kb": 32 }));
+        rig.bases.iter().for_each(|base| base.set_plan(FaultPlan::none().delay_ns(0, 2_000_000)));
+        rig.ok("bdev_raid_start_scrub", json!({ "name": "r0" }));
+        let mut data = rig.write_all();
+        while rig.array().get("process").is_some() {
+            data = rig.write_all();
+        }
+        assert_eq!(rig.array()["scrub"]["mismatched_blocks"], 0, "{level}");
+        rig.assert_reads(&data);
+    }
+}
+
+#[test]
+fn a_scrub_is_refused_where_there_is_nothing_to_compare() {
+    let striped = rig("raid0", 2, 2, json!({}));
+    let (code, reason) = striped.err("bdev_raid_start_scrub", json!({ "name": "r0" }));
+    assert_eq!((code, reason.as_str()), (errno::EBUSY, "raid0 has nothing to compare"));
+    drop(striped);
+    let mirror = rig("raid1", 2, 2, json!({}));
+    mirror.ok("bdev_raid_remove_base_bdev", json!({ "name": "b1" }));
+    assert_eq!(mirror.err("bdev_raid_start_scrub", json!({ "name": "r0" })).0, errno::EBUSY);
+    assert_eq!(mirror.err("bdev_raid_stop_scrub", json!({ "name": "r0" })).0, errno::ENOENT);
+    assert_eq!(mirror.err("bdev_raid_pause_process", json!({ "name": "r0" })).0, errno::ENOENT);
+}
+
+#[test]
+fn a_block_that_cannot_be_read_is_read_elsewhere_and_rewritten() {
+    for (level, members) in REDUNDANT {
+        let rig = rig(level, members, members, json!({}));
+        let data = rig.write_all();
+        // The read fails, and so does the next one, which asks whether it still does.
+        // A stripe is read at once first, then strip by strip.
+        let failing = if level == "raid5f" { 3 } else { 2 };
+        let plan =
+            (1..=failing).fold(FaultPlan::none(), |plan, nth| plan.fail_nth(nth, IoStatus::UNRECOVERED_READ));
+        rig.bases[0].set_plan(plan);
+        rig.bases[0].clear_records();
+        let done = rig.host.once("r0", Request::read(0, 8)).unwrap();
+        assert!(done.status.is_success() && done.data == data[..4096], "{level}");
+        rig.wait_for("corrected", |rig| rig.array()["corrected_read_errors"] == 1);
+        let records = rig.bases[0].records();
+        let written: Vec<_> = records.iter().filter(|io| io.op == Op::WRITE).collect();
+        assert_eq!(written.len(), 1, "{level} {records:?}");
+        assert!(rig.is_whole());
+        rig.assert_reads(&data);
+    }
+}
+
+#[test]
+fn a_member_that_cannot_be_rewritten_fails() {
+    for (level, members) in REDUNDANT {
+        let rig = rig(level, members, members, json!({}));
+        let data = rig.write_all();
+        rig.bases[0].set_plan(
+            FaultPlan::none()
+                .fail_op(Op::READ, IoStatus::UNRECOVERED_READ)
+                .fail_op(Op::WRITE, IoStatus::IO_ERROR),
+        );
+        rig.assert_reads(&data);
+        rig.wait_for("the member is out", |rig| rig.array()["num_base_bdevs_operational"] == members - 1);
+        rig.assert_reads(&data);
+    }
+}
+
+#[test]
+fn a_spare_takes_the_place_of_a_member_that_fails_or_goes() {
+    for (level, members) in REDUNDANT {
+        for is_removed in [false, true] {
+            let rig = rig(level, members, members + 1, json!({ "spares": [format!("b{members}")] }));
+            assert_eq!(rig.array()["spares"][0]["is_there"], true);
+            let mut data = rig.write_all();
+            if is_removed {
+                rig.bases[0].remove();
+            } else {
+                rig.bases[0].set_plan(FaultPlan::none().fail_op(Op::WRITE, IoStatus::IO_ERROR));
+                data = rig.write_all();
+            }
+            rig.wait_for("the spare is a member", |rig| {
+                rig.is_whole() && rig.array()["base_bdevs_list"][0]["name"] == format!("b{members}")
+            });
+            assert!(rig.array().get("spares").is_none());
+            // It holds all of it: another member may go.
+            rig.bases[1].remove();
+            rig.wait_for("degraded", |rig| rig.bases[1].is_gone());
+            rig.assert_reads(&data);
+        }
+    }
+}
+
+#[test]
+fn a_spare_that_appears_later_is_taken_and_one_that_goes_is_awaited() {
+    let rig = rig("raid1", 2, 2, json!({ "spares": ["b2"] }));
+    rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b1" }));
+    let spare = rig.host.add_base(spec(2));
+    rig.wait_for("the spare is a member", Rig::is_whole);
+    assert_eq!(rig.array()["base_bdevs_list"][1]["name"], "b2");
+    assert_eq!(
+        rig.err("bdev_raid_add_spare", json!({ "raid_bdev": "r0", "base_bdev": "none" })).0,
+        errno::ENODEV
+    );
+    rig.ok("bdev_raid_add_spare", json!({ "raid_bdev": "r0", "base_bdev": "b1" }));
+    assert_eq!(rig.host.open_count("b1"), 1);
+    rig.bases[1].remove();
+    rig.wait_for("the spare is gone", |rig| rig.bases[1].is_gone());
+    assert_eq!(rig.array()["spares"], json!([{ "name": "b1", "is_there": false }]));
+    rig.ok("bdev_raid_remove_spare", json!({ "raid_bdev": "r0", "base_bdev": "b1" }));
+    assert!(rig.array().get("spares").is_none());
+    drop(spare);
+}
+
+#[test]
+fn a_member_is_replaced_in_one_step() {
+    let rig = rig("raid10", 4, 5, json!({}));
+    let data = rig.write_all();
+    let params = json!({ "raid_bdev": "r0", "base_bdev": "b2", "new_base_bdev": "b4" });
+    rig.ok("bdev_raid_replace_base_bdev", params);
+    rig.wait_for("whole", Rig::is_whole);
+    assert_eq!(rig.array()["base_bdevs_list"][2]["name"], "b4");
+    assert_eq!(rig.host.open_count("b2"), 0);
+    rig.bases[3].remove();
+    rig.wait_for("degraded", |rig| rig.bases[3].is_gone());
+    rig.assert_reads(&data);
+}
+
+#[test]
+fn two_members_that_return_are_rebuilt_one_after_the_other() {
+    let rig = rig("raid10", 4, 4, json!({}));
+    for name in ["b0", "b3"] {
+        rig.ok("bdev_raid_remove_base_bdev", json!({ "name": name }));
+    }
+    let data = rig.write_all();
+    for name in ["b0", "b3"] {
+        rig.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": name }));
+    }
+    rig.wait_for("whole", Rig::is_whole);
+    for nth in [1, 2] {
+        rig.bases[nth].remove();
+        rig.wait_for("degraded", |rig| rig.bases[nth].is_gone());
+    }
+    rig.assert_reads(&data);
+}
+
+#[test]
+fn a_rebuild_can_be_paused_and_goes_on_where_it_was() {
+    let rig = rig("raid1", 2, 2, json!({}));
+    let data = rig.write_all();
+    let options = json!({ "process_window_size_kb": 64, "process_max_bandwidth_mb_sec": 1 });
+    rig.ok("bdev_raid_set_options", options);
+    rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b1" }));
+    rig.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "b1" }));
+    rig.host.advance(Duration::from_millis(300));
+    rig.ok("bdev_raid_pause_process", json!({ "name": "r0" }));
+    rig.host.advance(Duration::from_millis(100));
+    let paused = rig.array()["process"].clone();
+    assert_eq!(paused["state"], "paused");
+    rig.host.advance(Duration::from_secs(5));
+    assert_eq!(rig.array()["process"], paused);
+    rig.write_all();
+    let data = rig.host.once("r0", Request::read(0, 8)).map(|_| data).unwrap();
+    rig.ok("bdev_raid_resume_process", json!({ "name": "r0" }));
+    let blocks = |array: &Value| array["process"]["progress"]["blocks"].as_u64().unwrap();
+    assert!(blocks(&rig.array()) >= paused["progress"]["blocks"].as_u64().unwrap());
+    rig.wait_for("whole", Rig::is_whole);
+    assert_eq!(rig.bases[1].bytes(DATA, DATA), rig.bases[0].bytes(DATA, DATA));
+    drop(data);
+}
+
+#[test]
+fn an_array_grows_with_its_members_and_is_as_large_after_a_restart() {
+    for (level, members) in [("raid0", 2), ("raid1", 2), ("raid10", 4), ("raid5f", 3), ("concat", 2)] {
+        let rig = rig(level, members, members, json!({}));
+        let data = rig.write_all();
+        let before = rig.host.device("r0").unwrap().limits.num_blocks;
+        for (nth, base) in rig.bases.iter().enumerate() {
+            if level != "concat" && nth + 1 == members {
+                rig.host.settle();
+                assert_eq!(rig.host.device("r0").unwrap().limits.num_blocks, before, "{level}");
+            }
+            base.resize(BLOCKS * 2);
+        }
+        let grown = |rig: &Rig| rig.host.device("r0").unwrap().limits.num_blocks;
+        let expected = match level {
+            // The last member has grown by twice its data area; nothing can grow between two others.
+            "concat" => before + BLOCKS,
+            _ => before * 3,
+        };
+        rig.wait_for("the array has grown", |rig| grown(rig) == expected);
+        rig.assert_reads(&data);
+        let data = rig.write_all();
+        let images: Vec<Vec<u8>> = rig.bases.iter().map(|base| base.bytes(0, BLOCKS * 2)).collect();
+        drop(rig);
+        let host = FakeHost::new(8);
+        for (nth, image) in images.iter().enumerate() {
+            let base =
+                host.add_base(BaseSpec::new(&format!("b{nth}"), 512, BLOCKS * 2).uuid([nth as u8 + 1; 16]));
+            base.write_bytes(0, image);
+        }
+        host.load(bdev_raid::plugin, "{}").unwrap();
+        host.settle();
+        let again = Rig { host, bases: Vec::new() };
+        assert_eq!(grown(&again), expected, "{level}");
+        again.assert_reads(&data);
+    }
+}
+
+#[test]
+fn a_concat_gets_one_more_member() {
+    let rig = rig("concat", 2, 3, json!({}));
+    let mut data = rig.write_all();
+    rig.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "b2" }));
+    assert_eq!(rig.host.device("r0").unwrap().limits.num_blocks, 3 * DATA);
+    rig.assert_reads(&data);
+    data = rig.write_all();
+    rig.assert_reads(&data);
+    let done = rig.host.once("r0", Request::write_zeroes(DATA - 8, DATA + 16)).unwrap();
+    assert!(done.status.is_success());
+    data[(DATA - 8) as usize * 512..(2 * DATA + 8) as usize * 512].fill(0);
+    rig.assert_reads(&data);
+    assert_eq!(rig.array()["num_base_bdevs"], 3);
+    let error = rig.err("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "b2" }));
+    assert_eq!(error.0, errno::EPERM);
+}
+
+#[test]
+fn an_array_is_started_without_its_missing_member_after_the_configured_time() {
+    let images: Vec<Vec<u8>> = {
+        let rig = rig("raid1", 2, 2, json!({}));
+        rig.write_all();
+        rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect()
+    };
+    let host = FakeHost::new(9);
+    host.add_base(spec(0)).write_bytes(0, &images[0]);
+    host.load(bdev_raid::plugin, r#"{"degraded_start_timeout_sec":30}"#).unwrap();
+    host.settle();
+    host.advance(Duration::from_secs(29));
+    assert!(host.device("r0").is_none());
+    host.advance(Duration::from_secs(2));
+    host.settle();
+    assert!(host.device("r0").is_some(), "{:#?}", host.logs());
+}
+
+#[test]
+fn a_missing_member_can_be_given_up() {
+    let images: Vec<Vec<u8>> = {
+        let rig = rig("raid1", 3, 3, json!({}));
+        rig.write_all();
+        rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect()
+    };
+    let host = FakeHost::new(9);
+    host.add_base(spec(0)).write_bytes(0, &images[0]);
+    host.load(bdev_raid::plugin, "{}").unwrap();
+    host.settle();
+    let rig = Rig { host, bases: Vec::new() };
+    let missing = rig.array()["missing"].clone();
+    assert_eq!(missing.as_array().unwrap().len(), 2);
+    rig.ok("bdev_raid_remove_base_bdev", json!({ "name": missing[0] }));
+    assert_eq!(
+        (rig.array()["state"].clone(), rig.array()["missing"][0].clone()),
+        ("configuring".into(), missing[1].clone())
+    );
+    rig.ok("bdev_raid_remove_base_bdev", json!({ "name": missing[1] }));
+    assert_eq!(rig.array()["state"], "online");
+}
+
+#[test]
+fn the_superblock_of_a_device_that_nobody_uses_is_wiped() {
+    let rig = rig("raid1", 2, 3, json!({}));
+    rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b1" }));
+    assert_eq!(rig.bases[1].bytes(0, 1)[..8], *b"SPDKRAID");
+    rig.ok("bdev_raid_wipe_superblock", json!({ "name": "b1" }));
+    assert_eq!(rig.bases[1].bytes(0, 1)[..8], [0; 8]);
+    assert_eq!(rig.err("bdev_raid_wipe_superblock", json!({ "name": "b0" })).0, errno::EPERM);
+    assert_eq!(rig.err("bdev_raid_wipe_superblock", json!({ "name": "b2" })).0, errno::ENOENT);
+}
