@@ -5,5 +5,6 @@
 mod discover;
 mod load;
 mod multipath;
+mod operate;
 mod survive;
 mod world;

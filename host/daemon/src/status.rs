@@ -37,6 +37,9 @@ struct Sample {
     modules: Value,
     waiting: Value,
     subsystems: Vec<Subsystem>,
+    /// Remote controllers, and the paths of devices over them; null if none were ever attached.
+    remotes: Value,
+    paths: Value,
 }
 
 /// A subsystem with who uses it and where it is reached.
@@ -49,14 +52,22 @@ struct Subsystem {
 impl Sample {
     fn take(client: &mut Client) -> anyhow::Result<Sample> {
         let mut call = |method: &str| client.call(method, json!({}));
+        let modules = call("module_get_list")?;
+        // A module that is not loaded has nothing to tell, and would be loaded by the question.
+        let has_remotes =
+            modules["modules"].as_array().into_iter().flatten().any(|one| one["name"] == "nvme");
+        let mut remote = |method| if has_remotes { call(method) } else { Ok(Value::Null) };
+        let (remotes, paths) = (remote("bdev_nvme_get_controllers")?, remote("bdev_nvme_get_io_paths")?);
         Ok(Sample {
             version: call("spdk_get_version")?,
             reactors: call("framework_get_reactors")?,
             bdevs: call("bdev_get_bdevs")?,
             iostat: call("bdev_get_iostat")?,
-            modules: call("module_get_list")?,
+            modules,
             waiting: call("config_get_waiting")?,
             subsystems: subsystems(client)?,
+            remotes,
+            paths,
         })
     }
 
@@ -65,6 +76,7 @@ impl Sample {
         self.render_reactors(before, &mut text);
         self.render_modules(&mut text);
         self.render_bdevs(before, &mut text);
+        render_remotes(&self.remotes, &self.paths, &mut text);
         for subsystem in &self.subsystems {
             self.render_subsystem(subsystem, before, &mut text);
         }
@@ -189,6 +201,51 @@ impl Sample {
     }
 }
 
+/// Remote controllers, and beneath each the paths of devices over it, of all reactors that use them.
+fn render_remotes(remotes: &Value, paths: &Value, text: &mut String) {
+    for group in remotes.as_array().into_iter().flatten() {
+        for controller in group["ctrlrs"].as_array().into_iter().flatten() {
+            let (name, trid) = (word(&group["name"]), &controller["trid"]);
+            *text += &format!(
+                "\nCONTROLLER {name}  {}  {}  cntlid {}  {}",
+                place(trid),
+                word(&controller["state"]),
+                controller["cntlid"],
+                word(&trid["subnqn"]),
+            );
+            if let Some(reason) = controller["reason"].as_str() {
+                *text += &format!("  ({reason})");
+            }
+            text.push('\n');
+            let is_on = |path: &&Value| {
+                path["controller_name"] == group["name"]
+                    && ["trtype", "traddr", "trsvcid"].iter().all(|key| path["transport"][key] == trid[key])
+            };
+            for group in paths["poll_groups"].as_array().into_iter().flatten() {
+                let on_reactor = group["io_paths"].as_array().into_iter().flatten();
+                on_reactor.filter(is_on).for_each(|path| *text += &path_line(word(&group["thread"]), path));
+            }
+        }
+    }
+}
+
+/// One path of one device on one reactor.
+fn path_line(thread: &str, path: &Value) -> String {
+    let flag = |key: &'static str| if path[key] == true { key } else { "-" };
+    let line = format!(
+        "  path {:<20} {thread:<10} {:<9} {:<10} {:<7} {:<15} {:>9.1} us {:>5} in flight",
+        word(&path["bdev_name"]),
+        flag("connected"),
+        flag("accessible"),
+        flag("current"),
+        word(&path["ana_state"]),
+        number(&path["latency_us"]),
+        number(&path["in_flight"]),
+    );
+    let reason = path["reason"].as_str().map_or_else(String::new, |reason| format!("  {reason}"));
+    format!("{line}{reason}\n")
+}
+
 /// All but the discovery subsystem. One that goes between two calls is left out.
 fn subsystems(client: &mut Client) -> anyhow::Result<Vec<Subsystem>> {
     let all = client.call("nvmf_get_subsystems", json!({}))?;
@@ -248,5 +305,35 @@ mod tests {
         {
             assert_eq!(size(bytes), expected);
         }
+    }
+
+    #[test]
+    fn each_path_says_how_it_is_and_what_is_in_its_way() {
+        let trid = |port: &str| json!({ "trtype": "TCP", "traddr": "10.0.0.1", "trsvcid": port, "subnqn": "nqn.2026-01.io.tenon:a" });
+        let path = |port: &str, good: bool| {
+            let mut path = json!({
+                "bdev_name": "nvme0n1", "controller_name": "nvme0", "cntlid": 1, "transport": trid(port),
+                "connected": good, "accessible": good, "current": good, "ana_state": "optimized",
+                "latency_us": 21.5, "in_flight": 3,
+            });
+            if !good {
+                path["reason"] = json!("the controller is not connected: connection refused");
+            }
+            path
+        };
+        let controller = |port: &str, state: &str| json!({ "state": state, "trid": trid(port), "cntlid": 1 });
+        let both = [controller("4420", "enabled"), controller("4421", "reconnect_is_delayed")];
+        let remotes = json!([{ "name": "nvme0", "ctrlrs": both }]);
+        let of_reactor = [path("4420", true), path("4421", false)];
+        let paths = json!({ "poll_groups": [{ "thread": "reactor_0", "io_paths": of_reactor }] });
+        let mut text = String::new();
+        render_remotes(&remotes, &paths, &mut text);
+        let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(lines[0].contains("tcp 10.0.0.1:4420  enabled  cntlid 1"), "{text}");
+        assert!(lines[1].contains("connected accessible current optimized"), "{text}");
+        assert!(lines[1].contains("21.5 us     3 in flight"), "{text}");
+        assert!(lines[3].ends_with("the controller is not connected: connection refused"), "{text}");
+        render_remotes(&Value::Null, &Value::Null, &mut String::new());
     }
 }

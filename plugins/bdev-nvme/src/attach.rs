@@ -13,7 +13,7 @@ use tenon_sdk::{Error, FabricTransport, OpToken, errno};
 
 use crate::config::{Multipath, NvmeParams, Timers};
 use crate::controller::command::HostIdentity;
-use crate::controller::{Controller, Listener, Plan};
+use crate::controller::{Controller, IO_ENTRIES, Listener, Plan};
 use crate::door::Door;
 use crate::registry::Registry;
 
@@ -196,6 +196,10 @@ impl Registry {
         let plan = Plan {
             timers,
             keep_alive_ms: config.keep_alive_timeout_ms,
+            io_entries: match config.io_queue_requests {
+                0 => IO_ENTRIES,
+                entries => entries as u16,
+            },
             admin_timeout: (config.timeout_admin_us > 0)
                 .then(|| Duration::from_micros(config.timeout_admin_us)),
             ns_absent_timeout: (absent_sec > 0).then(|| Duration::from_secs(absent_sec.into())),

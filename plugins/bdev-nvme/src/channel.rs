@@ -23,6 +23,7 @@ use crate::select::{Cursor, PathFacts, is_current, select};
 use crate::side::Side;
 use crate::status::{NO_PATH, Verdict, judge};
 use crate::table::{Entry, Table};
+use crate::tally::{Counted, Tally};
 
 /// What is kept per I/O.
 #[derive(Default)]
@@ -32,6 +33,10 @@ pub struct Flight {
     retries: u32,
     /// When it is tried again.
     due_ns: u64,
+    /// When it was sent, if it is timed; else 0.
+    sent_ns: u64,
+    /// What its path has done, if that is counted.
+    tally: Option<Rc<Tally>>,
 }
 
 /// A device on one reactor.
@@ -60,6 +65,7 @@ struct Path {
     nsid: u32,
     /// Until when an inaccessible state is waited for.
     ana_deadline_ns: Cell<u64>,
+    tally: Option<Rc<Tally>>,
 }
 
 /// How a path is reported.
@@ -72,6 +78,10 @@ pub(crate) struct PathReport {
     pub(crate) is_accessible: bool,
     pub(crate) commands: u64,
     pub(crate) failed: u64,
+    pub(crate) in_flight: u32,
+    pub(crate) latency_ns: u32,
+    pub(crate) obstacle: Option<String>,
+    pub(crate) counted: Option<Counted>,
 }
 
 impl NvmeChannel {
@@ -117,7 +127,8 @@ impl NvmeChannel {
         let (mut paths, mut facts) = (Vec::new(), Vec::new());
         for entry in &entries {
             let ana_deadline_ns = Cell::new(self.ana_deadline(entry, now_ns));
-            paths.push(Path { queue: self.side.queue(&entry.door), nsid: entry.nsid, ana_deadline_ns });
+            let (queue, tally) = (self.side.queue(&entry.door), self.tally_of(entry));
+            paths.push(Path { queue, nsid: entry.nsid, ana_deadline_ns, tally });
             facts.push(PathFacts {
                 is_connected: false,
                 is_present: entry.is_present,
@@ -125,14 +136,35 @@ impl NvmeChannel {
                 ana: entry.ana,
                 is_preferred: entry.is_preferred,
                 in_flight: 0,
+                latency_ns: 0,
             });
         }
         let old = self.paths.replace(paths);
-        drop(old);
         *self.facts.borrow_mut() = facts;
-        let last = self.cursor.get().last;
-        self.cursor.set(Cursor { last: last.min(entries.len().saturating_sub(1)), run: 0 });
+        self.cursor.set(self.moved_cursor(&old));
+        drop(old);
         self.kick();
+    }
+
+    /// The cursor, on the path on which it was; that one may have another place now, or be gone.
+    fn moved_cursor(&self, old: &[Path]) -> Cursor {
+        let cursor = self.cursor.get();
+        let paths = self.paths.borrow();
+        let was = old.get(cursor.last).map(|path| path.queue.door.id);
+        match paths.iter().position(|path| Some(path.queue.door.id) == was) {
+            Some(last) => Cursor { last, run: cursor.run.min(1) },
+            None => Cursor::default(),
+        }
+    }
+
+    /// The counts of a path, which stay when paths change.
+    fn tally_of(&self, entry: &Entry) -> Option<Rc<Tally>> {
+        if !self.table.counts_paths {
+            return None;
+        }
+        let paths = self.paths.borrow();
+        let old = paths.iter().find(|path| path.queue.door.id == entry.door.id);
+        Some(old.and_then(|path| path.tally.clone()).unwrap_or_default())
     }
 
     fn ana_deadline(&self, entry: &Entry, now_ns: u64) -> u64 {
@@ -154,6 +186,7 @@ impl NvmeChannel {
             facts.is_connected = path.queue.is_live();
             if counts {
                 facts.in_flight = path.queue.in_flight();
+                facts.latency_ns = path.queue.counts.latency_ns.get();
             }
         }
         let cursor = self.cursor.get();
@@ -173,9 +206,9 @@ impl NvmeChannel {
             self.park(io);
             return None;
         };
-        let (queue, nsid) = {
+        let (queue, nsid, tally) = {
             let paths = self.paths.borrow();
-            (Rc::clone(&paths[at].queue), paths[at].nsid)
+            (Rc::clone(&paths[at].queue), paths[at].nsid, paths[at].tally.clone())
         };
         let wanted = Wanted {
             op: io.op(),
@@ -196,7 +229,10 @@ impl NvmeChannel {
             Travels::Out => PayloadOf::ToController,
             Travels::Range(range) => PayloadOf::Inline(range),
         };
-        io.context_mut().channel = self.me.upgrade();
+        let is_timed = queue.counts.is_timed() || tally.is_some();
+        let flight = io.context_mut();
+        flight.channel = self.me.upgrade();
+        (flight.sent_ns, flight.tally) = (if is_timed { self.host.now_ns().max(1) } else { 0 }, tally);
         match queue.submit(&FabricCommand { sqe, payload }, io) {
             Ok(()) => Some(queue),
             Err((mut io, is_full)) => {
@@ -296,6 +332,9 @@ impl NvmeChannel {
         io.context_mut().channel = None;
         match result {
             Ok(cqe) if cqe.status.is_success() => {
+                if io.context().sent_ns != 0 {
+                    self.timed(&mut io, queue);
+                }
                 io.set_cdw0(cqe.dw0.get());
                 io.complete(IoStatus::SUCCESS);
             }
@@ -310,6 +349,16 @@ impl NvmeChannel {
         }
         if !self.waiting.is_empty() && queue.has_room() {
             self.drive();
+        }
+    }
+
+    /// An I/O that was timed is over.
+    #[cold]
+    fn timed(&self, io: &mut Io<Self>, queue: &IoQueue) {
+        let ns = self.host.now_ns().saturating_sub(std::mem::take(&mut io.context_mut().sent_ns));
+        queue.counts.took(ns);
+        if let Some(tally) = io.context_mut().tally.take() {
+            tally.count(io.op(), io.payload_len(), ns);
         }
     }
 
@@ -412,6 +461,7 @@ impl NvmeChannel {
         for (path, facts) in paths.iter().zip(facts.iter_mut()) {
             facts.is_connected = path.queue.is_live();
             facts.in_flight = path.queue.in_flight();
+            facts.latency_ns = path.queue.counts.latency_ns.get();
         }
         let (rules, cursor) = (self.rules.get(), self.cursor.get());
         let report = |(at, path): (usize, &Path)| PathReport {
@@ -422,6 +472,10 @@ impl NvmeChannel {
             is_accessible: facts[at].is_accessible(),
             commands: path.queue.counts.commands.get(),
             failed: path.queue.counts.failed.get(),
+            in_flight: facts[at].in_flight,
+            latency_ns: facts[at].latency_ns,
+            obstacle: facts[at].obstacle(),
+            counted: path.tally.as_ref().map(|tally| tally.get()),
         };
         paths.iter().enumerate().map(report).collect()
     }

@@ -176,6 +176,40 @@ pub struct NvmeConfig {
     pub fast_io_fail_timeout_sec: u32,
     /// Default of the parameter of the same name.
     pub ns_absent_timeout_sec: u32,
+    /// An active_passive device stays on its path when a better one comes back [default: false].
+    pub disable_auto_failback: bool,
+    /// Count I/O by path, see bdev_nvme_get_path_iostat; devices that come later [default: false].
+    pub io_path_stat: bool,
+    /// Entries of an I/O queue whose parameters do not say, 2 to 4096; 0: 128 [default: 0].
+    pub io_queue_requests: u32,
+    /// Answers of an admin queue are seen at least this often; they are at once [default: 10000].
+    pub nvme_adminq_poll_period_us: u64,
+    /// 0: reactors poll I/O queues as often as they turn.
+    pub nvme_ioq_poll_period_us: u64,
+    /// True: commands of one turn are sent together.
+    pub delay_cmd_submit: bool,
+    /// True: a device without a UUID gets one made of its identity.
+    pub generate_uuids: bool,
+    /// 0: queues over fabrics are not weighted.
+    pub arbitration_burst: u32,
+    /// As `arbitration_burst`.
+    pub low_priority_weight: u32,
+    /// As `arbitration_burst`.
+    pub medium_priority_weight: u32,
+    /// As `arbitration_burst`.
+    pub high_priority_weight: u32,
+    /// 0: packets are marked by `priority` of a controller.
+    pub transport_tos: u32,
+    /// False: there is no acceleration framework.
+    pub allow_accel_sequence: bool,
+    /// 0: for RDMA.
+    pub rdma_srq_size: u32,
+    /// 0: for RDMA.
+    pub rdma_max_cq_size: u32,
+    /// 0: for RDMA.
+    pub rdma_cm_event_timeout_ms: u32,
+    /// False: for RDMA.
+    pub rdma_umr_per_io: bool,
 }
 
 impl Default for NvmeConfig {
@@ -190,6 +224,23 @@ impl Default for NvmeConfig {
             reconnect_delay_sec: 0,
             fast_io_fail_timeout_sec: 0,
             ns_absent_timeout_sec: 0,
+            disable_auto_failback: false,
+            io_path_stat: false,
+            io_queue_requests: 0,
+            nvme_adminq_poll_period_us: 10_000,
+            nvme_ioq_poll_period_us: 0,
+            delay_cmd_submit: true,
+            generate_uuids: true,
+            arbitration_burst: 0,
+            low_priority_weight: 0,
+            medium_priority_weight: 0,
+            high_priority_weight: 0,
+            transport_tos: 0,
+            allow_accel_sequence: false,
+            rdma_srq_size: 0,
+            rdma_max_cq_size: 0,
+            rdma_cm_event_timeout_ms: 0,
+            rdma_umr_per_io: false,
         }
     }
 }

@@ -1,20 +1,21 @@
 //! `nvme`: block devices behind NVMe controllers, over any transport the host
 //! has: an initiator with several paths that survives its target.
 //!
-//! * control thread: `config` has the parameters, `registry` the controllers and
+//! * control thread: `config` and `options` have the parameters, `registry` the controllers and
 //!   devices, `attach` and `discovery` bring them, `wishes` how paths are used, `controller` one controller (its life in `state`, what is asked of
 //!   it in `setup` and `scan`, its admin queue in `admin`), `namespace` what makes
-//!   a device, `rpc` and `report` what operators say and see, `bdev` a device;
+//!   a device, `rpc`, `commands` and `report` what operators say and see, `bdev` a device;
 //! * between: `door` says whether a controller's queues may be opened, `table`
 //!   which paths a device has, `module` carries messages to the control thread;
 //! * reactors: `side` has all of a reactor, `queue` a controller's I/O queue,
 //!   `channel` the data path of a device, `select` chooses a path and reports it,
-//!   `encode` makes commands, `status` judges their ends.
+//!   `encode` makes commands, `status` judges their ends, `tally` counts them.
 #![forbid(unsafe_code)]
 
 mod attach;
 mod bdev;
 mod channel;
+mod commands;
 mod config;
 mod controller;
 mod discovery;
@@ -22,6 +23,7 @@ mod door;
 mod encode;
 mod module;
 mod namespace;
+mod options;
 mod queue;
 mod registry;
 mod report;
@@ -30,6 +32,7 @@ mod select;
 mod side;
 mod status;
 mod table;
+mod tally;
 mod text;
 mod wishes;
 
@@ -63,6 +66,7 @@ impl Module for NvmeModule {
     type Params = NvmeParams;
 
     fn init(host: Host, config: NvmeConfig) -> Result<Self, Error> {
+        config.check()?;
         let identity = HostIdentity::of_machine();
         Ok(NvmeModule { host, config, identity, registry: ControlCell::new() })
     }
@@ -80,6 +84,9 @@ impl Module for NvmeModule {
     }
 
     fn configure(&self, config: NvmeConfig, token: OpToken) {
+        if let Err(error) = config.check() {
+            return token.fail(error);
+        }
         *self.registry().config.borrow_mut() = config;
         token.done();
     }
@@ -142,6 +149,11 @@ export_plugin! {
         "bdev_nvme_start_discovery",
         "bdev_nvme_stop_discovery",
         "bdev_nvme_get_discovery_info",
+        "bdev_nvme_get_path_iostat",
+        "bdev_nvme_send_cmd",
+        "bdev_nvme_get_controller_health_info",
+        "bdev_nvme_apply_firmware",
+        "bdev_nvme_set_hotplug",
         "bdev_nvme_get_transport_statistics",
     ],
 }

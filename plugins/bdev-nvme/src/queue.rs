@@ -59,6 +59,26 @@ pub(crate) struct IoQueue {
 pub(crate) struct Counts {
     pub(crate) commands: Cell<u64>,
     pub(crate) failed: Cell<u64>,
+    /// What a command takes: a moving mean of those that were timed; 0 before the first.
+    pub(crate) latency_ns: Cell<u32>,
+}
+
+impl Counts {
+    /// Whether the next command is to be timed.
+    #[inline]
+    pub(crate) fn is_timed(&self) -> bool {
+        self.commands.get().is_multiple_of(TIMED_EACH)
+    }
+
+    /// A timed command took so long.
+    pub(crate) fn took(&self, ns: u64) {
+        let ns = u32::try_from(ns).unwrap_or(u32::MAX).max(1);
+        let mean = match self.latency_ns.get() {
+            0 => ns,
+            old => ((u64::from(old) * 7 + u64::from(ns)) / 8) as u32,
+        };
+        self.latency_ns.set(mean.max(1));
+    }
 }
 
 impl IoQueue {
@@ -322,5 +342,7 @@ impl IoQueue {
     }
 }
 
+/// Of so many commands one is timed: two looks at the clock for each would cost more than choosing its path.
+const TIMED_EACH: u64 = 64;
 /// How long what is on a queue may take to come back.
 const DRAIN_NS: u64 = 5_000_000_000;

@@ -26,6 +26,7 @@ use crate::controller::state::Event;
 use crate::discovery::Discovery;
 use crate::module;
 use crate::namespace::NamespaceFacts;
+use crate::select::Rules;
 use crate::side::Side;
 use crate::status::NO_PATH;
 use crate::table::{Entry, Table};
@@ -244,7 +245,7 @@ impl Registry {
         let is_taken = self.devices().iter().any(|device| device.name == plain);
         let name = if is_taken { format!("{plain}-{}", &uuid[..8]) } else { plain };
         let id = self.next_id();
-        let table = Table::new(id, self.config.borrow().bdev_retry_count);
+        let table = self.new_table(id);
         let entry = self.wished(&name, &table, entry);
         table.change(|entries| entries.push(entry));
         let device = Rc::new(Device {
@@ -277,6 +278,13 @@ impl Registry {
                 self.devices.borrow_mut().remove(&id);
             }
         }
+    }
+
+    fn new_table(&self, device: u64) -> Arc<Table> {
+        let config = self.config.borrow();
+        let table = Table::new(device, config.bdev_retry_count, config.io_path_stat);
+        table.set_rules(Rules { fails_back: !config.disable_auto_failback, ..Rules::default() });
+        table
     }
 
     fn namespaces_missing(&self, controller: &Controller, found: &[NamespaceFacts], origin: Origin) {

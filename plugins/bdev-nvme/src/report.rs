@@ -11,7 +11,9 @@ use crate::channel::PathReport;
 use crate::config::family_name;
 use crate::controller::Controller;
 use crate::registry::Registry;
+use crate::select::ana_name;
 use crate::side::Side;
+use crate::tally::Counted;
 
 /// An address as `trid`.
 pub(crate) fn trid(transport: &str, address: &FabricAddress) -> Value {
@@ -119,6 +121,42 @@ impl Registry {
         {
             return token.fail(Error::not_found(&**name));
         }
+        self.gather(token, move |registry, found, token| {
+            token.reply(&registry.describe_paths(name.as_deref(), &found));
+        });
+    }
+
+    /// `bdev_nvme_get_path_iostat`: what each path of a device has done, on all reactors.
+    pub(crate) fn report_path_iostat(self: &Rc<Self>, name: String, token: OpToken) {
+        let Some(device) = self.device_named(&name) else { return token.fail(Error::not_found(name)) };
+        if !device.table.counts_paths {
+            let reason = "i/o is not counted by path: set the option io_path_stat before it is attached";
+            return token.fail(Error::new(tenon_sdk::errno::EPERM, reason).object(name));
+        }
+        self.gather(token, move |registry, found, token| {
+            let (entries, _, _) = device.table.read();
+            let stat = |entry: &crate::table::Entry| {
+                let controller = registry.controller(entry.door.id)?;
+                let mut counted = Counted::default();
+                found
+                    .iter()
+                    .filter(|(id, report)| *id == device.id && report.controller == entry.door.id)
+                    .filter_map(|(_, report)| report.counted.as_ref())
+                    .for_each(|other| counted.add(other));
+                let trid = trid(controller.transport.name(), &entry.door.address);
+                Some(json!({ "trid": trid, "stat": counted.describe() }))
+            };
+            let stats: Vec<Value> = entries.iter().filter_map(stat).collect();
+            token.reply(&json!({ "name": name, "stats": stats }));
+        });
+    }
+
+    /// Asks every reactor for its paths; then answers.
+    fn gather(
+        self: &Rc<Self>,
+        token: OpToken,
+        answer: impl FnOnce(&Rc<Registry>, Vec<(u64, PathReport)>, OpToken) + 'static,
+    ) {
         let host = self.host;
         let found: Arc<Mutex<Vec<(u64, PathReport)>>> = Arc::default();
         let (gathered, registry) = (Arc::clone(&found), Rc::clone(self));
@@ -136,7 +174,7 @@ impl Registry {
             move || {
                 let found = std::mem::take(&mut *gathered.lock().unwrap_or_else(PoisonError::into_inner));
                 if let Some(token) = answers.take() {
-                    token.reply(&registry.describe_paths(name.as_deref(), &found));
+                    answer(&registry, found, token);
                 }
             },
         );
@@ -163,16 +201,30 @@ impl Registry {
                     transport.remove("subnqn");
                 }
                 is_wanted.then(|| {
-                    json!({
+                    let (entries, _, _) = device.table.read();
+                    let entry = entries.iter().find(|entry| entry.door.id == report.controller);
+                    let mut told = json!({
                         "bdev_name": device.name,
+                        "controller_name": controller.plan.params.name,
                         "cntlid": controller.facts.borrow().cntlid,
                         "current": report.is_current,
                         "connected": report.is_connected,
                         "accessible": report.is_accessible,
                         "commands": report.commands,
                         "failed_commands": report.failed,
+                        "in_flight": report.in_flight,
+                        "latency_us": f64::from(report.latency_ns) / 1000.0,
+                        "ana_state": entry.map_or("unknown", |entry| ana_name(entry.ana)),
                         "transport": transport,
-                    })
+                    });
+                    if let Some(obstacle) = &report.obstacle {
+                        let cause = controller.last_error.borrow();
+                        let has_cause = !report.is_connected && !cause.is_empty();
+                        let reason =
+                            if has_cause { format!("{obstacle}: {cause}") } else { obstacle.clone() };
+                        told["reason"] = reason.into();
+                    }
+                    told
                 })
             });
             json!({ "thread": format!("reactor_{reactor}"), "io_paths": paths.collect::<Vec<_>>() })
@@ -206,17 +258,5 @@ impl Registry {
         {
             token.fail(error);
         }
-    }
-}
-
-fn ana_name(state: nvme_spec::log::AnaState) -> &'static str {
-    use nvme_spec::log::AnaState;
-    match state {
-        AnaState::OPTIMIZED => "optimized",
-        AnaState::NON_OPTIMIZED => "non_optimized",
-        AnaState::INACCESSIBLE => "inaccessible",
-        AnaState::PERSISTENT_LOSS => "persistent_loss",
-        AnaState::CHANGE => "change",
-        _ => "unknown",
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tenon_sdk::{Error, Host, NoParams, OpToken};
 
 use crate::NvmeModule;
+use crate::commands::SendCommand;
 use crate::config::{NvmeConfig, NvmeParams};
 use crate::controller::Controller;
 use crate::controller::state::Event;
@@ -61,6 +62,20 @@ struct Preferring {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+struct SetHotplug {
+    enable: bool,
+    period_us: Option<u64>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Firmware {
+    filename: String,
+    bdev_name: String,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct SetPolicy {
     name: String,
     policy: Policy,
@@ -88,6 +103,20 @@ pub(crate) fn register(host: Host) -> Result<(), Error> {
     host.rpc::<NvmeModule, Preferring>("bdev_nvme_set_preferred_path", set_preferred)?;
     host.rpc::<NvmeModule, SetPolicy>("bdev_nvme_set_multipath_policy", set_policy)?;
     host.rpc::<NvmeModule, Value>("bdev_nvme_set_options", set_options)?;
+    host.rpc::<NvmeModule, Name>("bdev_nvme_get_path_iostat", |module, params, token| {
+        module.registry().report_path_iostat(params.name, token);
+    })?;
+    host.rpc::<NvmeModule, SendCommand>("bdev_nvme_send_cmd", |module, params, token| {
+        module.registry().send_command(&params, token);
+    })?;
+    host.rpc::<NvmeModule, Name>("bdev_nvme_get_controller_health_info", |module, params, token| {
+        module.registry().health(&params.name, token);
+    })?;
+    host.rpc::<NvmeModule, Firmware>("bdev_nvme_apply_firmware", |module, params, token| {
+        log::debug!("firmware refused filename={}", params.filename);
+        token.fail(module.registry().refuse_firmware(&params.bdev_name));
+    })?;
+    host.rpc::<NvmeModule, SetHotplug>("bdev_nvme_set_hotplug", set_hotplug)?;
     host.rpc::<NvmeModule, NvmeParams>("bdev_nvme_start_discovery", start_discovery)?;
     host.rpc::<NvmeModule, Name>("bdev_nvme_stop_discovery", stop_discovery)?;
     host.rpc::<NvmeModule, NoParams>("bdev_nvme_get_discovery_info", |module, _, token| {
@@ -186,6 +215,7 @@ fn set_policy(module: &NvmeModule, params: SetPolicy, token: OpToken) {
             policy: params.policy,
             selector: params.selector.unwrap_or(old.selector),
             rr_min_io: params.rr_min_io.unwrap_or(old.rr_min_io),
+            ..old
         };
         module.registry().set_policy(&params.name, change).map(|()| true)
     });
@@ -214,6 +244,19 @@ fn stop_discovery(module: &NvmeModule, params: Name, token: OpToken) {
     }
 }
 
+fn set_hotplug(_: &NvmeModule, params: SetHotplug, token: OpToken) {
+    token.run(|_| match params {
+        SetHotplug { enable: true, .. } => Err(Error::not_supported(
+            "enable is true: there is no PCIe transport whose devices could be watched; \
+             bdev_nvme_start_discovery attaches controllers as they come",
+        )),
+        SetHotplug { period_us: Some(period), .. } if period > MAX_HOTPLUG_PERIOD_US => {
+            Err(Error::invalid(format!("period_us is {period}: must be at most {MAX_HOTPLUG_PERIOD_US}")))
+        }
+        SetHotplug { enable: false, .. } => Ok(true),
+    });
+}
+
 fn set_options(module: &NvmeModule, params: Value, token: OpToken) {
     let registry = module.registry();
     token.run(|_| {
@@ -223,7 +266,11 @@ fn set_options(module: &NvmeModule, params: Value, token: OpToken) {
             all.extend(changes);
         }
         let config: NvmeConfig = serde_json::from_value(all)?;
+        config.check()?;
         *registry.config.borrow_mut() = config;
         Ok(true)
     });
 }
+
+/// Longest pause between two looks for devices.
+const MAX_HOTPLUG_PERIOD_US: u64 = 10_000_000;

@@ -18,6 +18,8 @@ pub(crate) struct PathFacts {
     pub(crate) is_preferred: bool,
     /// Commands on its queue.
     pub(crate) in_flight: u32,
+    /// What a command takes, as measured now and then; 0: not known.
+    pub(crate) latency_ns: u32,
 }
 
 /// How paths share the work.
@@ -40,6 +42,8 @@ pub enum Selector {
     RoundRobin,
     /// The one with the fewest commands in flight.
     QueueDepth,
+    /// The one where the next I/O is likely to be over first: by latency and commands in flight.
+    Latency,
 }
 
 /// Policy and its parameters.
@@ -49,11 +53,13 @@ pub(crate) struct Rules {
     pub(crate) selector: Selector,
     /// I/Os in turn of `RoundRobin`, at least 1.
     pub(crate) rr_min_io: u32,
+    /// `active_passive` goes back to a better path when it returns.
+    pub(crate) fails_back: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Rules { policy: Policy::default(), selector: Selector::default(), rr_min_io: 1 }
+        Rules { policy: Policy::default(), selector: Selector::default(), rr_min_io: 1, fails_back: true }
     }
 }
 
@@ -72,6 +78,26 @@ impl PathFacts {
         self.is_connected && self.is_present && !self.is_updating && self.ana.is_accessible()
     }
 
+    /// Why the namespace cannot be reached by it now.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        if !self.is_connected {
+            return Some("the controller is not connected".to_owned());
+        }
+        if !self.is_present {
+            return Some("the controller does not have the namespace".to_owned());
+        }
+        if self.is_updating {
+            return Some("its ANA state is being asked for".to_owned());
+        }
+        (!self.ana.is_accessible()).then(|| format!("its ANA state is {}", ana_name(self.ana)))
+    }
+
+    /// What an I/O that joins those in flight may take; one that was never measured is tried.
+    #[inline]
+    fn expected_ns(&self) -> u64 {
+        u64::from(self.latency_ns.max(1)) * (u64::from(self.in_flight) + 1)
+    }
+
     /// 0 for an optimized path, 1 for another that is accessible.
     #[inline]
     fn class(&self) -> u8 {
@@ -86,6 +112,10 @@ pub(crate) fn select(paths: &[PathFacts], rules: &Rules, cursor: Cursor) -> Opti
     let is_candidate = |path: &PathFacts| path.is_accessible() && path.class() == best;
     match (rules.policy, rules.selector) {
         (Policy::ActivePassive, _) => {
+            let is_in_use = cursor.run > 0 && paths.get(cursor.last).is_some_and(PathFacts::is_accessible);
+            if !rules.fails_back && is_in_use {
+                return Some(cursor.last);
+            }
             let preferred = paths.iter().position(|path| path.is_preferred && is_candidate(path));
             // The path in use stays in use: paths do not flap.
             let same = paths.get(cursor.last).filter(|path| is_candidate(path)).map(|_| cursor.last);
@@ -104,6 +134,10 @@ pub(crate) fn select(paths: &[PathFacts], rules: &Rules, cursor: Cursor) -> Opti
             let candidates = paths.iter().enumerate().filter(|(_, path)| is_candidate(path));
             candidates.min_by_key(|(_, path)| path.in_flight).map(|(at, _)| at)
         }
+        (Policy::ActiveActive, Selector::Latency) => {
+            let candidates = paths.iter().enumerate().filter(|(_, path)| is_candidate(path));
+            candidates.min_by_key(|(_, path)| (path.expected_ns(), path.in_flight)).map(|(at, _)| at)
+        }
     }
 }
 
@@ -113,6 +147,18 @@ pub(crate) fn is_current(paths: &[PathFacts], rules: &Rules, cursor: Cursor, at:
     match rules.policy {
         Policy::ActivePassive => select(paths, rules, cursor) == Some(at),
         Policy::ActiveActive => best_class(paths) == Some(path.class()),
+    }
+}
+
+/// The word operators use for an ANA state.
+pub(crate) fn ana_name(state: AnaState) -> &'static str {
+    match state {
+        AnaState::OPTIMIZED => "optimized",
+        AnaState::NON_OPTIMIZED => "non_optimized",
+        AnaState::INACCESSIBLE => "inaccessible",
+        AnaState::PERSISTENT_LOSS => "persistent_loss",
+        AnaState::CHANGE => "change",
+        _ => "unknown",
     }
 }
 
@@ -141,6 +187,7 @@ mod tests {
             ana,
             is_preferred: false,
             in_flight: 0,
+            latency_ns: 0,
         }
     }
 
@@ -206,11 +253,14 @@ mod tests {
                     ana: STATES[dice.roll(5) as usize],
                     is_preferred: dice.roll(6) == 0,
                     in_flight: dice.roll(4) as u32,
+                    latency_ns: dice.roll(8) as u32,
                 })
                 .collect();
             let rules = Rules {
                 policy: [Policy::ActivePassive, Policy::ActiveActive][dice.roll(2) as usize],
-                selector: [Selector::RoundRobin, Selector::QueueDepth][dice.roll(2) as usize],
+                selector: [Selector::RoundRobin, Selector::QueueDepth, Selector::Latency]
+                    [dice.roll(3) as usize],
+                fails_back: dice.roll(2) == 0,
                 rr_min_io: 1 + dice.roll(3) as u32,
             };
             let cursor = Cursor { last: dice.roll(6) as usize, run: dice.roll(4) as u32 };
@@ -247,7 +297,8 @@ mod tests {
     #[test]
     fn s2_h_round_robin_gives_each_path_its_turn() {
         for rr_min_io in [1, 64] {
-            let rules = Rules { policy: Policy::ActiveActive, selector: Selector::RoundRobin, rr_min_io };
+            let (policy, selector) = (Policy::ActiveActive, Selector::RoundRobin);
+            let rules = Rules { policy, selector, rr_min_io, fails_back: true };
             let paths = [path(AnaState::OPTIMIZED); 3];
             let (mut cursor, mut counts) = (Cursor::default(), [0_u32; 3]);
             for _ in 0..3 * 64 * 10 {
@@ -271,5 +322,47 @@ mod tests {
         assert_eq!(select(&paths, &rules, cursor), Some(0), "a worse path is not preferred");
         paths[0].ana = AnaState::NON_OPTIMIZED;
         assert_eq!(select(&paths, &rules, Cursor::default()), Some(1));
+    }
+
+    #[test]
+    fn without_failback_a_path_is_left_only_when_it_is_lost() {
+        let rules = Rules { fails_back: false, ..rules(Policy::ActivePassive) };
+        let mut paths = [path(AnaState::NON_OPTIMIZED), path(AnaState::OPTIMIZED)];
+        assert_eq!(select(&paths, &rules, Cursor::default()), Some(1), "the first choice is the best");
+        let cursor = Cursor { last: 0, run: 1 };
+        assert_eq!(select(&paths, &rules, cursor), Some(0));
+        assert!(is_current(&paths, &rules, cursor, 0) && !is_current(&paths, &rules, cursor, 1));
+        paths[0].ana = AnaState::INACCESSIBLE;
+        assert_eq!(select(&paths, &rules, cursor), Some(1));
+    }
+
+    #[test]
+    fn latency_sends_more_where_answers_come_sooner() {
+        let selector = Selector::Latency;
+        let rules = Rules { policy: Policy::ActiveActive, selector, ..Rules::default() };
+        let mut paths = [path(AnaState::OPTIMIZED); 2];
+        (paths[0].latency_ns, paths[1].latency_ns) = (30_000, 10_000);
+        for _ in 0..40 {
+            let at = select(&paths, &rules, Cursor::default()).unwrap();
+            paths[at].in_flight += 1;
+        }
+        assert_eq!((paths[0].in_flight, paths[1].in_flight), (10, 30));
+        paths[0].latency_ns = 0;
+        assert_eq!(select(&paths, &rules, Cursor::default()), Some(0), "one that is not measured is tried");
+    }
+
+    #[test]
+    fn a_path_that_is_not_accessible_has_an_obstacle_and_no_other_has() {
+        for ana in STATES {
+            for bits in 0..8 {
+                let facts = PathFacts {
+                    is_connected: bits & 1 != 0,
+                    is_present: bits & 2 != 0,
+                    is_updating: bits & 4 != 0,
+                    ..path(ana)
+                };
+                assert_eq!(facts.obstacle().is_none(), facts.is_accessible(), "{facts:?}");
+            }
+        }
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Table {
     pub(crate) device: u64,
     /// How often an I/O is tried again; -1: without limit.
     pub(crate) retry_limit: i32,
+    /// I/O is counted by path.
+    pub(crate) counts_paths: bool,
     inner: Mutex<Inner>,
 }
 
@@ -41,8 +43,8 @@ struct Inner {
 }
 
 impl Table {
-    pub(crate) fn new(device: u64, retry_limit: i32) -> Arc<Self> {
-        Arc::new(Table { device, retry_limit, inner: Mutex::default() })
+    pub(crate) fn new(device: u64, retry_limit: i32, counts_paths: bool) -> Arc<Self> {
+        Arc::new(Table { device, retry_limit, counts_paths, inner: Mutex::default() })
     }
 
     /// What there is now.

@@ -22,7 +22,7 @@ impl Registry {
     /// A path that is new to a device, as it is wanted; the device's rules are set.
     pub(crate) fn wished(&self, name: &str, table: &Table, mut entry: Entry) -> Entry {
         if let Some(wish) = self.wishes.borrow().get(name) {
-            table.set_rules(wish.rules());
+            table.set_rules(wish.rules(table.rules()));
             entry.is_preferred = wish.prefers(&entry.door.address);
         }
         entry
@@ -85,7 +85,7 @@ impl Registry {
 }
 
 impl DeviceWish {
-    fn rules(&self) -> Rules {
-        Rules { policy: self.policy, selector: self.selector, rr_min_io: self.rr_min_io }
+    fn rules(&self, old: Rules) -> Rules {
+        Rules { policy: self.policy, selector: self.selector, rr_min_io: self.rr_min_io, ..old }
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) params: NvmeParams,
     pub(crate) timers: Timers,
     pub(crate) keep_alive_ms: u32,
+    /// Entries of an I/O queue, unless the parameters say.
+    pub(crate) io_entries: u16,
     pub(crate) admin_timeout: Option<Duration>,
     pub(crate) ns_absent_timeout: Option<Duration>,
     pub(crate) transport_options: serde_json::Value,
@@ -270,7 +272,7 @@ impl Controller {
         self.send_within(command, timeout, answered);
     }
 
-    fn send_within(
+    pub(crate) fn send_within(
         &self,
         command: &AdminCommand,
         timeout: Option<Duration>,
@@ -446,7 +448,7 @@ impl Controller {
         if facts.io_queues > 0 {
             let mut options = self.plan.transport_options.clone();
             options["in_capsule_data_size"] = facts.in_capsule_bytes.into();
-            let wanted = self.plan.params.io_queue_size.unwrap_or(IO_ENTRIES);
+            let wanted = self.plan.params.io_queue_size.unwrap_or(self.plan.io_entries);
             let open = OpenFacts {
                 cntlid: facts.cntlid,
                 entries: u32::from(wanted).min(facts.max_queue_entries).max(2) as u16,
@@ -686,7 +688,7 @@ impl Controller {
 /// Entries of the admin queue.
 const ADMIN_ENTRIES: u16 = 32;
 /// Entries of an I/O queue, unless asked otherwise.
-const IO_ENTRIES: u16 = 128;
+pub(crate) const IO_ENTRIES: u16 = 128;
 /// Asynchronous event requests held at the controller.
 const ASYNC_EVENTS: u16 = 4;
 /// How long what is on the admin queue may take to come back.
