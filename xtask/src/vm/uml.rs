@@ -24,14 +24,44 @@ const SOURCE_PACKAGE: &str = "linux-source-6.12";
 const SOURCE_ARCHIVE: &str = "/usr/src/linux-source-6.12.tar.xz";
 /// Programs in the machine's way from start to command.
 const RUN_PROGRAMS: &[&str] = &["busybox", "timeout"];
+/// Where user-mode Linux keeps and sets the vector registers of its processes.
+const REGISTERS: &str = "arch/x86/um/os-Linux/registers.c";
 /// Changes to the source: file, text that must be there, what replaces it.
-const CHANGES: &[(&str, &str, &str)] = &[(
+const CHANGES: &[(&str, &str, &str)] = &[
     // Built in, ib_uverbs would start after its clients: `rdma link delete` then hangs, and a device's removal
     // is never reported.
-    "drivers/infiniband/core/uverbs_main.c",
-    "module_init(ib_uverbs_init)",
-    "fs_initcall_sync(ib_uverbs_init)",
-)];
+    (
+        "drivers/infiniband/core/uverbs_main.c",
+        "module_init(ib_uverbs_init)",
+        "fs_initcall_sync(ib_uverbs_init)",
+    ),
+    // On a processor with AMX the registers are larger than the source thinks, and the host takes them whole only:
+    // the first process would not start. What is kept of them goes first, the rest is zero; nobody in the machine
+    // may use it.
+    (
+        REGISTERS,
+        "static int have_xstate_support;\n",
+        "#include <string.h>\n\
+         static int have_xstate_support;\n\
+         static unsigned long host_xstate[8192];\n\
+         static size_t host_xstate_size;\n",
+    ),
+    (
+        REGISTERS,
+        "\t\tiov.iov_base = fp_regs;\n\t\tiov.iov_len = FP_SIZE * sizeof(unsigned long);\n\
+         \t\tif (ptrace(PTRACE_SETREGSET",
+        "\t\tmemcpy(host_xstate, fp_regs, FP_SIZE * sizeof(unsigned long));\n\
+         \t\tiov.iov_base = host_xstate;\n\t\tiov.iov_len = host_xstate_size;\n\
+         \t\tif (ptrace(PTRACE_SETREGSET",
+    ),
+    (
+        REGISTERS,
+        "\tiov.iov_base = fp_regs;\n\tiov.iov_len = FP_SIZE * sizeof(unsigned long);\n\
+         \tif (ptrace(PTRACE_GETREGSET, pid, NT_X86_XSTATE, &iov) == 0)\n",
+        "\tiov.iov_base = host_xstate;\n\tiov.iov_len = sizeof(host_xstate);\n\
+         \tif (ptrace(PTRACE_GETREGSET, pid, NT_X86_XSTATE, &iov) == 0 && (host_xstate_size = iov.iov_len))\n",
+    ),
+];
 
 /// Builds the kernel of the source package that is installed, unless it is in the cache.
 pub fn build() -> Result<PathBuf> {
