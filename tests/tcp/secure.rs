@@ -143,6 +143,16 @@ fn a_secured_channel_moves_data_with_sha_384() {
 }
 
 #[test]
+fn a_client_with_several_cipher_suites_gets_that_of_its_key() {
+    let (host, address) = serve(&SHA_256);
+    let identity = format!("{} {HOSTNQN} {NQN}", SHA_256.identity);
+    let both = format!("{}:{}", SHA_384.suite, SHA_256.suite);
+    let client = Client::start(address, &identity, &both, ["-psk", SHA_256.psk]);
+    assert!(Speaker::over(Box::new(client), PLAIN).shakes_hands());
+    host.stop();
+}
+
+#[test]
 fn a_wrong_key_identity_or_plain_text_ends_the_connection() {
     let (mut host, address) = serve(&SHA_256);
     let wrong_key = Client::start(

@@ -7,7 +7,7 @@
 // UNSAFETY: OpenSSL is a C library; one of its callbacks gets our pointer back.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::{c_char, c_int, c_long, c_uchar, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_uchar, c_uint, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{NonNull, null_mut};
@@ -51,8 +51,18 @@ unsafe impl Sync for Context {}
 type FindSession =
     unsafe extern "C" fn(*mut ffi::SSL, *const c_uchar, usize, *mut *mut ffi::SSL_SESSION) -> c_int;
 
+/// OpenSSL's callback for a hello of which nothing has been used yet.
+type OnHello = unsafe extern "C" fn(*mut ffi::SSL, *mut c_int, *mut c_void) -> c_int;
+
 // What `openssl-sys` does not declare of the library that it links.
 unsafe extern "C" {
+    fn SSL_CTX_set_client_hello_cb(ctx: *mut ffi::SSL_CTX, callback: OnHello, argument: *mut c_void);
+    fn SSL_client_hello_get0_ext(
+        ssl: *mut ffi::SSL,
+        kind: c_uint,
+        bytes: *mut *const c_uchar,
+        len: *mut usize,
+    ) -> c_int;
     fn SSL_CTX_set_psk_find_session_callback(ctx: *mut ffi::SSL_CTX, callback: FindSession);
     fn SSL_set_fd(ssl: *mut ffi::SSL, fd: c_int) -> c_int;
     fn SSL_CIPHER_find(ssl: *mut ffi::SSL, id: *const c_uchar) -> *const ffi::SSL_CIPHER;
@@ -243,12 +253,57 @@ fn make_context() -> Option<Context> {
             raw,
             ffi::SSL_MODE_ENABLE_PARTIAL_WRITE | ffi::SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER,
         );
+        SSL_CTX_set_client_hello_cb(raw, choose_suite, null_mut());
         SSL_CTX_set_psk_find_session_callback(raw, find_session);
         if !is_set {
             ffi::SSL_CTX_free(raw);
             return None;
         }
         Some(Context(context))
+    }
+}
+
+/// Leaves a handshake the cipher suite of the first identity with a key, before OpenSSL chooses one: it would take
+/// any that both ends have, and then has no use for a key of another hash.
+unsafe extern "C" fn choose_suite(ssl: *mut ffi::SSL, _alert: *mut c_int, _argument: *mut c_void) -> c_int {
+    let (mut bytes, mut len) = (std::ptr::null(), 0);
+    // SAFETY: OpenSSL vouches for the hello during the call; `accept` set the box, which outlives `ssl`.
+    let (identities, hello) = unsafe {
+        if SSL_client_hello_get0_ext(ssl, PRE_SHARED_KEY, &raw mut bytes, &raw mut len) != 1 {
+            return HELLO_IS_GOOD;
+        }
+        let identities = ffi::SSL_get_ex_data(ssl, 0).cast::<Identities>();
+        (&*identities, std::slice::from_raw_parts(bytes, len))
+    };
+    let mut key = [0; MAX_KEY_BYTES];
+    let is_known = |identity: &&str| (identities.lookup)(identity, &mut key).is_some();
+    if let Some(identity) = offered(hello).find(is_known) {
+        // SAFETY: `ssl` is in a handshake, and the name is static.
+        unsafe { ffi::SSL_set_ciphersuites(ssl, suite_of(identity).1.as_ptr()) };
+    }
+    std::hint::black_box(&mut key).fill(0);
+    HELLO_IS_GOOD
+}
+
+/// Identities of a hello's extension `pre_shared_key`: a list of a text and an age each. RFC 8446 §4.2.11.
+fn offered(extension: &[u8]) -> impl Iterator<Item = &str> {
+    let (len, rest) = extension.split_first_chunk().unwrap_or((&[0; 2], &[]));
+    let mut list = rest.get(..u16::from_be_bytes(*len).into()).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (len, rest) = list.split_first_chunk()?;
+        let (identity, rest) = rest.split_at_checked(u16::from_be_bytes(*len).into())?;
+        list = rest.get(AGE_BYTES..)?;
+        Some(std::str::from_utf8(identity).unwrap_or_default())
+    })
+    .take(MAX_OFFERED)
+}
+
+/// The cipher suite of an identity: on the wire, and OpenSSL's name of it.
+fn suite_of(identity: &str) -> ([u8; 2], &'static CStr) {
+    if identity.get(6..8) == Some("02") {
+        ([0x13, 0x02], c"TLS_AES_256_GCM_SHA384")
+    } else {
+        ([0x13, 0x01], c"TLS_AES_128_GCM_SHA256")
     }
 }
 
@@ -285,7 +340,7 @@ unsafe extern "C" fn find_session(
 /// # Safety
 /// `ssl` is in a handshake.
 unsafe fn session_of(ssl: *mut ffi::SSL, identity: &str, key: &[u8]) -> *mut ffi::SSL_SESSION {
-    let suite = if identity.get(6..8) == Some("02") { AES_256_GCM_SHA384 } else { AES_128_GCM_SHA256 };
+    let suite = suite_of(identity).0;
     // SAFETY: plain calls on a session that is ours until it is returned.
     unsafe {
         let session = SSL_SESSION_new();
@@ -314,13 +369,49 @@ fn last_error() -> io::Error {
     io::Error::other(String::from_utf8_lossy(&text[..end]).into_owned())
 }
 
-const CIPHERS: &std::ffi::CStr = c"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384";
-/// Cipher suites on the wire.
-const AES_128_GCM_SHA256: [u8; 2] = [0x13, 0x01];
-const AES_256_GCM_SHA384: [u8; 2] = [0x13, 0x02];
+const CIPHERS: &CStr = c"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384";
+/// Number of the extension.
+const PRE_SHARED_KEY: c_uint = 41;
+/// `SSL_CLIENT_HELLO_SUCCESS`.
+const HELLO_IS_GOOD: c_int = 1;
+/// Behind each identity.
+const AGE_BYTES: usize = 4;
+/// A client has a key or two; more are not looked up.
+const MAX_OFFERED: usize = 8;
 /// `SSL_OP_ENABLE_KTLS`.
 const ENABLE_KERNEL_TLS: u64 = 1 << 3;
 /// Most plain bytes of one record.
 const RECORD_BYTES: usize = 16 << 10;
 /// The largest key: a SHA-384 value.
 const MAX_KEY_BYTES: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(extension: &[u8], expected: &[&str]) {
+        assert_eq!(offered(extension).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn offered_identities_are_read_as_far_as_they_are_whole() {
+        check(&[], &[]);
+        check(&[0], &[]);
+        check(&[0, 0], &[]);
+        check(&[0, 9, 0, 3, b'o', b'n', b'e', 0, 0, 0, 0, 0xff], &["one"]);
+        check(&[0, 16, 0, 3, b'o', b'n', b'e', 0, 0, 0, 0, 0, 1, b'x', 9, 9, 9, 9], &["one", "x"]);
+        // Lengths beyond the end, of the list and of an identity.
+        check(&[0, 99, 0, 3, b'o', b'n', b'e', 0, 0, 0, 0], &[]);
+        check(&[0, 9, 0, 99, b'o', b'n', b'e', 0, 0, 0, 0], &[]);
+        check(&[0, 7, 0, 3, b'o', b'n', b'e', 0, 0], &[]);
+    }
+
+    #[test]
+    fn so_many_identities_are_looked_at_and_no_more() {
+        let one = [0, 1, b'x', 0, 0, 0, 0];
+        let mut extension = (u16::try_from(100 * one.len()).unwrap()).to_be_bytes().to_vec();
+        extension.extend(one.repeat(100));
+        assert_eq!(offered(&extension).count(), MAX_OFFERED);
+    }
+}
