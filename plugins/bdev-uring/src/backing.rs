@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Statx, StatxFlags, fallocate, flock, statx};
 use tenon_sdk::{ByteSize, Error, errno};
@@ -227,13 +228,22 @@ fn check_type(path: &Path, kind: FileType) -> Result<(), Error> {
     Err(Error::new(errno::EINVAL, reason).object(path.display().to_string()))
 }
 
-/// Keeps other processes that ask from using the file as well.
+/// Keeps other processes that ask from using the file as well. Waits a little for one that has just died: the kernel
+/// ends a ring, and with it the lock, some time after its process, when the next one may be starting already.
 fn lock(file: &File, params: &UringParams) -> Result<(), Error> {
     let how = match params.readonly {
         true => FlockOperation::NonBlockingLockShared,
         false => FlockOperation::NonBlockingLockExclusive,
     };
-    match flock(file, how) {
+    let mut result = flock(file, how);
+    for _ in 0..LOCK_ATTEMPTS {
+        if result != Err(rustix::io::Errno::WOULDBLOCK) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        result = flock(file, how);
+    }
+    match result {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let path = params.filename.display().to_string();
@@ -356,3 +366,6 @@ pub fn absolute(path: &Path) -> Result<PathBuf, Error> {
 }
 
 const MIN_BLOCK_SIZE: u32 = 512;
+/// How often a lock that somebody has is tried again: for five seconds in all. A busy disk has been seen to need one.
+const LOCK_ATTEMPTS: u32 = 500;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);

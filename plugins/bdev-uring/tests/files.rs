@@ -232,6 +232,20 @@ fn a_file_that_was_cut_gives_errors_and_never_data() {
 }
 
 #[test]
+fn a_lock_that_ends_shortly_is_waited_for() {
+    let rig = Rig::new("dying-writer");
+    let path = rig.file("f", 7);
+    let file = std::fs::File::open(&path).unwrap();
+    file.lock().unwrap();
+    let other = std::thread::spawn(move || {
+        std::thread::park_timeout(std::time::Duration::from_millis(50));
+        drop(file);
+    });
+    rig.create(&path, "").unwrap();
+    other.join().unwrap();
+}
+
+#[test]
 fn a_file_has_one_writer() {
     let rig = Rig::new("one-writer");
     let path = rig.file("f", 7);
