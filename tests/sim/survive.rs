@@ -93,6 +93,8 @@ fn s0_d_a_namespace_that_stays_away_too_long_takes_its_device_along() {
         let load = Load::open(world, "nvme0n1", 0);
         run(world, &load, 10);
         world.kill_subsystem();
+        // Some I/O waits for the connection already, some for the namespace.
+        run(world, &load, 5);
         world.subsystem(&["a"]);
         world.serves_within(5);
         run(world, &load, 100);

@@ -1,6 +1,6 @@
 //! Parameters: of one controller, as `bdev_nvme_attach_controller` and a
 //! `[[bdev]]` table give them, and of the module, as `bdev_nvme_set_options`
-//! and `[module.nvme]` do. Names and defaults are those existing clients know.
+//! and a `[[module]]` table do. Names and defaults are those existing clients know.
 
 use std::net::IpAddr;
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvme_spec::log::AnaState;
-use tenon_sdk::{BdevId, Host, Reactor, Reason};
+use tenon_sdk::{BdevId, Host, Reactor, Reason, Timer};
 
 use crate::attach::Asked;
 use crate::bdev::NvmeBdev;
@@ -52,6 +52,8 @@ pub(crate) struct Device {
     handle: Cell<Option<BdevId>>,
     pub(crate) facts: RefCell<NamespaceFacts>,
     is_absent: Cell<bool>,
+    /// Ends an absence that is too long.
+    absence: Cell<Option<Timer>>,
     is_going: Cell<bool>,
 }
 
@@ -256,6 +258,7 @@ impl Registry {
             handle: Cell::new(None),
             facts: RefCell::new(namespace.clone()),
             is_absent: Cell::new(false),
+            absence: Cell::new(None),
             is_going: Cell::new(false),
         });
         self.devices.borrow_mut().insert(id, Rc::clone(&device));
@@ -358,12 +361,32 @@ impl Registry {
             return;
         }
         log::info!("device is {} name={}", if is_absent { "absent" } else { "present" }, device.name);
+        device.absence.take();
         let result = match is_absent {
-            true => self.host.set_absent(handle, absent_timeout),
+            true => {
+                self.bound_absence(device, absent_timeout);
+                self.host.set_absent(handle, absent_timeout)
+            }
             false => self.host.set_present(handle),
         };
         if let Err(error) = result {
             log::error!("host refused the presence of a device name={} error=\"{error}\"", device.name);
+        }
+    }
+
+    /// Removes a device that stays absent too long. The host removes it at the same time by itself, but does not know
+    /// of the I/O that waits in the channels: openers would wait for it, and the host for them.
+    fn bound_absence(&self, device: &Rc<Device>, absent_timeout: Option<Duration>) {
+        let Some(timeout) = absent_timeout else { return };
+        let weak = Rc::downgrade(device);
+        let timer = self.host.timer(timeout, move || {
+            if let (Some(device), Some(registry)) = (weak.upgrade(), module::registry()) {
+                registry.remove_device(&device, Reason::DEADLINE);
+            }
+        });
+        match timer {
+            Ok(timer) => device.absence.set(Some(timer)),
+            Err(error) => log::error!("an absence has no bound name={} error=\"{error}\"", device.name),
         }
     }
 
