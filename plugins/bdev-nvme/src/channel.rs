@@ -129,15 +129,7 @@ impl NvmeChannel {
             let ana_deadline_ns = Cell::new(self.ana_deadline(entry, now_ns));
             let (queue, tally) = (self.side.queue(&entry.door), self.tally_of(entry));
             paths.push(Path { queue, nsid: entry.nsid, ana_deadline_ns, tally });
-            facts.push(PathFacts {
-                is_connected: false,
-                is_present: entry.is_present,
-                is_updating: entry.is_updating,
-                ana: entry.ana,
-                is_preferred: entry.is_preferred,
-                in_flight: 0,
-                latency_ns: 0,
-            });
+            facts.push(entry.facts());
         }
         let old = self.paths.replace(paths);
         *self.facts.borrow_mut() = facts;

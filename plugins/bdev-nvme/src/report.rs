@@ -1,6 +1,7 @@
 //! What operators see: controllers, paths and devices as JSON, in the shapes
 //! existing clients know.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,9 +11,11 @@ use tenon_sdk::{Error, FabricAddress, OpToken};
 use crate::channel::PathReport;
 use crate::config::family_name;
 use crate::controller::Controller;
+use crate::controller::state::State;
 use crate::registry::Registry;
-use crate::select::ana_name;
+use crate::select::{Cursor, PathFacts, ana_name, is_current};
 use crate::side::Side;
+use crate::table::Entry;
 use crate::tally::Counted;
 
 /// An address as `trid`.
@@ -135,7 +138,7 @@ impl Registry {
         }
         self.gather(token, move |registry, found, token| {
             let (entries, _, _) = device.table.read();
-            let stat = |entry: &crate::table::Entry| {
+            let stat = |entry: &Entry| {
                 let controller = registry.controller(entry.door.id)?;
                 let mut counted = Counted::default();
                 found
@@ -172,7 +175,8 @@ impl Registry {
                 }
             },
             move || {
-                let found = std::mem::take(&mut *gathered.lock().unwrap_or_else(PoisonError::into_inner));
+                let mut found = std::mem::take(&mut *gathered.lock().unwrap_or_else(PoisonError::into_inner));
+                registry.add_idle(&mut found);
                 if let Some(token) = answers.take() {
                     answer(&registry, found, token);
                 }
@@ -182,6 +186,34 @@ impl Registry {
             && let Some(token) = token.take()
         {
             token.fail(error);
+        }
+    }
+
+    /// Adds the paths of devices that no reactor has open: as the first channel of one would use them.
+    fn add_idle(&self, found: &mut Vec<(u64, PathReport)>) {
+        let open: BTreeSet<u64> = found.iter().map(|(id, _)| *id).collect();
+        for device in self.devices().into_iter().filter(|device| !open.contains(&device.id)) {
+            let (entries, rules, _) = device.table.read();
+            let is_ready = |id| self.controller(id).is_some_and(|one| one.state.get() == State::Ready);
+            let facts_of =
+                |entry: &Entry| PathFacts { is_connected: is_ready(entry.door.id), ..entry.facts() };
+            let facts: Vec<PathFacts> = entries.iter().map(facts_of).collect();
+            found.extend(entries.iter().enumerate().map(|(at, entry)| {
+                let report = PathReport {
+                    controller: entry.door.id,
+                    reactor: 0,
+                    is_current: is_current(&facts, &rules, Cursor::default(), at),
+                    is_connected: facts[at].is_connected,
+                    is_accessible: facts[at].is_accessible(),
+                    commands: 0,
+                    failed: 0,
+                    in_flight: 0,
+                    latency_ns: 0,
+                    obstacle: facts[at].obstacle(),
+                    counted: None,
+                };
+                (device.id, report)
+            }));
         }
     }
 

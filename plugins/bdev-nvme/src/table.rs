@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nvme_spec::log::AnaState;
 
 use crate::door::Door;
-use crate::select::Rules;
+use crate::select::{PathFacts, Rules};
 
 /// One path: a namespace at a controller.
 #[derive(Clone)]
@@ -22,6 +22,21 @@ pub(crate) struct Entry {
     /// Its state is being asked for.
     pub(crate) is_updating: bool,
     pub(crate) is_preferred: bool,
+}
+
+impl Entry {
+    /// What is known of the path without its queue.
+    pub(crate) fn facts(&self) -> PathFacts {
+        PathFacts {
+            is_connected: false,
+            is_present: self.is_present,
+            is_updating: self.is_updating,
+            ana: self.ana,
+            is_preferred: self.is_preferred,
+            in_flight: 0,
+            latency_ns: 0,
+        }
+    }
 }
 
 /// The paths of a device.
