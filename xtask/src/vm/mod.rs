@@ -78,7 +78,7 @@ struct RunOptions {
 
 /// The kernels there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Kernel {
+pub enum Kernel {
     /// User-Mode Linux: native speed, one CPU, no PCI devices
     Uml,
     /// Debian's kernel emulated by QEMU: slow, with PCI, emulated NVMe SSDs and VFIO
@@ -100,9 +100,14 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// Whether the kernel that scenarios run under by default is in the cache.
-pub fn is_ready() -> Result<bool> {
-    uml::is_built()
+/// The kernel that scenarios can run under without minutes of building: `uml` where it was built, else `qemu`,
+/// which is fetched.
+pub fn at_hand() -> Result<Kernel> {
+    if uml::is_built()? {
+        return Ok(Kernel::Uml);
+    }
+    qemu::build()?;
+    Ok(Kernel::Qemu)
 }
 
 fn run_command(options: &RunOptions) -> Result<i32> {
