@@ -4,8 +4,8 @@ use serde_json::json;
 use tenon_tests::{Host, Scratch, wait_for};
 
 use crate::kernel::{
-    NQN, PORT, config, connect, connect_as, controllers, device, find_device, finish, sh, target,
-    target_controllers, try_sh,
+    NQN, PORT, Tlshd, config, connect, connect_as, controllers, device, find_device, finish, secret, sh,
+    target, target_controllers, try_connect_as, try_sh,
 };
 
 const FIRST: (&str, &str) = (
@@ -68,12 +68,9 @@ fn a_namespace_is_seen_by_its_hosts_only() {
 
 /// A host with a key for itself and one for the subsystem, in files of their own.
 fn with_keys(scratch: Scratch) -> (Host, String, String) {
-    use std::os::unix::fs::PermissionsExt;
     let key = |name: &str, hash: u32| {
         let text = sh(&format!("nvme gen-dhchap-key -m {hash} -n {}", FIRST.0));
-        let path = scratch.write(name, &text);
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        (path, text.trim().to_owned())
+        (secret(&scratch, name, &text), text.trim().to_owned())
     };
     let ((own, own_text), (other, other_text)) = (key("host", 1), key("controller", 2));
     let more = format!(
@@ -190,5 +187,66 @@ fn a_persistent_reservation_outlives_the_target() {
         (&json!(2), &json!(1), &json!(1)),
         "{report}"
     );
+    finish(host);
+}
+
+/// A key for a secure channel, in the interchange format.
+fn channel_key(hash: u32) -> String {
+    sh(&format!("nvme gen-tls-key -m {hash}")).trim().to_owned()
+}
+
+#[test]
+#[ignore = "needs the kernel of cargo xtask interop"]
+fn secure_channels_carry_data_and_refuse_other_keys() {
+    for (hash, number) in [("01", 1), ("02", 2)] {
+        let scratch = Scratch::new();
+        let key = channel_key(number);
+        let path = secret(&scratch, "channel", &key);
+        let more = format!(
+            "secure_channel = true\n[[subsystem.host]]\nnqn = \"{}\"\npsk = \"channel\"\n[[key]]\nname = \"channel\"\npath = \"{}\"\n",
+            FIRST.0,
+            path.display()
+        );
+        let mut host = Host::start_in(scratch, &config("", &more), &[]);
+        let tlshd = Tlshd::start(hash, &key, FIRST.0, NQN);
+        let controller = try_connect_as(FIRST.0, FIRST.1, ",tls").unwrap();
+        crate::data::verify(&device(1), "8M");
+        let queues = host.ok("nvmf_subsystem_get_qpairs", json!({ "nqn": NQN }));
+        assert_eq!(queues.as_array().unwrap().len(), 2, "{queues}");
+        sh(&format!("nvme reset /dev/{controller}"));
+        wait_for("the reset", || {
+            (controllers().get(&controller).map(String::as_str) == Some("live")).then_some(())
+        });
+        sh("nvme disconnect-all");
+        wait_for("the end", || (target_controllers(&mut host) == 0).then_some(()));
+        // In clear, and with another key.
+        try_connect_as(FIRST.0, FIRST.1, "").expect_err("the listener is secure");
+        drop(tlshd);
+        let _other = Tlshd::start(hash, &channel_key(number), FIRST.0, NQN);
+        try_connect_as(FIRST.0, FIRST.1, ",tls").expect_err("the key is another one");
+        assert_eq!(target_controllers(&mut host), 0);
+        finish(host);
+    }
+}
+
+#[test]
+#[ignore = "needs the kernel of cargo xtask interop"]
+fn two_hosts_see_what_the_other_wrote() {
+    let host = target("");
+    let first = connect_as(FIRST.0, FIRST.1);
+    let second = connect_as(SECOND.0, SECOND.1);
+    device(1);
+    for (writer, reader, byte) in [(&first, &second, "A"), (&second, &first, "B")] {
+        sh(&format!("head -c 4096 /dev/zero | tr '\\0' {byte} >/run/block"));
+        // Through each controller itself, past the device that joins them.
+        let through = |controller: &str, what: &str| {
+            sh(&format!(
+                "nvme io-passthru /dev/{controller} {what} --namespace-id=1 --cdw10=800 --cdw12=7 --data-len=4096"
+            ))
+        };
+        through(writer, "--opcode=1 --write --input-file=/run/block");
+        through(reader, "--opcode=2 --read --input-file=/run/back");
+        sh("cmp /run/block /run/back");
+    }
     finish(host);
 }

@@ -61,11 +61,24 @@ fn every_log_page_and_feature_decodes() {
         "changed-ns-list-log",
         "ana-log",
         "supported-log-pages",
+        "fid-support-effects-log",
+        "resv-notif-log",
+        "id-ctrl -H",
+        "nvm-id-ctrl",
+        "id-iocs",
+        "list-ctrl",
+        "list-ns",
+        "id-ns -n 1 -H",
+        "cmdset-ind-id-ns -n 1",
+        "resv-report -n 1 -e",
     ] {
-        let text = sh(&format!("nvme {command} /dev/{controller} 2>&1"));
+        let (verb, options) = command.split_once(' ').unwrap_or((command, ""));
+        let text = sh(&format!("nvme {verb} /dev/{controller} {options} 2>/run/errors"));
         for word in ["unrecognized", "Unknown", "NVMe status"] {
             assert!(!text.contains(word), "nvme {command}: {text}");
         }
+        let errors = std::fs::read_to_string("/run/errors").unwrap();
+        assert!(errors.is_empty(), "nvme {command}: {errors}");
     }
     for feature in ["0x01", "0x02", "0x04", "0x05", "0x07", "0x0b", "0x0f"] {
         sh(&format!("nvme get-feature /dev/{controller} -f {feature} -H 2>&1"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use tenon_tests::{Host, wait_for};
+use tenon_tests::{Host, Scratch, wait_for};
 
 /// The subsystem every scenario exports.
 pub const NQN: &str = "nqn.2026-01.io.tenon:interop";
@@ -80,14 +80,56 @@ pub fn connect(options: &str) -> String {
 /// Connects as a host of that name, past nvme-cli, which takes all hosts for one; gives the controller's name.
 #[track_caller]
 pub fn connect_as(hostnqn: &str, hostid: &str) -> String {
+    try_connect_as(hostnqn, hostid, "").expect("the host is let in")
+}
+
+/// The same with further options of the kernel, such as `,tls`.
+pub fn try_connect_as(hostnqn: &str, hostid: &str, options: &str) -> Result<String, String> {
     let before = controllers();
-    sh(&format!(
-        "echo -n transport=tcp,traddr=127.0.0.1,trsvcid={PORT},nqn={NQN},hostnqn={hostnqn},hostid={hostid} >/dev/nvme-fabrics"
-    ));
-    wait_for("the controller", || {
+    try_sh(&format!(
+        "echo -n transport=tcp,traddr=127.0.0.1,trsvcid={PORT},nqn={NQN},hostnqn={hostnqn},hostid={hostid}{options} >/dev/nvme-fabrics"
+    ))?;
+    Ok(wait_for("the controller", || {
         let new = controllers().into_iter().find(|(name, _)| !before.contains_key(name));
         new.filter(|(_, state)| state == "live").map(|(name, _)| name)
-    })
+    }))
+}
+
+/// What secures connections of this kernel, until it is dropped; see `tlshd.c`.
+pub struct Tlshd(Child);
+
+impl Tlshd {
+    /// With one key in the interchange format, of which `hash` is 01 (SHA-256) or 02 (SHA-384).
+    #[track_caller]
+    pub fn start(hash: &str, key: &str, hostnqn: &str, subnqn: &str) -> Tlshd {
+        let source = tenon_tests::root().join("tests/interop/tlshd.c");
+        sh(&format!("gcc -O1 -o /run/tlshd {} -lssl -lcrypto", source.display()));
+        let mut child = Command::new("/run/tlshd")
+            .args([hash, key, hostnqn, subnqn])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it was compiled");
+        let mut line = String::new();
+        let output = child.stdout.as_mut().expect("piped");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).expect("a pipe");
+        assert_eq!(line.trim(), "ready");
+        Tlshd(child)
+    }
+}
+
+impl Drop for Tlshd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Writes a file that only its owner reads, as keys must be.
+pub fn secret(scratch: &Scratch, name: &str, text: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = scratch.write(name, text);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("the file is ours");
+    path
 }
 
 /// The options with the usual port, unless they name one.

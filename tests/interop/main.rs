@@ -11,5 +11,8 @@ mod changes;
 mod connect;
 mod data;
 mod faults;
+mod initiator;
 mod kernel;
+mod nvmet;
 mod paths;
+mod wire;

@@ -4,6 +4,8 @@
 //! is what an operator sees.
 #![forbid(unsafe_code)]
 
+pub mod initiator;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -383,6 +385,24 @@ pub fn counts(host: &mut Host) -> Value {
     counts
 }
 
+/// Time a host has spent on processors.
+#[must_use]
+pub fn cpu_time(host: &Host) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", host.pid())).expect("the host runs");
+    // Fields are counted from the end of the name, which may hold spaces: state is the first.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: u64 = [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<u64>().ok()).sum();
+    // The unit of /proc, whatever the kernel's own is.
+    Duration::from_millis(ticks * 10)
+}
+
+/// A number from the environment, which makes a test longer or shorter.
+#[must_use]
+pub fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
 /// What a command that ends by itself left.
 #[derive(Debug)]
 pub struct Output {
@@ -403,6 +423,12 @@ pub fn run(args: &[&str]) -> Output {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
+}
+
+/// Lets time pass that is itself what a test is about: how long something is cut off, or measured.
+pub fn let_pass(time: Duration) {
+    let begin = Instant::now();
+    wait_for("the time", || (begin.elapsed() >= time).then_some(()));
 }
 
 /// Polls until `check` gives something.

@@ -1,0 +1,163 @@
+//! Scenario S2: paths are used and reported by one rule.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tenon_tests::initiator::{paths, within};
+use tenon_tests::{Host, wait_for};
+
+use crate::world::{PATIENT, Target, initiator};
+
+const T: bool = true;
+const F: bool = false;
+const OPTIMIZED: &str = "optimized";
+const NON_OPTIMIZED: &str = "non_optimized";
+const INACCESSIBLE: &str = "inaccessible";
+
+/// States of two paths, and of both: current, connected, accessible.
+type Row = (&'static str, &'static str, [bool; 2], [bool; 2], [bool; 2]);
+
+const PASSIVE: [Row; 6] = [
+    (OPTIMIZED, OPTIMIZED, [T, F], [T, T], [T, T]),
+    (NON_OPTIMIZED, OPTIMIZED, [F, T], [T, T], [T, T]),
+    // The path in use stays in use: the table's upstream counterpart goes back to the first.
+    (NON_OPTIMIZED, INACCESSIBLE, [T, F], [T, T], [T, F]),
+    (NON_OPTIMIZED, NON_OPTIMIZED, [T, F], [T, T], [T, T]),
+    (INACCESSIBLE, INACCESSIBLE, [F, F], [T, T], [F, F]),
+    (INACCESSIBLE, OPTIMIZED, [F, T], [T, T], [F, T]),
+];
+
+const ACTIVE: [Row; 4] = [
+    (OPTIMIZED, OPTIMIZED, [T, T], [T, T], [T, T]),
+    (NON_OPTIMIZED, OPTIMIZED, [F, T], [T, T], [T, T]),
+    (NON_OPTIMIZED, NON_OPTIMIZED, [T, T], [T, T], [T, T]),
+    (NON_OPTIMIZED, INACCESSIBLE, [T, F], [T, T], [T, F]),
+];
+
+/// Goes through the table; each row must be reported within a second.
+fn check_table(host: &mut Host, target: &mut Target) {
+    for (policy, rows) in [("active_passive", &PASSIVE[..]), ("active_active", &ACTIVE[..])] {
+        set_policy(host, json!({ "policy": policy }));
+        for (first, second, current, connected, accessible) in rows {
+            target.set_ana(0, first);
+            target.set_ana(1, second);
+            let expected: Vec<_> = (0..2).map(|at| [connected[at], accessible[at], current[at]]).collect();
+            let what = format!("{policy} {first} {second}");
+            let ways = target.paths();
+            within(Duration::from_secs(1), &what, || paths(host, &ways) == expected);
+        }
+    }
+    target.set_ana(0, OPTIMIZED);
+    target.set_ana(1, OPTIMIZED);
+}
+
+fn set_policy(host: &mut Host, mut params: serde_json::Value) {
+    params["name"] = "nvme0n1".into();
+    host.ok("bdev_nvme_set_multipath_policy", params);
+}
+
+fn attach_both(target: &Target, more: &str) -> Host {
+    let mut host = initiator();
+    for path in 0..2 {
+        host.ok("bdev_nvme_attach_controller", target.path(path, more));
+    }
+    host
+}
+
+#[test]
+fn s2_a_the_table_holds_under_load() {
+    let mut target = Target::start(2);
+    let mut load = target.load(6, &json!({}));
+    load.goes_on();
+    check_table(&mut load.host, &mut target);
+    load.goes_on();
+    load.finish();
+}
+
+#[test]
+fn s2_b_the_table_holds_on_an_idle_host() {
+    let mut target = Target::start(2);
+    let mut host = attach_both(&target, PATIENT);
+    check_table(&mut host, &mut target);
+    host.stop();
+}
+
+#[test]
+fn s2_d_a_lost_path_is_left_without_any_io() {
+    let mut target = Target::start(2);
+    let mut host = attach_both(&target, PATIENT);
+    assert_eq!(paths(&mut host, &target.paths()), [[T, T, T], [T, T, F]]);
+    target.stop_listening(0);
+    within(Duration::from_secs(1), "the other path", || paths(&mut host, &target.paths())[1] == [T, T, T]);
+    assert_eq!(paths(&mut host, &target.paths())[0], [F, F, F]);
+    target.listen(0);
+    within(Duration::from_secs(3), "its return", || paths(&mut host, &target.paths())[0][..2] == [T, T]);
+    host.stop();
+}
+
+#[test]
+fn s2_d_a_load_changes_paths_over_and_over() {
+    let rounds = tenon_tests::number("TENON_TEST_ROUNDS").unwrap_or(2);
+    let mut target = Target::start(2);
+    let mut load = target.load(u32::try_from(rounds * 6).unwrap(), &json!({}));
+    for _ in 0..rounds {
+        for path in 0..2 {
+            load.goes_on();
+            target.stop_listening(path);
+            within(Duration::from_secs(2), "I/O on the other path", || {
+                paths(&mut load.host, &target.paths())[1 - path] == [T, T, T]
+            });
+            let before = load.ios();
+            within(Duration::from_secs(1), "I/O", || load.ios() > before);
+            target.listen(path);
+            within(Duration::from_secs(3), "its return", || {
+                paths(&mut load.host, &target.paths())[path][..2] == [T, T]
+            });
+        }
+    }
+    load.finish();
+}
+
+#[test]
+fn s2_f_io_waits_while_no_path_is_accessible_and_goes_on_within_a_second() {
+    let mut target = Target::start(2);
+    let mut load = target.load(6, &json!({}));
+    load.goes_on();
+    for path in 0..2 {
+        target.set_ana(path, INACCESSIBLE);
+    }
+    within(Duration::from_secs(1), "no path", || paths(&mut load.host, &target.paths()) == [[T, F, F]; 2]);
+    // Nothing is sent on an inaccessible path.
+    let before = load.stands_still();
+    target.set_ana(1, OPTIMIZED);
+    within(Duration::from_secs(1), "I/O", || load.ios() > before);
+    load.finish();
+}
+
+#[test]
+fn s2_h_round_robin_shares_the_work() {
+    let target = Target::start(2);
+    let mut load = target.load(4, &json!({}));
+    load.goes_on();
+    for rr_min_io in [1, 64] {
+        let policy = json!({ "policy": "active_active", "selector": "round_robin", "rr_min_io": rr_min_io });
+        set_policy(&mut load.host, policy);
+        let count = |host: &mut Host| -> Vec<u64> {
+            let report = host.ok("bdev_nvme_get_io_paths", json!({ "name": "nvme0n1" }));
+            let groups = report["poll_groups"].as_array().unwrap().clone();
+            let of = |path: usize| -> u64 {
+                groups.iter().filter_map(|group| group["io_paths"][path]["commands"].as_u64()).sum()
+            };
+            vec![of(0), of(1)]
+        };
+        let before = count(&mut load.host);
+        let done = wait_for("work on both paths", || {
+            let after = count(&mut load.host);
+            let done: Vec<u64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
+            (done.iter().sum::<u64>() > 2000).then_some(done)
+        });
+        let total: u64 = done.iter().sum();
+        assert!(done.iter().all(|part| part * 100 / total >= 45), "rr_min_io {rr_min_io}: {done:?}");
+    }
+    load.finish();
+}
