@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::array::{Array, Inner, Standing};
 use crate::disk::{self, Copy, Draft};
+use crate::level::Level;
 use crate::lineage::{Kinship, Lineage};
 use crate::ondisk::record::{Checkpoint, Record};
 use crate::process::Process;
@@ -50,7 +51,9 @@ impl Inner {
     pub fn learn(&mut self, copy: &Copy) {
         self.agreed.features = copy.superblock.features;
         self.superblock = Some(copy.superblock.clone());
-        self.params.bitmap = copy.superblock.features.contains(Features::BITMAP);
+        if self.params.level != Level::Raid5 {
+            self.params.bitmap = copy.superblock.features.contains(Features::BITMAP);
+        }
         match &copy.record {
             Some(record) => {
                 self.agreed.lineage = record.lineage.clone();
@@ -87,7 +90,11 @@ impl Inner {
 
     /// The features a new array of these parameters has.
     pub fn features_wanted(&self) -> Features {
-        if self.params.bitmap { Features::BITMAP } else { Features::NONE }
+        match self.params.level {
+            Level::Raid5 => Features::BITMAP.union(Features::JOURNAL),
+            _ if self.params.bitmap => Features::BITMAP,
+            _ => Features::NONE,
+        }
     }
 
     /// What members are to be told next: a superblock of the present state with the next number, and its record.
@@ -103,7 +110,7 @@ impl Inner {
     }
 
     /// The next record that goes with a superblock.
-    fn next_record(&mut self, superblock: &Superblock) -> (u64, Vec<u8>) {
+    pub fn next_record(&mut self, superblock: &Superblock) -> (u64, Vec<u8>) {
         self.agreed.record_sequence += 1;
         let holds =
             |slot: usize| self.slots[slot].base.is_some() && self.slots[slot].standing == Standing::Current;

@@ -21,12 +21,13 @@ use crate::config::RaidParams;
 use crate::disk;
 use crate::layout::Layout;
 use crate::level::Level;
+use crate::marking::Marking;
 use crate::process::{Process, Report};
-use crate::shared::{Lane, Role, Shared};
+use crate::shared::{Lane, Members, Role, Shared};
 use crate::spare::Spare;
 use crate::state::{ArrayEvent, ArrayState};
 use crate::status::Metrics;
-use crate::superblock::{Entry, EntryState, Superblock};
+use crate::superblock::{Entry, EntryState, Features, Superblock};
 
 /// An array.
 pub struct Array {
@@ -60,6 +61,10 @@ pub struct Inner {
     pub superblock: Option<Superblock>,
     /// What members agree on beyond it.
     pub agreed: Agreement,
+    /// Write intent, if it has a bitmap.
+    pub marking: Option<Marking>,
+    /// Members that carried a superblock of this array when they were found: UUID and sequence number.
+    pub found: Vec<([u8; 16], u64)>,
     /// Shared with its channels, once it is online.
     pub shared: Option<Arc<Shared>>,
     /// Its device.
@@ -220,6 +225,16 @@ impl Inner {
         self.slots.iter().map(lane).collect()
     }
 
+    /// All that channels must know of it; `None` without a geometry.
+    pub fn members(&self) -> Option<Members> {
+        Some(Members {
+            layout: self.layout.clone()?,
+            lanes: self.lanes(),
+            intent: self.marking.as_ref().map(|marking| Arc::clone(&marking.intent)),
+            journal_epoch: self.superblock.as_ref().map_or(0, |superblock| superblock.seq_number),
+        })
+    }
+
     /// The superblock of its present state.
     pub fn superblock_now(&self, name: &str, seq_number: u64) -> Superblock {
         let entry = |(nth, slot): (usize, &Slot)| Entry {
@@ -305,6 +320,8 @@ impl Array {
             layout: None,
             superblock: None,
             agreed: Agreement::new(),
+            marking: None,
+            found: Vec::new(),
             shared: None,
             bdev: None,
             create: None,
@@ -354,12 +371,12 @@ impl Array {
         locked: Range<u64>,
         then: impl FnOnce(&Rc<Array>) + 'static,
     ) {
-        let (shared, layout, lanes) = {
+        let (shared, members) = {
             let inner = self.inner.borrow();
-            (inner.shared.clone(), inner.layout.clone(), inner.lanes())
+            (inner.shared.clone(), inner.members())
         };
-        let Some((shared, layout)) = shared.zip(layout) else { return then(self) };
-        match shared.issue(layout, lanes, is_paused, locked) {
+        let Some((shared, members)) = shared.zip(members) else { return then(self) };
+        match shared.issue(members, is_paused, locked) {
             // The answer comes as a message, so it is not too late to remember.
             Ok(epoch) => self.inner.borrow_mut().after_obey = Some((epoch, Box::new(then))),
             Err(error) => log::error!("channels cannot be reached raid={} error=\"{error}\"", self.name),
@@ -496,6 +513,7 @@ impl Array {
             let event = if inner.destruct.is_some() { ArrayEvent::Destructed } else { ArrayEvent::Closed };
             inner.on(event);
             inner.after_obey = None;
+            inner.marking = None;
             let waiting: Vec<OpToken> = inner.tasks.drain(..).filter_map(Task::into_token).collect();
             let rest = (inner.destruct.take(), std::mem::take(&mut inner.gone), waiting, inner.shared.take());
             ((std::mem::take(&mut inner.slots), std::mem::take(&mut inner.spares)), rest)
@@ -543,6 +561,24 @@ pub fn check_member(info: &BdevInfo, block_size: u32, ops: OpSet) -> Result<(), 
     Ok(())
 }
 
+impl Inner {
+    /// Where the data area of a device begins that becomes a member now: not before those of the others.
+    pub fn data_offset(&self, info: &BdevInfo) -> u64 {
+        let others = self.slots.iter().map(|slot| slot.data_offset).min().unwrap_or(0);
+        let wanted = data_offset_for(self.params.level, info);
+        if self.agreed.features == Features::NONE { wanted } else { wanted.max(others) }
+    }
+}
+
+/// The first block of data on a device of a new array: behind a larger journal, if the level has one and the device
+/// is large.
+pub fn data_offset_for(level: Level, info: &BdevInfo) -> u64 {
+    let block = u64::from(info.limits.block_size);
+    let is_large = info.limits.num_blocks.saturating_mul(block) >= LARGE_BYTES;
+    let offset = data_offset(info);
+    if level == Level::Raid5 && is_large { offset * LARGE_JOURNAL } else { offset }
+}
+
 /// The first block of data on a device with a superblock: behind 1 MiB, at a boundary the device likes.
 pub fn data_offset(info: &BdevInfo) -> u64 {
     let blocks = (RESERVED_BYTES / u64::from(info.limits.block_size)).max(1);
@@ -573,5 +609,8 @@ pub fn shape_of(superblock: &Superblock) -> Result<(Level, u32), String> {
     Ok((level, strip_kb))
 }
 
+/// Members of raid5 from this size on have a larger journal, by this factor.
+const LARGE_BYTES: u64 = 1 << 30;
+const LARGE_JOURNAL: u64 = 8;
 /// Bytes kept free for the superblock.
 const RESERVED_BYTES: u64 = 1 << 20;

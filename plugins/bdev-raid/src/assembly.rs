@@ -167,6 +167,7 @@ impl Array {
             inner.count_record(&theirs);
             (inner.last_copy(), inner.state)
         };
+        RaidModule::note_found(self, uuid, theirs.superblock.seq_number);
         if let Some(ours) = &ours {
             if has_diverged(ours, &theirs, &uuid) {
                 let reason = format!(
@@ -178,7 +179,10 @@ impl Array {
                     side(&theirs),
                     side(ours)
                 );
-                self.inner.borrow_mut().diverged.insert(name.to_owned(), reason.clone());
+                let mut inner = self.inner.borrow_mut();
+                inner.diverged.insert(name.to_owned(), reason.clone());
+                inner.found.retain(|(found, _)| *found != uuid);
+                drop(inner);
                 return Err(Error::busy(reason).object(name));
             }
             if theirs.superblock.seq_number > ours.superblock.seq_number {
@@ -206,7 +210,7 @@ impl Array {
                 Ok(Answer::Claimed)
             }
             (Standing::Missing | Standing::Failed, ArrayState::Online) => {
-                self.rejoin(name)?;
+                self.rejoin(name, true)?;
                 Ok(Answer::Claimed)
             }
             (Standing::Missing | Standing::Failed, ArrayState::Configuring | ArrayState::Committing) => {

@@ -62,7 +62,7 @@ pub fn spec(name: &str, layout: &Layout, block_size: u32, uuid: [u8; 16], member
         | match layout.level {
             Level::Raid0 | Level::Concat | Level::Raid10 => BdevFlags::SPLIT_ON_BOUNDARY.0,
             Level::Raid5f => BdevFlags::SPLIT_ON_WRITE_UNIT.0,
-            Level::Raid1 => 0,
+            Level::Raid1 | Level::Raid5 => 0,
         };
     let known = IoFlags::FUA.0 | IoFlags::DEALLOCATE.0 | IoFlags::NO_RETRY.0;
     let io_flags = members.iter().fold(known, |flags, member| flags & member.io_flags.0);
@@ -82,6 +82,8 @@ pub fn spec(name: &str, layout: &Layout, block_size: u32, uuid: [u8; 16], member
             }
             if layout.level == Level::Raid5f {
                 limits.write_unit = layout.stripe_blocks() as u32;
+            }
+            if layout.level.is_parity() {
                 limits.max_transfer_blocks = layout.stripe_blocks() as u32;
                 limits.max_segments = MAX_PIECES;
             }
@@ -99,7 +101,7 @@ pub fn ops(level: Level, members: &[BdevInfo]) -> OpSet {
         Level::Raid0 | Level::Concat | Level::Raid1 | Level::Raid10 => {
             always.union(OpSet::of(&[BdevOp::Unmap, BdevOp::WriteZeroes]))
         }
-        Level::Raid5f => always,
+        Level::Raid5 | Level::Raid5f => always,
     };
     members.iter().fold(ops, |ops, member| ops.intersect(member.ops))
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use tenon_sdk::{BdevId, BdevInfo, Descriptor, Error, OpToken, Publish, Reason};
 
-use crate::array::{Array, Slot, Standing, data_offset};
+use crate::array::{Array, Slot, Standing};
 use crate::process::{Kind, Report};
 use crate::state::ArrayState;
 
@@ -44,6 +44,10 @@ pub enum Task {
         /// Blocks of its data area.
         blocks: Range<u64>,
     },
+    /// Regions that rest are to be cleared.
+    Clear,
+    /// Members that may differ are to be made equal.
+    Resync,
     /// Members have another size.
     Grow,
     /// A device is to be added behind the last member.
@@ -75,6 +79,8 @@ impl Task {
             | Task::Scrub { .. }
             | Task::Window
             | Task::Correct { .. }
+            | Task::Clear
+            | Task::Resync
             | Task::Grow => None,
         }
     }
@@ -126,11 +132,12 @@ impl Array {
         self.remove_member(slot, token);
     }
 
-    /// Opens a device for a slot that lacks one; it is rebuilt when its turn comes.
+    /// Opens a device for a slot that lacks one; it is rebuilt when its turn comes. `is_known`: as the superblock it was
+    /// found with says; otherwise nothing of its content counts.
     ///
     /// # Errors
     /// If no slot is free or the device does not fit.
-    pub fn rejoin(self: &Rc<Self>, name: &str) -> Result<(), Error> {
+    pub fn rejoin(self: &Rc<Self>, name: &str, is_known: bool) -> Result<(), Error> {
         let info = match self.host.find(name) {
             Some(id) => self.host.bdev_info(id)?,
             None => return Err(Error::not_found(name)),
@@ -145,6 +152,9 @@ impl Array {
             slot.ok_or_else(|| Error::busy("every slot has a member").object(&*self.name))?
         };
         let offset = self.room_on(&info, slot)?;
+        if !is_known {
+            self.inner.borrow_mut().found.retain(|(uuid, _)| *uuid != info.uuid);
+        }
         self.open_member(slot, name)?;
         self.fill(slot, offset);
         Ok(())
@@ -156,7 +166,7 @@ impl Array {
     /// If it is too small.
     pub fn room_on(&self, info: &BdevInfo, slot: usize) -> Result<u64, Error> {
         let inner = self.inner.borrow();
-        let offset = if inner.params.superblock { data_offset(info) } else { 0 };
+        let offset = if inner.params.superblock { inner.data_offset(info) } else { 0 };
         let (room, needed) = (info.limits.num_blocks.saturating_sub(offset), inner.slots[slot].data_size);
         if room < needed {
             let reason = format!("has room for {room} blocks, a member needs {needed}");
@@ -192,6 +202,8 @@ impl Array {
             Some(Task::Scrub { is_repair }) => self.scrub(is_repair),
             Some(Task::Window) => self.next_window(),
             Some(Task::Correct { slot, bdev, blocks }) => self.correct_now(slot, bdev, blocks),
+            Some(Task::Clear) => self.clear_rested(),
+            Some(Task::Resync) => self.resync(),
             Some(Task::Grow) => self.grow(),
             Some(Task::Extend { name, token }) => self.extend(&name, token),
         }
@@ -221,10 +233,7 @@ impl Array {
         }
         if standing == Standing::Target {
             log::warn!("rebuild ends because its member goes raid={} slot={slot}", self.name);
-            self.inner.borrow_mut().slots[slot].standing = Standing::Missing;
-            return self.without(slot, why);
-        }
-        if !can_lose {
+        } else if !can_lose {
             return self.cannot_lose(why);
         }
         let standing = if matches!(why, Why::Failed) { Standing::Failed } else { Standing::Missing };
@@ -277,7 +286,10 @@ impl Array {
     pub fn without(self: &Rc<Self>, slot: usize, why: Why) {
         {
             let mut inner = self.inner.borrow_mut();
-            inner.process.take_if(|process| process.target() == Some(slot));
+            let is_parity = inner.params.level.is_parity();
+            inner.process.take_if(|process| {
+                process.target() == Some(slot) || (is_parity && matches!(process.kind, Kind::Resync))
+            });
             if let Some(process) = &mut inner.process {
                 process.let_go(slot);
             }
@@ -327,7 +339,7 @@ impl Array {
     }
 
     /// One process is over: members that wait are rebuilt, empty slots get spares, growth is taken note of.
-    fn make_whole(self: &Rc<Self>) {
+    pub fn make_whole(self: &Rc<Self>) {
         let mut inner = self.inner.borrow_mut();
         if inner.process.is_none() {
             let next =
@@ -336,6 +348,9 @@ impl Array {
                 inner.tasks.push_back(Task::Join { slot });
             }
             inner.tasks.push_back(Task::Grow);
+            if inner.is_resync_due() {
+                inner.tasks.push_back(Task::Resync);
+            }
         }
         drop(inner);
         self.use_spares();

@@ -8,6 +8,7 @@
 
 mod mirror;
 mod parity;
+mod raid5;
 mod striped;
 
 use std::cell::{Cell, RefCell};
@@ -43,6 +44,14 @@ pub struct RaidChannel {
     ticket: RefCell<Option<Arc<Ticket>>>,
     /// Slots whose failure was reported since the last directive.
     reported: Cell<u32>,
+    /// Writes that wait until their regions are marked.
+    unmarked: IoQueue<Self>,
+    /// I/O that waits for the lock of a stripe.
+    stalled: IoQueue<Self>,
+    /// Whether I/O is being resumed, and whether a lock was let go since.
+    is_waking: Cell<bool>,
+    is_freed: Cell<bool>,
+    this: Weak<Self>,
     /// I/O started since the last directive.
     started: Cell<u64>,
 }
@@ -80,6 +89,8 @@ pub struct RaidIo {
     slot: usize,
     /// Blocks already read, when a read goes strip by strip.
     done_blocks: u64,
+    /// Of a write to raid5.
+    raid5: raid5::Progress,
 }
 
 impl Channel for RaidChannel {
@@ -99,7 +110,7 @@ impl Channel for RaidChannel {
     }
 
     fn abort(&self, victim: Victim) -> bool {
-        match self.waiting.remove(victim) {
+        match self.waiting.remove(victim).or_else(|| self.unmarked.remove(victim)) {
             Some(io) => {
                 io.complete(IoStatus::ABORTED);
                 true
@@ -113,13 +124,13 @@ impl RaidChannel {
     /// Opens the array on the calling reactor.
     pub fn open(shared: &Arc<Shared>, reactor: Reactor) -> Result<Rc<Self>, Error> {
         let directive = shared.now();
-        let mut lanes = Vec::with_capacity(directive.lanes.len());
-        for lane in directive.lanes.iter() {
+        let mut lanes = Vec::with_capacity(directive.members.lanes.len());
+        for lane in directive.members.lanes.iter() {
             let base = lane.base.as_ref().map(|base| base.channel()).transpose()?;
             lanes.push(OpenLane::new(base, lane.data_offset, lane.role));
         }
         let bases = || lanes.iter().filter_map(|lane| lane.base.as_ref());
-        let iovs = if shared.level == Level::Raid5f { MAX_PIECES } else { 0 };
+        let iovs = if shared.level.is_parity() { MAX_PIECES } else { 0 };
         // A concat goes from member to member, and may get more of them.
         let fan = if shared.level == Level::Concat { 1 } else { lanes.len() as u32 };
         let children = Children::fan_out(fan, iovs, bases());
@@ -139,6 +150,11 @@ impl RaidChannel {
                 turn: Cell::new(0),
                 ticket: RefCell::new(None),
                 reported: Cell::new(0),
+                unmarked: IoQueue::new(),
+                stalled: IoQueue::new(),
+                is_waking: Cell::new(false),
+                is_freed: Cell::new(false),
+                this: this.clone(),
                 started: Cell::new(0),
             }
         });
@@ -151,9 +167,9 @@ impl RaidChannel {
         if directive.epoch <= old.directive.epoch {
             return;
         }
-        let mut lanes = Vec::with_capacity(directive.lanes.len());
-        for (slot, lane) in directive.lanes.iter().enumerate() {
-            let known = old.directive.lanes.get(slot).and_then(|lane| lane.base.as_ref());
+        let mut lanes = Vec::with_capacity(directive.members.lanes.len());
+        for (slot, lane) in directive.members.lanes.iter().enumerate() {
+            let known = old.directive.members.lanes.get(slot).and_then(|lane| lane.base.as_ref());
             let is_same = lane.base.as_ref().map(|base| base.id()) == known.map(|base| base.id());
             let base = match (&lane.base, is_same) {
                 (_, true) => old.lanes[slot].base.clone(),
@@ -212,6 +228,11 @@ impl RaidChannel {
                 if from < locked.end && locked.start < to {
                     return self.waiting.push_back(io);
                 }
+                if let Some(intent) = &view.directive.members.intent
+                    && !intent.enter(&(from..to))
+                {
+                    return self.ask_to_mark(intent.regions_of(&(from..to)), io);
+                }
                 let turn = self.turn.get();
                 self.writes[turn].set(self.writes[turn].get() + 1);
                 io.context_mut().turn = Some(turn);
@@ -220,8 +241,9 @@ impl RaidChannel {
         }
         match (io.op(), self.shared.level) {
             (BdevOp::Read, Level::Raid1 | Level::Raid10) => self.mirror_read(&view, io),
-            (BdevOp::Read, Level::Raid5f) => self.parity_read(&view, io),
+            (BdevOp::Read, Level::Raid5 | Level::Raid5f) => self.parity_read(&view, io),
             (BdevOp::Write, Level::Raid5f) => self.parity_write(&view, io),
+            (BdevOp::Write, Level::Raid5) => self.raid5_write(&view, io),
             (BdevOp::Read | BdevOp::Write, Level::Raid0 | Level::Concat) => self.striped(&view, io),
             (BdevOp::Write | BdevOp::WriteZeroes | BdevOp::Unmap, Level::Raid1 | Level::Raid10) => {
                 self.mirror_write(&view, io)
@@ -233,6 +255,50 @@ impl RaidChannel {
             (BdevOp::WriteZeroes | BdevOp::Unmap, Level::Raid0) => self.ranges(&view, io),
             _ => self.finish(io, IoStatus::NOT_SUPPORTED),
         }
+    }
+
+    /// Lets a write wait until its regions are marked on the members.
+    fn ask_to_mark(&self, regions: Range<u64>, io: Io<Self>) {
+        let array = self.shared.id;
+        let host = self.shared.host;
+        let message = move || {
+            RaidModule::with(|module| module.mark(array, regions));
+        };
+        match host.send(host.control(), message) {
+            Ok(()) => self.unmarked.push_back(io),
+            Err(_) => io.complete(IoStatus::NOMEM),
+        }
+    }
+
+    /// Starts what waited for regions or for stripes.
+    pub fn wake(&self) {
+        for _ in 0..self.unmarked.len() {
+            let Some(io) = self.unmarked.pop_front() else { break };
+            self.submit(io);
+        }
+        self.wake_stalled();
+    }
+
+    /// Whether members may differ in these blocks.
+    fn may_differ(&self, view: &View, blocks: Range<u64>) -> bool {
+        view.directive.members.intent.as_ref().is_some_and(|intent| intent.is_unsynced(&blocks))
+    }
+
+    /// A stripe is free again. What is resumed may free others: that goes on in a loop, not deeper.
+    fn wake_stalled(&self) {
+        self.is_freed.set(true);
+        // Resuming may complete the last I/O, and then nobody else holds the channel.
+        let Some(this) = self.this.upgrade() else { return };
+        if this.is_waking.replace(true) {
+            return;
+        }
+        while this.is_freed.replace(false) {
+            for _ in 0..this.stalled.len() {
+                let Some(io) = this.stalled.pop_front() else { break };
+                this.resume(io);
+            }
+        }
+        this.is_waking.set(false);
     }
 
     /// FLUSH and RESET go to every member as they are.
@@ -270,7 +336,8 @@ impl RaidChannel {
     }
 
     /// Every member that is there has been written to. If redundancy covers what failed, the I/O waits until the
-    /// loss is recorded, and starts again; otherwise it fails.
+    /// loss is recorded, and starts again; otherwise it fails. So it does for a member that is being rebuilt: what is
+    /// recorded of how far it is would be wrong.
     fn written(&self, io: Io<Self>) {
         let view = self.view();
         let state = io.context();
@@ -279,9 +346,6 @@ impl RaidChannel {
         let mut is_recorded = true;
         for slot in (0..u32::BITS).filter(|slot| state.failed & view.targets & (1 << slot) != 0) {
             is_recorded &= self.report(slot as usize);
-        }
-        if lost == 0 && is_recorded {
-            return self.finish(io, IoStatus::SUCCESS);
         }
         // Every member that is there was written, so those that did not fail have succeeded.
         let is_covered = self.shared.level.survives(view.in_sync & !lost, view.lanes.len());
@@ -399,7 +463,7 @@ impl View {
             lanes.iter().enumerate().map(has_role).sum()
         };
         let (in_sync, targets) = (mask(Role::InSync), mask(Role::Target));
-        let layout = (*directive.layout).clone();
+        let layout = (*directive.members.layout).clone();
         View { directive, layout, lanes, in_sync, targets }
     }
 }

@@ -266,6 +266,9 @@ impl RaidParams {
         if self.superblock && (self.name.len() > MAX_NAME || self.name.contains('\0')) {
             return refuse(format!("name of {} bytes must have at most {MAX_NAME}", self.name.len()));
         }
+        if level == Level::Raid5 && !self.superblock {
+            return refuse("raid5 needs a superblock: its journal is beside it".to_owned());
+        }
         if self.bitmap && !(self.superblock && level.min_members() > 1) {
             return refuse(format!(
                 "bitmap needs a superblock and a level with redundancy, not {}",

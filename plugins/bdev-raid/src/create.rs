@@ -10,13 +10,17 @@ use uuid::Uuid;
 
 use crate::RaidModule;
 use crate::agreement::{has_diverged, side};
-use crate::array::{Array, Slot, Standing, data_offset};
+use crate::array::{Array, Slot, Standing, data_offset_for};
 use crate::bdev::{RaidBdev, spec};
 use crate::config::RaidParams;
 use crate::disk::{self, Copy, Found};
 use crate::layout::Layout;
+use crate::level::Level;
+use crate::marking::Marking;
+use crate::ondisk;
 use crate::shared::Shared;
 use crate::state::{ArrayEvent, ArrayState};
+use crate::stripes::Stripes;
 use crate::superblock::SuperblockError;
 
 /// Where the content of a new array's superblocks comes from.
@@ -163,7 +167,7 @@ impl Array {
     fn shape(&self, has_superblock: bool) -> Result<(), Error> {
         let infos = self.infos()?;
         let mut inner = self.inner.borrow_mut();
-        let strip_blocks = inner.strip_blocks();
+        let (strip_blocks, level) = (inner.strip_blocks(), inner.params.level);
         if inner.params.level.has_strips() && strip_blocks == 0 {
             let reason = format!(
                 "strip_size_kb of {} is less than a block of {} bytes",
@@ -172,7 +176,7 @@ impl Array {
             return Err(Error::invalid(reason).object(&*self.name));
         }
         for (slot, info) in inner.slots.iter_mut().zip(&infos) {
-            slot.data_offset = if has_superblock { data_offset(info) } else { 0 };
+            slot.data_offset = if has_superblock { data_offset_for(level, info) } else { 0 };
             slot.data_size = info.limits.num_blocks.saturating_sub(slot.data_offset);
         }
         let room: Vec<u64> = inner.slots.iter().map(|slot| slot.data_size).collect();
@@ -200,15 +204,34 @@ impl Array {
         if let Err(error) = self.shape(true) {
             return self.refuse(error, false);
         }
-        let (targets, draft) = {
+        let (targets, draft, bitmap) = {
             let mut inner = self.inner.borrow_mut();
             inner.agreed.features = inner.features_wanted();
-            (inner.current(), inner.next_draft(&self.name))
+            if inner.params.level == Level::Raid5 && inner.journal().is_none() {
+                drop(inner);
+                let reason = "members have no room for a journal before their data";
+                return self.refuse(Error::invalid(reason).object(&*self.name), false);
+            }
+            // Parity of what was never written is not known to fit.
+            let is_dirty = inner.params.level.is_parity();
+            inner.marking = inner.new_ledger(is_dirty).map(|ledger| Marking::new(ledger, is_dirty));
+            let bitmap = inner.marking.as_mut().map(|marking| marking.bitmap().encode());
+            (inner.current(), inner.next_draft(&self.name), bitmap)
         };
         let this = Rc::clone(self);
-        disk::write_all(targets, &draft, move |failures| match failures.into_iter().next() {
-            None => this.go_online(true),
-            Some((_, error)) => this.refuse(error, true),
+        let (with_bitmap, bitmap) = match bitmap {
+            Some(bitmap) => (targets.clone(), bitmap),
+            None => (Vec::new(), Vec::new()),
+        };
+        disk::write_all_at(with_bitmap, ondisk::BITMAP, &bitmap, move |failures| {
+            if let Some((_, error)) = failures.into_iter().next() {
+                return this.refuse(error, true);
+            }
+            let array = Rc::clone(&this);
+            disk::write_all(targets, &draft, move |failures| match failures.into_iter().next() {
+                None => array.go_online(true),
+                Some((_, error)) => array.refuse(error, true),
+            });
         });
     }
 
@@ -231,6 +254,14 @@ impl Array {
             inner.learn(copy);
         }
         if let Err(error) = self.check_adopted() {
+            return self.refuse(error, false);
+        }
+        self.load_bitmap(|array| array.replay(Array::recovered));
+    }
+
+    /// What a crash has left is read and redone: the array is agreed on anew.
+    fn recovered(self: &Rc<Self>, result: Result<(), Error>) {
+        if let Err(error) = result {
             return self.refuse(error, false);
         }
         self.commit(|array, is_durable| {
@@ -295,8 +326,10 @@ impl Array {
                 inner.layout.clone().ok_or_else(|| Error::io("has no layout").object(&*self.name))?;
             let spec = spec(&self.name, &layout, inner.block_size, inner.uuid, &infos);
             inner.ops = crate::bdev::ops(layout.level, &infos);
-            let lanes = inner.lanes();
-            let shared = Shared::new(self.id, self.host, &self.name, layout, inner.block_size.into(), lanes);
+            let stripes = inner.journal().map(|slots| Stripes::new(slots, inner.uuid));
+            let members = inner.members().ok_or_else(|| Error::io("has no layout").object(&*self.name))?;
+            let shared =
+                Shared::new(self.id, self.host, &self.name, members, inner.block_size.into(), stripes);
             (Arc::new(shared), spec)
         };
         let device = RaidBdev { shared: Arc::clone(&shared) };
@@ -334,11 +367,13 @@ impl Array {
             token.reply(&true);
         }
         for name in returning {
-            if let Err(error) = self.rejoin(&name) {
+            if let Err(error) = self.rejoin(&name, true) {
                 log::warn!("member cannot return raid={} member={name} error=\"{error}\"", self.name);
             }
         }
         self.open_spares();
+        self.push_resync();
+        self.watch_rest();
     }
 
     /// Takes back what was done. A create that waits fails and nothing is left of the array; an array that came up

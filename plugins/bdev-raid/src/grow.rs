@@ -58,10 +58,15 @@ impl Array {
             }
             inner.layout = Some(Arc::new(layout));
         }
+        self.direct(true, 0..0, move |array| array.commit_layout(num_blocks, then));
+    }
+
+    fn commit_layout(self: &Rc<Self>, num_blocks: u64, then: impl FnOnce(&Rc<Array>) + 'static) {
         self.commit(move |array, is_durable| {
             if !is_durable {
                 return array.fail_array(Why::Failed);
             }
+            array.mark_anew();
             array.direct(false, 0..0, move |array| {
                 let bdev = array.inner.borrow().bdev;
                 if let Some(Err(error)) = bdev.map(|bdev| array.host.resize(bdev, num_blocks)) {

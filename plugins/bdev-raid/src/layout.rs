@@ -40,7 +40,9 @@ impl Layout {
         let whole =
             |blocks: u64| blocks.checked_div(strip_blocks).map_or(blocks, |strips| strips * strip_blocks);
         let data_sizes: Vec<u64> = match level {
-            Level::Raid0 | Level::Raid1 | Level::Raid10 | Level::Raid5f => vec![whole(smallest); room.len()],
+            Level::Raid0 | Level::Raid1 | Level::Raid10 | Level::Raid5 | Level::Raid5f => {
+                vec![whole(smallest); room.len()]
+            }
             Level::Concat => room.iter().map(|blocks| whole(*blocks)).collect(),
         };
         Layout::of_sizes(level, strip_blocks, data_sizes)
@@ -68,7 +70,7 @@ impl Layout {
             Level::Raid0 => smallest.checked_mul(members)?,
             Level::Raid1 => smallest,
             Level::Raid10 => smallest.checked_mul(members / 2)?,
-            Level::Raid5f => smallest.checked_mul(members.checked_sub(1)?)?,
+            Level::Raid5 | Level::Raid5f => smallest.checked_mul(members.checked_sub(1)?)?,
             Level::Concat => *starts.last()?,
         };
         (num_blocks > 0).then_some(Layout { level, strip_blocks, data_sizes, num_blocks, starts })
@@ -93,7 +95,7 @@ impl Layout {
         match self.level {
             Level::Raid1 => 0..self.members(),
             Level::Raid10 => slot & !1..(slot & !1) + 2,
-            Level::Raid0 | Level::Concat | Level::Raid5f => slot..slot + 1,
+            Level::Raid0 | Level::Concat | Level::Raid5 | Level::Raid5f => slot..slot + 1,
         }
     }
 
@@ -103,7 +105,7 @@ impl Layout {
         let scale = match self.level {
             Level::Raid0 => self.members() as u64,
             Level::Raid10 => self.members() as u64 / 2,
-            Level::Raid5f => self.members() as u64 - 1,
+            Level::Raid5 | Level::Raid5f => self.members() as u64 - 1,
             Level::Raid1 | Level::Concat => 1,
         };
         blocks.start * scale..blocks.end * scale
@@ -139,7 +141,7 @@ impl Layout {
                 ((strip % pairs) as usize * 2, strip / pairs * self.strip_blocks + rest)
             }
             Level::Raid1 => (0, block),
-            Level::Raid5f => {
+            Level::Raid5 | Level::Raid5f => {
                 let (stripe, rest) = (block / self.stripe_blocks(), block % self.stripe_blocks());
                 let slot = self.data_slot(stripe, (rest / self.strip_blocks) as usize);
                 (slot, stripe * self.strip_blocks + rest % self.strip_blocks)
@@ -159,7 +161,7 @@ impl Layout {
         let (from, to) = match self.level {
             Level::Raid0 => self.striped(member, self.members(), offset..end),
             Level::Raid10 => self.striped(member / 2, self.members() / 2, offset..end),
-            Level::Raid1 | Level::Raid5f => (offset, end),
+            Level::Raid1 | Level::Raid5 | Level::Raid5f => (offset, end),
             Level::Concat => {
                 let (start, stop) = (self.starts[member], self.starts[member + 1]);
                 (offset.clamp(start, stop) - start, end.clamp(start, stop) - start)

@@ -15,6 +15,9 @@ pub enum Level {
     /// Strips in turn over pairs of members, each strip on both members of its pair.
     #[serde(rename = "raid10", alias = "10")]
     Raid10,
+    /// Strips in turn, one of each stripe holding parity, written in any size; needs a superblock.
+    #[serde(rename = "raid5", alias = "5")]
+    Raid5,
     /// Strips in turn, one of each stripe holding parity; written in whole stripes only.
     #[serde(rename = "raid5f", alias = "5f")]
     Raid5f,
@@ -25,15 +28,18 @@ pub enum Level {
 
 impl Level {
     /// Every level.
-    pub const ALL: [Level; 5] = [Level::Raid0, Level::Raid1, Level::Raid10, Level::Raid5f, Level::Concat];
+    pub const ALL: [Level; 6] =
+        [Level::Raid0, Level::Raid1, Level::Raid10, Level::Raid5, Level::Raid5f, Level::Concat];
 
-    /// Its number in a superblock. Other readers of the format have no level 10, and refuse it.
+    /// Its number in a superblock. Other readers of the format have no levels 5 and 10, and
+    /// refuse them.
     #[must_use]
     pub const fn id(self) -> u32 {
         match self {
             Level::Raid0 => 0,
             Level::Raid1 => 1,
             Level::Raid10 => 10,
+            Level::Raid5 => 5,
             Level::Raid5f => 95,
             Level::Concat => 99,
         }
@@ -52,6 +58,7 @@ impl Level {
             Level::Raid0 => "raid0",
             Level::Raid1 => "raid1",
             Level::Raid10 => "raid10",
+            Level::Raid5 => "raid5",
             Level::Raid5f => "raid5f",
             Level::Concat => "concat",
         }
@@ -63,7 +70,7 @@ impl Level {
         match self {
             Level::Raid0 | Level::Concat => 1,
             Level::Raid1 => 2,
-            Level::Raid5f => 3,
+            Level::Raid5 | Level::Raid5f => 3,
             Level::Raid10 => 4,
         }
     }
@@ -78,7 +85,7 @@ impl Level {
             Level::Raid1 => missing != all,
             // Slots 0 and 1 are a pair, 2 and 3, and so on.
             Level::Raid10 => missing & (missing >> 1) & EVEN_SLOTS == 0,
-            Level::Raid5f => missing.count_ones() <= 1,
+            Level::Raid5 | Level::Raid5f => missing.count_ones() <= 1,
         }
     }
 
@@ -88,11 +95,17 @@ impl Level {
         !matches!(self, Level::Raid0 | Level::Concat)
     }
 
+    /// True if one strip of each stripe holds parity.
+    #[must_use]
+    pub const fn is_parity(self) -> bool {
+        matches!(self, Level::Raid5 | Level::Raid5f)
+    }
+
     /// True if the level has strips.
     #[must_use]
     pub const fn has_strips(self) -> bool {
         match self {
-            Level::Raid0 | Level::Raid10 | Level::Raid5f | Level::Concat => true,
+            Level::Raid0 | Level::Raid10 | Level::Raid5 | Level::Raid5f | Level::Concat => true,
             Level::Raid1 => false,
         }
     }
@@ -107,9 +120,12 @@ mod tests {
     #[test]
     fn levels_have_the_numbers_and_names_of_the_format() {
         let found = Level::ALL.map(|level| (level.name(), level.id()));
-        assert_eq!(found, [("raid0", 0), ("raid1", 1), ("raid10", 10), ("raid5f", 95), ("concat", 99)]);
+        assert_eq!(
+            found,
+            [("raid0", 0), ("raid1", 1), ("raid10", 10), ("raid5", 5), ("raid5f", 95), ("concat", 99)]
+        );
         assert!(Level::ALL.into_iter().all(|level| Level::from_id(level.id()) == Some(level)));
-        assert_eq!(Level::from_id(5), None);
+        assert_eq!(Level::from_id(6), None);
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! `raid`: devices striped over, mirrored on or protected by several others.
 //!
-//! `superblock`, `level`, `layout`, `xor`, `scrub` and `state` are pure. `channel` is
-//! the data path on a reactor, `shared` what it hears from the control thread, where
-//! `array` is one array, `create` brings it up, `assembly` collects its members,
-//! `change` loses and gains them, `spare` keeps some ready, `process` rebuilds and
-//! scrubs by the help of `window`, `grow` enlarges, `status` tells.
+//! `superblock`, `ondisk`, `lineage`, `intent`, `level`, `layout`, `xor`, `scrub` and
+//! `state` are pure. `channel` is the data path on a reactor, `shared` what it hears
+//! from the control thread, `stripes` what channels lock. On that thread `array` is
+//! one array, `create` brings it up, `replay` redoes its journal, `assembly` collects
+//! its members, which agree by `agreement`; `change` loses and gains them, `spare`
+//! keeps some ready, `process` rebuilds and scrubs by the help of `window`, `resume`
+//! says what it need not do, `marking` writes the bitmap, `grow` enlarges, `status`
+//! tells.
 #![forbid(unsafe_code)]
 
 mod agreement;
@@ -18,16 +21,21 @@ mod create;
 mod disk;
 pub mod fuzz;
 mod grow;
+mod intent;
 mod layout;
 mod level;
 mod lineage;
+mod marking;
 pub mod ondisk;
 mod process;
+mod replay;
+mod resume;
 mod scrub;
 mod shared;
 mod spare;
 mod state;
 mod status;
+mod stripes;
 mod superblock;
 mod window;
 mod xor;
@@ -292,7 +300,7 @@ impl RaidModule {
         if level == Level::Concat && state == ArrayState::Online {
             array.push(Task::Extend { name: params.base_bdev, token });
         } else {
-            token.run(|_| array.rejoin(&params.base_bdev).map(|()| true));
+            token.run(|_| array.rejoin(&params.base_bdev, false).map(|()| true));
         }
     }
 

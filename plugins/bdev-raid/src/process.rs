@@ -16,6 +16,7 @@ use crate::RaidModule;
 use crate::array::{Array, Inner, Standing};
 use crate::change::{Task, Why};
 use crate::config::RaidOptions;
+use crate::intent::Words;
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::state::ArrayState;
@@ -37,6 +38,14 @@ pub struct Process {
     window_blocks: u64,
     channels: Vec<(usize, BaseChannel)>,
     pool: Pool,
+    /// Of a rebuild: regions that may differ, if that is known.
+    dirty: Option<Words>,
+    /// Whether the target holds all but those.
+    is_delta: bool,
+    /// Blocks that the target got before the last restart, all but those regions.
+    resume_at: u64,
+    /// Blocks that were done when that was recorded last.
+    recorded: u64,
     /// Runs until the next window is due.
     timer: Option<Timer>,
 }
@@ -51,6 +60,8 @@ pub enum Kind {
     },
     /// Members are compared.
     Scrub(Report),
+    /// Regions that may differ since a crash, or in a new array, are made equal.
+    Resync,
 }
 
 /// What a scrub has found so far.
@@ -85,6 +96,10 @@ impl Process {
             window_blocks: 0,
             channels,
             pool: Pool::default(),
+            dirty: None,
+            is_delta: false,
+            resume_at: 0,
+            recorded: 0,
             timer: None,
         }
     }
@@ -93,7 +108,7 @@ impl Process {
     pub fn target(&self) -> Option<usize> {
         match self.kind {
             Kind::Rebuild { slot } => Some(slot),
-            Kind::Scrub(_) => None,
+            Kind::Scrub(_) | Kind::Resync => None,
         }
     }
 
@@ -115,7 +130,7 @@ impl Process {
         let rate = if self.is_paused { 0 } else { done * 1_000_000_000 / elapsed_ns };
         let left = u128::from(self.total_blocks - self.done_blocks).checked_div(rate);
         let mut status = json!({
-            "type": match self.kind { Kind::Rebuild { .. } => "rebuild", Kind::Scrub(_) => "scrub" },
+            "type": match self.kind { Kind::Rebuild { .. } => "rebuild", Kind::Scrub(_) => "scrub", Kind::Resync => "resync" },
             "state": if self.is_paused { "paused" } else { "running" },
             "progress": {
                 "blocks": self.done_blocks,
@@ -125,6 +140,10 @@ impl Process {
             "bytes_per_sec": u64::try_from(rate * u128::from(block_size)).unwrap_or(u64::MAX),
             "remaining_sec": left.and_then(|left| u64::try_from(left).ok()),
         });
+        if matches!(self.kind, Kind::Rebuild { .. }) {
+            status["is_delta"] = json!(self.is_delta);
+            status["resumed_at_block"] = json!(self.resume_at);
+        }
         if let Some(target) = target {
             status["target"] = json!(target);
         }
@@ -144,17 +163,51 @@ impl Process {
         let all = 0..layout.members();
         let (sources, target) = match self.kind {
             Kind::Rebuild { slot } => {
-                let mut sources =
-                    there(if layout.level == Level::Raid5f { all } else { layout.copies_of(slot) });
+                let mut sources = there(if layout.level.is_parity() { all } else { layout.copies_of(slot) });
                 sources.retain(|source| *source != slot);
                 (sources, Some(slot))
             }
-            Kind::Scrub(_) if layout.level == Level::Raid10 => {
+            Kind::Scrub(_) | Kind::Resync if layout.level == Level::Raid10 => {
                 (there(layout.copies_of(column as usize * 2)), None)
             }
-            Kind::Scrub(_) => (there(all), None),
+            Kind::Scrub(_) | Kind::Resync => (there(all), None),
         };
         Some(Plan { locked: layout.array_range(&blocks), blocks, layout, sources, target })
+    }
+
+    /// What is known of the target.
+    pub fn recall(&mut self, is_delta: bool, resume_at: u64) {
+        (self.is_delta, self.resume_at) = (is_delta, resume_at);
+    }
+
+    /// The blocks of the next window, and those of the array that depend on them; `None` after the last.
+    pub fn next_blocks(&self, inner: &Inner, smallest: u64) -> Option<(Range<u64>, Range<u64>)> {
+        let plan = self.plan(inner, smallest).filter(|plan| !plan.blocks.is_empty())?;
+        Some((plan.blocks, plan.locked))
+    }
+
+    /// Whether a window must be worked through.
+    pub fn is_needed(&self, inner: &Inner, blocks: &Range<u64>, locked: &Range<u64>) -> bool {
+        let Some(marking) = &inner.marking else { return true };
+        match (self.kind, &self.dirty) {
+            (Kind::Scrub(_), _) => true,
+            (Kind::Resync, _) => marking.intent.is_unsynced(locked),
+            (Kind::Rebuild { .. }, None) => true,
+            (Kind::Rebuild { .. }, Some(dirty)) => {
+                let is_known = self.is_delta || blocks.end <= self.resume_at;
+                !is_known || marking.intent.overlaps(dirty, locked)
+            }
+        }
+    }
+
+    /// Whether the progress of a rebuild is to be recorded now.
+    pub fn is_record_due(&mut self) -> bool {
+        let step = (self.total_blocks / RECORDS).max(1);
+        let is_due = self.target().is_some() && self.done_blocks >= self.recorded + step;
+        if is_due {
+            self.recorded = self.done_blocks;
+        }
+        is_due
     }
 
     /// The next window is larger if this one was short and nobody was in the way.
@@ -316,28 +369,64 @@ impl Array {
         }
         let size = layout.data_sizes.iter().copied().min().unwrap_or(0);
         let columns = match (kind, layout.level) {
-            (Kind::Scrub(_), Level::Raid10) => layout.members() as u64 / 2,
+            (Kind::Scrub(_) | Kind::Resync, Level::Raid10) => layout.members() as u64 / 2,
             (_, _) => 1,
         };
         let process = Process::new(kind, size * columns, self.host.now_ns(), channels);
-        self.inner.borrow_mut().process = Some(process);
+        {
+            let mut inner = self.inner.borrow_mut();
+            inner.process = Some(process);
+            inner.recall_rebuild();
+        }
         match kind {
             Kind::Rebuild { slot } => log::info!("rebuild begins raid={} slot={slot}", self.name),
+            Kind::Resync => log::info!("resync begins raid={}", self.name),
             Kind::Scrub(report) => log::info!("scrub begins raid={} repair={}", self.name, report.is_repair),
         }
         self.publish_process();
-        self.direct(false, 0..0, |array| {
-            array.inner.borrow_mut().tasks.push_back(Task::Window);
-            array.task_done();
+        if !matches!(kind, Kind::Rebuild { .. }) {
+            return self.direct(false, 0..0, move |array| array.begun(kind));
+        }
+        // The target is told of its array before anything is written to it, so that it is found after a restart.
+        self.direct(true, 0..0, move |array| {
+            array.commit(move |array, is_durable| {
+                if is_durable {
+                    array.direct(false, 0..0, move |array| array.begun(kind));
+                } else {
+                    array.fail_array(Why::Failed);
+                }
+            });
         });
+    }
+
+    /// Channels write to all members of the process.
+    fn begun(self: &Rc<Self>, kind: Kind) {
+        let gone = {
+            let mut inner = self.inner.borrow_mut();
+            // From now on writes reach the target as well, so what is marked now is all it lacks.
+            let dirty = inner.marking.as_ref().map(|marking| marking.intent.marked());
+            if let Some(process) = inner.process.as_mut() {
+                process.dirty = dirty;
+            }
+            match kind {
+                Kind::Rebuild { slot } if inner.slots[slot].standing != Standing::Target => Some(slot),
+                Kind::Rebuild { .. } | Kind::Scrub(_) | Kind::Resync => None,
+            }
+        };
+        if let Some(slot) = gone {
+            return self.without(slot, Why::Failed);
+        }
+        self.inner.borrow_mut().tasks.push_back(Task::Window);
+        self.task_done();
     }
 
     /// Locks the next window against writes and works through it; after the last one the process is done.
     pub fn next_window(self: &Rc<Self>) {
         let options = RaidModule::with(|module| module.options()).unwrap_or_default();
         let plan = {
-            let inner = self.inner.borrow();
+            let mut inner = self.inner.borrow_mut();
             let smallest = smallest_window(&inner, &options);
+            inner.skip_clean(smallest);
             let process = inner.process.as_ref().filter(|process| !process.is_paused);
             process.and_then(|process| process.plan(&inner, smallest))
         };
@@ -351,7 +440,8 @@ impl Array {
 
     fn do_window(self: &Rc<Self>, plan: Plan) {
         let started_ns = self.host.now_ns();
-        let (sources, target, pool, is_repair) = {
+        let locked = plan.locked.clone();
+        let (sources, target, pool, work) = {
             let inner = self.inner.borrow();
             let Some(process) = inner.process.as_ref() else {
                 drop(inner);
@@ -362,16 +452,21 @@ impl Array {
                 Some(Place { slot, channel: channel.clone(), data_offset: inner.slots[slot].data_offset })
             };
             let sources: Vec<Place> = plan.sources.iter().filter_map(|slot| place(*slot)).collect();
-            let is_repair = matches!(process.kind, Kind::Scrub(report) if report.is_repair);
-            (sources, plan.target.map(place), process.pool.clone(), is_repair)
+            let work = match process.kind {
+                Kind::Scrub(report) => Work::Check { is_repair: report.is_repair, first_counts: false },
+                Kind::Rebuild { .. } | Kind::Resync => Work::Check { is_repair: true, first_counts: true },
+            };
+            (sources, plan.target.map(place), process.pool.clone(), work)
         };
         let is_complete = match plan.layout.level {
-            Level::Raid5f => sources.len() + usize::from(target.is_some()) == plan.layout.members(),
+            Level::Raid5 | Level::Raid5f => {
+                sources.len() + usize::from(target.is_some()) == plan.layout.members()
+            }
             Level::Raid0 | Level::Raid1 | Level::Raid10 | Level::Concat => !sources.is_empty(),
         };
         let work = match target {
             Some(target) => target.map(Work::Restore),
-            None => Some(Work::Check { is_repair }),
+            None => Some(work),
         };
         let Some(work) = work.filter(|_| is_complete) else {
             let failure = Failure { slot: plan.target, error: Error::io("a member it needs is not there") };
@@ -380,12 +475,12 @@ impl Array {
         let (this, blocks) = (Rc::clone(self), plan.blocks.end - plan.blocks.start);
         window::run(self.host, plan.layout, sources, work, pool, plan.blocks, move |result| match result {
             Err(failure) => this.window_failed(failure),
-            Ok(found) => this.window_done(started_ns, blocks, found),
+            Ok(found) => this.window_done(started_ns, blocks, &locked, found),
         });
     }
 
     /// The next window follows at once, or later if the array is used or the rate is limited.
-    fn window_done(self: &Rc<Self>, started_ns: u64, blocks: u64, found: Found) {
+    fn window_done(self: &Rc<Self>, started_ns: u64, blocks: u64, locked: &Range<u64>, found: Found) {
         let options = RaidModule::with(|module| module.options()).unwrap_or_default();
         let took_ns = self.host.now_ns() - started_ns;
         let wait_ns = {
@@ -394,6 +489,7 @@ impl Array {
             let smallest = smallest_window(&inner, &options);
             let block_size = u64::from(inner.block_size);
             let wait_ns = options.pause_ns(took_ns, blocks * block_size, is_used);
+            inner.window_is_equal(locked);
             if let Some(process) = inner.process.as_mut() {
                 process.done_blocks += blocks;
                 process.adapt(took_ns, smallest, LARGEST_BYTES / block_size.max(1), is_used, &options);
@@ -404,6 +500,10 @@ impl Array {
             wait_ns
         };
         self.publish_process();
+        self.record_progress(move |array| array.after_window(wait_ns));
+    }
+
+    fn after_window(self: &Rc<Self>, wait_ns: u64) {
         let is_last = self.inner.borrow().process.as_ref().is_none_or(|p| p.done_blocks == p.total_blocks);
         if wait_ns == 0 || is_last {
             self.inner.borrow_mut().tasks.push_back(Task::Window);
@@ -442,6 +542,7 @@ impl Array {
             }
             (None, slot) => {
                 self.end_scrub("failed");
+                self.inner.borrow_mut().process.take_if(|process| matches!(process.kind, Kind::Resync));
                 if let Some(slot) = slot {
                     let member = self.inner.borrow().slots[slot].member;
                     self.inner.borrow_mut().tasks.push_back(Task::Lose { slot, member, why: Why::Failed });
@@ -457,7 +558,22 @@ impl Array {
             return self.rebuilt(slot);
         }
         self.end_scrub("completed");
-        self.direct(false, 0..0, Array::task_done);
+        let is_resync = {
+            let mut inner = self.inner.borrow_mut();
+            inner.process.take_if(|process| matches!(process.kind, Kind::Resync)).is_some()
+        };
+        if is_resync {
+            if let Some(marking) = &self.inner.borrow().marking {
+                marking.intent.all_synced();
+            }
+            log::info!("resync is done raid={}", self.name);
+            self.publish_process();
+            self.watch_rest();
+        }
+        self.direct(false, 0..0, |array| {
+            array.make_whole();
+            array.task_done();
+        });
     }
 
     /// The whole member was copied: it counts from the moment the superblock says so.
@@ -566,7 +682,7 @@ fn correction(inner: &Inner, slot: usize, bdev: BdevId) -> Option<Correction> {
     let is_it = |(other, base): &(usize, tenon_sdk::Descriptor)| *other == slot && base.id() == bdev;
     let current = inner.current();
     current.iter().find(|member| is_it(member))?;
-    let slots = if layout.level == Level::Raid5f { 0..layout.members() } else { layout.copies_of(slot) };
+    let slots = if layout.level.is_parity() { 0..layout.members() } else { layout.copies_of(slot) };
     let place = |(slot, base): &(usize, tenon_sdk::Descriptor)| {
         let channel = base.channel().ok()?;
         Some(Place { slot: *slot, channel, data_offset: inner.slots[*slot].data_offset })
@@ -574,8 +690,7 @@ fn correction(inner: &Inner, slot: usize, bdev: BdevId) -> Option<Correction> {
     let places: Vec<Place> =
         current.iter().filter(|(slot, _)| slots.contains(slot)).filter_map(place).collect();
     let target = places.iter().find(|place| place.slot == slot)?.clone();
-    let is_enough =
-        if layout.level == Level::Raid5f { places.len() == slots.len() } else { places.len() > 1 };
+    let is_enough = if layout.level.is_parity() { places.len() == slots.len() } else { places.len() > 1 };
     is_enough.then_some((layout, places, target))
 }
 
@@ -585,6 +700,8 @@ fn smallest_window(inner: &Inner, options: &RaidOptions) -> u64 {
     blocks.max(1).next_multiple_of(inner.strip_blocks().max(1))
 }
 
+/// How often the progress of a rebuild is recorded.
+const RECORDS: u64 = 64;
 /// A window that takes less is followed by a larger one while nobody uses the array.
 const SHORT_NS: u64 = 10_000_000;
 /// A window that takes more is followed by the smallest.

@@ -23,16 +23,26 @@ pub struct Verdict {
 /// Compares the same blocks of members, `at` being the first, and changes each part to what it should be. Members
 /// whose bit is in `unread` could not be read.
 ///
-/// Of copies the content that most members hold counts, of two that differ the first. Of a stripe the data counts,
+/// Of copies the content that most members hold counts, of two that differ the first; the first always if it is what
+/// was read until now. Of a stripe the data counts,
 /// since there is no telling which strip is wrong.
-pub fn judge(layout: &Layout, at: u64, block_bytes: usize, parts: &mut [&mut [u8]], unread: u32) -> Verdict {
+pub fn judge(
+    layout: &Layout,
+    at: u64,
+    block_bytes: usize,
+    parts: &mut [&mut [u8]],
+    unread: u32,
+    first_counts: bool,
+) -> Verdict {
     let blocks = parts.first().map_or(0, |part| part.len() / block_bytes);
     let mut verdict = Verdict::default();
     for block in 0..blocks {
         let bytes = block * block_bytes..(block + 1) * block_bytes;
         let outcome = match layout.level {
-            Level::Raid5f => stripe(layout, at + block as u64, parts, &bytes, unread),
-            Level::Raid0 | Level::Concat | Level::Raid1 | Level::Raid10 => copies(parts, &bytes, unread),
+            Level::Raid5 | Level::Raid5f => stripe(layout, at + block as u64, parts, &bytes, unread),
+            Level::Raid0 | Level::Concat | Level::Raid1 | Level::Raid10 => {
+                copies(parts, &bytes, unread, first_counts)
+            }
         };
         let (mismatches, lost, dirty) = match outcome {
             Outcome::Right => continue,
@@ -59,7 +69,12 @@ enum Outcome {
     Lost,
 }
 
-fn copies(parts: &mut [&mut [u8]], bytes: &std::ops::Range<usize>, unread: u32) -> Outcome {
+fn copies(
+    parts: &mut [&mut [u8]],
+    bytes: &std::ops::Range<usize>,
+    unread: u32,
+    first_counts: bool,
+) -> Outcome {
     let is_read = |nth: usize| unread & (1 << nth) == 0;
     let same = |one: usize, other: usize| parts[one][bytes.clone()] == parts[other][bytes.clone()];
     let votes = |one: usize| (0..parts.len()).filter(|other| is_read(*other) && same(one, *other)).count();
@@ -67,7 +82,11 @@ fn copies(parts: &mut [&mut [u8]], bytes: &std::ops::Range<usize>, unread: u32) 
     let Some(first) = readable().next() else { return Outcome::Lost };
     let differs = readable().any(|nth| !same(first, nth));
     // The first of those with most votes.
-    let best = if differs { readable().rev().max_by_key(|nth| votes(*nth)).unwrap_or(first) } else { first };
+    let best = if differs && !first_counts {
+        readable().rev().max_by_key(|nth| votes(*nth)).unwrap_or(first)
+    } else {
+        first
+    };
     let wrong = (0..parts.len()).filter(|nth| !is_read(*nth) || !same(best, *nth));
     let dirty = wrong.fold(0, |mask, nth| mask | 1 << nth);
     if dirty == 0 {
@@ -135,7 +154,7 @@ mod tests {
         let mut bytes: Vec<Vec<u8>> = parts.iter().map(wide).collect();
         let verdict = {
             let mut parts: Vec<&mut [u8]> = bytes.iter_mut().map(Vec::as_mut_slice).collect();
-            judge(&layout, at, BLOCK, &mut parts, unread)
+            judge(&layout, at, BLOCK, &mut parts, unread, false)
         };
         assert_eq!(verdict, expected);
         assert_eq!(bytes, after.iter().map(wide).collect::<Vec<_>>());

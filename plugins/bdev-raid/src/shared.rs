@@ -15,8 +15,10 @@ use tenon_sdk::{Descriptor, Error, Exported, Host, Reactor};
 
 use crate::RaidModule;
 use crate::channel::RaidChannel;
+use crate::intent::Intent;
 use crate::layout::Layout;
 use crate::level::Level;
+use crate::stripes::Stripes;
 
 /// What a member is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,14 +42,25 @@ pub struct Lane {
     pub role: Role,
 }
 
+/// The members as channels see them.
+#[derive(Clone)]
+pub struct Members {
+    /// The geometry.
+    pub layout: Arc<Layout>,
+    /// One per slot.
+    pub lanes: Arc<[Lane]>,
+    /// Which regions may be written to, if the array has a bitmap.
+    pub intent: Option<Arc<Intent>>,
+    /// Number of the superblock in force, for entries of the journal.
+    pub journal_epoch: u64,
+}
+
 /// An order to all channels of an array.
 pub struct Directive {
     /// Grows with each.
     pub epoch: u64,
-    /// The geometry from now on.
-    pub layout: Arc<Layout>,
     /// The members from now on.
-    pub lanes: Arc<[Lane]>,
+    pub members: Members,
     /// Whether I/O waits.
     pub is_paused: bool,
     /// Blocks of the array that nobody may write to.
@@ -66,6 +79,8 @@ pub struct Shared {
     pub level: Level,
     /// Bytes of a block.
     pub block_bytes: u64,
+    /// Locks of stripes, if there is a journal.
+    pub stripes: Option<Stripes>,
     /// I/O that channels started before their last directive and nobody has asked for yet.
     started: AtomicU64,
     /// Read errors that wait to be corrected.
@@ -94,18 +109,19 @@ impl Shared {
         id: u64,
         host: Host,
         name: &str,
-        layout: Arc<Layout>,
+        members: Members,
         block_bytes: u64,
-        lanes: Arc<[Lane]>,
+        stripes: Option<Stripes>,
     ) -> Self {
-        let level = layout.level;
-        let first = Directive { epoch: 0, layout, lanes, is_paused: false, locked: 0..0 };
+        let level = members.layout.level;
+        let first = Directive { epoch: 0, members, is_paused: false, locked: 0..0 };
         Shared {
             id,
             host,
             name: name.to_owned(),
             level,
             block_bytes,
+            stripes,
             started: AtomicU64::new(0),
             corrections: AtomicU32::new(0),
             now: Mutex::new(Arc::new(first)),
@@ -145,13 +161,12 @@ impl Shared {
     /// If the host cannot reach its reactors.
     pub fn issue(
         self: &Arc<Self>,
-        layout: Arc<Layout>,
-        lanes: Arc<[Lane]>,
+        members: Members,
         is_paused: bool,
         locked: Range<u64>,
     ) -> Result<u64, Error> {
         let epoch = self.now().epoch + 1;
-        let directive = Arc::new(Directive { epoch, layout, lanes, is_paused, locked });
+        let directive = Arc::new(Directive { epoch, members, is_paused, locked });
         *self.now.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&directive);
         let ticket = Arc::new(Ticket { host: self.host, array: self.id, epoch });
         obey(self.id, self.host.control(), &directive, &ticket);
@@ -161,6 +176,49 @@ impl Shared {
         // The visit holds a ticket as well, until every reactor was visited.
         self.host.each_reactor(visit, move || drop(kept))?;
         Ok(epoch)
+    }
+}
+
+impl Shared {
+    /// Every channel starts what waited for regions to be marked. Control thread.
+    ///
+    /// # Errors
+    /// If the host cannot reach its reactors.
+    pub fn wake_all(&self) -> Result<(), Error> {
+        let id = self.id;
+        wake(id, self.host.control());
+        self.host.each_reactor(move |reactor| wake(id, reactor), || {})
+    }
+
+    /// Channels on other reactors try again to lock stripes. On a reactor.
+    pub fn wake_others(&self, me: Option<u32>) {
+        let others = self.host.reactors().chain([self.host.control()]);
+        for reactor in others.filter(|reactor| reactor.index() != me) {
+            send_wake(self.host, self.id, reactor, 0);
+        }
+    }
+}
+
+/// Has a channel of another reactor try again, also if that one's queue is full for a while.
+fn send_wake(host: Host, array: u64, reactor: Reactor, attempt: u32) {
+    if host.send(reactor, move || wake(array, reactor)).is_ok() {
+        return;
+    }
+    if attempt == MAX_ATTEMPTS {
+        log::error!("reactor cannot be reached array={array}");
+        return;
+    }
+    match host.timer(RETRY, move || send_wake(host, array, reactor, attempt + 1)) {
+        Ok(timer) => timer.detach(),
+        Err(error) => log::error!("reactor cannot be reached array={array} error=\"{error}\""),
+    }
+}
+
+fn wake(id: u64, reactor: Reactor) {
+    let key = (id, reactor.index());
+    let channel = CHANNELS.with(|channels| channels.borrow().get(&key).and_then(Weak::upgrade));
+    if let Some(channel) = channel {
+        channel.wake();
     }
 }
 

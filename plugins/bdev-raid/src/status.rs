@@ -55,7 +55,7 @@ impl Array {
         metrics.corrected.set(inner.corrected);
         let report = match inner.process.as_ref().map(|process| process.kind) {
             Some(Kind::Scrub(report)) => Some(report),
-            Some(Kind::Rebuild { .. }) | None => inner.report,
+            Some(Kind::Rebuild { .. } | Kind::Resync) | None => inner.report,
         };
         metrics.mismatches.set(report.map_or(0, |report| report.found.mismatches));
     }
@@ -85,6 +85,9 @@ impl Array {
         if let Some(writer) = inner.agreed.lineage.writer() {
             status["generation"] = json!(inner.agreed.lineage.generation());
             status["writer"] = json!(Uuid::from_bytes(writer));
+        }
+        if let Some(marking) = &inner.marking {
+            status["bitmap"] = marking.status();
         }
         if !inner.diverged.is_empty() {
             status["diverged"] = json!(inner.diverged);

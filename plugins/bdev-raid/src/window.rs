@@ -35,6 +35,8 @@ pub enum Work {
     Check {
         /// Whether to write.
         is_repair: bool,
+        /// Whether the first of several copies counts, whatever the others hold.
+        first_counts: bool,
     },
 }
 
@@ -212,13 +214,13 @@ impl Window {
 
     fn chunk_was_read(self: &Rc<Self>, chunk: &mut Chunk) {
         let mut buffers: Vec<DmaBuf> = chunk.buffers.drain(..).flatten().collect();
-        let is_repair = match &self.work {
-            Work::Check { is_repair } => *is_repair,
+        let (is_repair, first_counts) = match &self.work {
+            Work::Check { is_repair, first_counts } => (*is_repair, *first_counts),
             Work::Restore(_) => return self.restore_sum(chunk, buffers),
         };
         let verdict = {
             let mut parts: Vec<&mut [u8]> = buffers.iter_mut().map(DmaBuf::as_mut_slice).collect();
-            scrub::judge(&self.layout, chunk.at, self.block_bytes, &mut parts, chunk.unread)
+            scrub::judge(&self.layout, chunk.at, self.block_bytes, &mut parts, chunk.unread, first_counts)
         };
         self.note(&verdict, chunk, is_repair);
         let dirty = if is_repair { verdict.dirty } else { 0 };

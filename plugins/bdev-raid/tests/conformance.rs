@@ -66,3 +66,16 @@ fn raid10_with_superblock_conforms() {
         "superblock":true}"#;
     check(params, 4, true);
 }
+
+#[test]
+fn raid5_conforms() {
+    let params = r#"{"name":"r0","level":"raid5","strip_size_kb":4,"base_bdevs":["b0","b1","b2","b3"],
+        "superblock":true}"#;
+    check(params, 4, true);
+}
+
+#[test]
+fn raid1_with_a_bitmap_conforms() {
+    let params = r#"{"name":"r0","level":"raid1","base_bdevs":["b0","b1"],"superblock":true,"bitmap":true}"#;
+    check(params, 2, true);
+}

@@ -164,10 +164,10 @@ fn verify(world: &World, flat: &[u8]) {
 }
 
 fn run(level: &str, members: usize, strip_kb: u32, seed: u64) {
-    let is_redundant = matches!(level, "raid1" | "raid10" | "raid5f");
+    let is_redundant = matches!(level, "raid1" | "raid10" | "raid5" | "raid5f");
     let bases: Vec<String> = (0..members).map(|nth| format!("b{nth}")).collect();
     let params = json!({ "name": "r0", "level": level, "strip_size_kb": strip_kb, "base_bdevs": bases,
-        "superblock": true });
+        "superblock": true, "bitmap": is_redundant && seed.is_multiple_of(2) });
     let blank = vec![Some(vec![0; BLOCKS as usize * 512]); members];
     let options = r#"{"process_window_size_kb":16}"#;
     let mut world = World::start(seed, &blank, is_redundant);
@@ -230,4 +230,10 @@ fn raid5f_is_a_flat_array_whatever_happens_to_one_member() {
 fn raid10_is_a_flat_array_whatever_happens_to_one_member() {
     seeds(20).for_each(|seed| run("raid10", 4, 2, seed));
     seeds(10).for_each(|seed| run("raid10", 6, 4, seed));
+}
+
+#[test]
+fn raid5_is_a_flat_array_whatever_happens_to_one_member() {
+    seeds(15).for_each(|seed| run("raid5", 3, 2, seed));
+    seeds(15).for_each(|seed| run("raid5", 5, 4, seed));
 }

@@ -14,7 +14,15 @@ impl RaidChannel {
     pub(super) fn mirror_read(&self, view: &Rc<View>, mut io: Io<Self>) {
         let tried = io.context().failed;
         let (first, at) = view.layout.locate(io.offset_blocks());
-        let Some(slot) = view.pick(view.layout.copies_of(first), at, tried) else {
+        let copies = view.layout.copies_of(first);
+        let blocks = io.offset_blocks()..io.offset_blocks() + io.num_blocks();
+        let picked = if self.may_differ(view, blocks) {
+            // Until they are equal, one of them is read and no other: what was read once must stay.
+            view.first(copies, tried)
+        } else {
+            view.pick(copies, at, tried)
+        };
+        let Some(slot) = picked else {
             let error = io.context().error.unwrap_or(IoStatus::NO_DEVICE);
             return self.finish(io, error);
         };
@@ -76,6 +84,11 @@ impl RaidChannel {
 }
 
 impl View {
+    /// The first of these members that was not tried.
+    fn first(&self, mut copies: Range<usize>, tried: u32) -> Option<usize> {
+        copies.find(|slot| self.lanes[*slot].readable().is_some() && tried & (1 << slot) == 0)
+    }
+
     /// The member of these to read block `at` from; `None` if none is left that was not tried.
     fn pick(&self, copies: Range<usize>, at: u64, tried: u32) -> Option<usize> {
         let candidates = || {

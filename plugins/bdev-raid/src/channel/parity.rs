@@ -18,19 +18,33 @@ impl RaidChannel {
         if rest != 0 || io.num_blocks() != layout.stripe_blocks() {
             return self.finish(io, IoStatus::INVALID);
         }
+        self.write_stripe(view, io, stripe, 0, Self::written);
+    }
+
+    /// Writes a whole stripe, whose data begins at block `from` of the payload, with fresh parity.
+    pub(super) fn write_stripe(
+        &self,
+        view: &Rc<View>,
+        io: Io<Self>,
+        stripe: u64,
+        from: u64,
+        all: fn(&Self, Io<Self>),
+    ) {
+        let layout = &view.layout;
+        let from = from * self.shared.block_bytes;
         let strip_bytes = (layout.strip_blocks * self.shared.block_bytes) as usize;
         let parity_slot = layout.parity_slot(stripe);
         let mut parity = None;
         if view.lanes[parity_slot].base.is_some() {
             let Some(mut buffer) = self.shared.host.buffer(strip_bytes) else {
-                return self.finish(io, IoStatus::NOMEM);
+                return self.end_early(io, IoStatus::NOMEM);
             };
-            parity_of(&io, buffer.as_mut_slice());
+            parity_of(&io, from as usize, layout.members() - 1, &mut buffer.as_mut_slice()[..strip_bytes]);
             parity = Some(buffer);
         }
         let missing = view.lanes.iter().filter(|lane| lane.base.is_none()).count();
         if missing > 1 {
-            return self.finish(io, IoStatus::NO_DEVICE);
+            return self.end_early(io, IoStatus::NO_DEVICE);
         }
         let at = stripe * layout.strip_blocks;
         io.fan_out(
@@ -43,7 +57,8 @@ impl RaidChannel {
                         request.set_offset_blocks(lane.data_offset + at);
                         request.set_num_blocks(layout.strip_blocks);
                         // A payload in more pieces than the host was told of fails as invalid.
-                        let _ = request.payload_range((strip * strip_bytes) as u64, strip_bytes as u64);
+                        let _ =
+                            request.payload_range(from + (strip * strip_bytes) as u64, strip_bytes as u64);
                     };
                     fan.child(slot as u32, base, shape, Self::note);
                 }
@@ -57,7 +72,7 @@ impl RaidChannel {
                     fan.child(parity_slot as u32, base, shape, Self::note);
                 }
             },
-            Self::written,
+            all,
         );
     }
 
@@ -111,7 +126,7 @@ impl RaidChannel {
     }
 
     /// Reads the next strip of a read from its member, or computes it.
-    fn read_next_strip(&self, view: &Rc<View>, mut io: Io<Self>) {
+    pub(super) fn read_next_strip(&self, view: &Rc<View>, mut io: Io<Self>) {
         let layout = &view.layout;
         let done = io.context().done_blocks;
         if done == io.num_blocks() {
@@ -157,16 +172,18 @@ impl RaidChannel {
 
     /// Computes a run of blocks of the slot in the I/O's state of the same blocks of all other members.
     fn compute_strip(&self, view: &Rc<View>, io: Io<Self>, at: u64, run: u64) {
+        // A partial write to the stripe must not be seen half done.
+        let Some(io) = self.lock_stripe(io, at / view.layout.strip_blocks) else { return };
         let lost = io.context().slot;
         let done = io.context().done_blocks;
         let len = (run * self.shared.block_bytes) as usize;
         let mut buffers = [const { None }; MAX_MEMBERS];
         for (slot, lane) in view.lanes.iter().enumerate().filter(|(slot, _)| *slot != lost) {
             if lane.readable().is_none() {
-                return self.finish(io, IoStatus::UNRECOVERED_READ);
+                return self.end_early(io, IoStatus::UNRECOVERED_READ);
             }
             let Some(buffer) = self.shared.host.buffer(len) else {
-                return self.finish(io, IoStatus::NOMEM);
+                return self.end_early(io, IoStatus::NOMEM);
             };
             buffers[slot] = Some(buffer);
         }
@@ -191,6 +208,7 @@ impl RaidChannel {
     }
 
     fn strip_was_computed(&self, mut io: Io<Self>) {
+        self.unlock_stripe(&mut io);
         if let Some(error) = io.context().error {
             return self.finish(io, error);
         }
@@ -223,12 +241,14 @@ fn strip_run(strip_blocks: u64, offset: u64, blocks: u64) -> u64 {
     (strip_blocks - offset % strip_blocks).min(blocks)
 }
 
-/// The parity of a stripe of data; `parity` is one strip.
-fn parity_of(io: &Io<RaidChannel>, parity: &mut [u8]) {
+/// The parity of `strips` strips of data that begin at byte `from` of the payload; `parity` is one strip.
+fn parity_of(io: &Io<RaidChannel>, from: usize, strips: usize, parity: &mut [u8]) {
     let len = parity.len();
-    let mut at = 0;
+    let (mut skip, mut at) = (from, 0);
     for mut piece in io.buffers() {
-        while !piece.is_empty() {
+        let skipped = skip.min(piece.len());
+        (skip, piece) = (skip - skipped, &piece[skipped..]);
+        while !piece.is_empty() && at < len * strips {
             let place = at % len;
             let (now, later) = piece.split_at(piece.len().min(len - place));
             let target = &mut parity[place..place + now.len()];

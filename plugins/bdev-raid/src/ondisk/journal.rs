@@ -113,11 +113,12 @@ pub struct Slots {
 
 impl Slots {
     /// The slots before a data area that begins at block `data_offset`; `None` if there is no room for one.
+    /// An entry has room for a block of each member.
     #[must_use]
-    pub fn new(data_offset: u64, block_bytes: usize) -> Option<Slots> {
+    pub fn new(data_offset: u64, block_bytes: usize, members: usize) -> Option<Slots> {
         let block = block_bytes as u64;
         let footer_bytes = FOOTER.next_multiple_of(block_bytes);
-        let payload_bytes = PAYLOAD.next_multiple_of(block_bytes).max(2 * block_bytes);
+        let payload_bytes = PAYLOAD.next_multiple_of(block_bytes).max(members * block_bytes);
         let slot_blocks = (footer_bytes + payload_bytes) as u64 / block;
         let first_block = super::JOURNAL.div_ceil(block);
         let count = (data_offset.saturating_sub(first_block) / slot_blocks).min(MAX_SLOTS);
@@ -149,7 +150,7 @@ const CRC: usize = 16;
 const FOOTER_USED: usize = 72;
 /// Bytes of a footer, unless a block is larger.
 const FOOTER: usize = 4096;
-/// Bytes of data and parity in an entry at most, unless two blocks are more.
+/// Bytes of data and parity in an entry at most, unless a block of each member is more.
 const PAYLOAD: usize = 28 << 10;
 /// Most slots.
 pub const MAX_SLOTS: u64 = 256;
@@ -212,7 +213,7 @@ mod tests {
     fn slots_end_before_the_data() {
         for block_bytes in [512, 4096, 65536] {
             for data_offset in [1 << 20, 8 << 20, 1 << 30] {
-                let slots = Slots::new(data_offset / block_bytes as u64, block_bytes).unwrap();
+                let slots = Slots::new(data_offset / block_bytes as u64, block_bytes, 3).unwrap();
                 assert!(slots.end(slots.count - 1) * block_bytes as u64 <= data_offset);
                 assert!(slots.count <= MAX_SLOTS);
                 assert_eq!(
@@ -221,6 +222,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(Slots::new(512, 512), None);
+        assert_eq!(Slots::new(512, 512, 3), None);
     }
 }

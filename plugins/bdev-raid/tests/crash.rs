@@ -1,0 +1,490 @@
+//! Death at any moment: an array is created, used, degraded and rebuilt, and at a
+//! numbered point, the so-many-th I/O that reaches a member, everything stops but
+//! what members hold. The next host has the last word of every write that was
+//! acknowledged, the old or the new of every other, and it stays that way: when the
+//! crash comes again while the array is brought up, when a member stays away, and
+//! when another one is lost later.
+//!
+//! `RAID_CRASH_RUNS` is how many runs each level has, `RAID_CRASH_SEED` where they
+//! begin.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tenon_sdk::{IoStatus, abi::Op};
+use tenon_testkit::{
+    Access, BaseSpec, Channel, Descriptor, FakeHost, FaultPlan, Io, ModuleId, Pending, Request, Rng, TestBase,
+};
+
+const BLOCKS: u64 = 2048 + 96;
+const OPTIONS: &str = r#"{"process_window_size_kb":8}"#;
+
+/// What is tried.
+#[derive(Clone, Copy)]
+struct Case {
+    level: &'static str,
+    members: usize,
+    strip_kb: u32,
+    bitmap: bool,
+}
+
+/// What each block may hold: numbers of writes.
+struct Expected {
+    blocks: Vec<Vec<u32>>,
+    next: u32,
+    /// Whether the create was answered.
+    is_created: bool,
+}
+
+/// What is left after a crash.
+struct Remains {
+    images: Vec<Vec<u8>>,
+    /// Whether every member held current data.
+    is_whole: bool,
+}
+
+struct World<'a> {
+    case: Case,
+    host: FakeHost,
+    module: ModuleId,
+    bases: Vec<Option<TestBase>>,
+    /// Devices that went, whose last writes may have come after they were told to, and what others held before.
+    gone: Vec<Option<TestBase>>,
+    left_behind: Vec<Vec<u8>>,
+    opened: Option<(Descriptor, Vec<Channel>)>,
+    expected: &'a mut Expected,
+    /// It stops when that many I/Os have reached members.
+    point: u64,
+    /// I/Os that reached devices that are gone.
+    before: u64,
+    /// Operations that may be under way at the crash.
+    created: Option<Rc<Pending>>,
+    ios: Vec<Io>,
+    is_over: bool,
+    is_faulty: bool,
+}
+
+fn base_spec(nth: usize) -> BaseSpec {
+    BaseSpec::new(&format!("b{nth}"), 512, BLOCKS).uuid([nth as u8 + 1; 16])
+}
+
+fn block_of(number: u32) -> Vec<u8> {
+    number.to_le_bytes().repeat(128)
+}
+
+fn number_of(block: &[u8]) -> Option<u32> {
+    let number = u32::from_le_bytes(block[..4].try_into().unwrap());
+    (block == block_of(number)).then_some(number)
+}
+
+impl<'a> World<'a> {
+    fn start(
+        case: Case,
+        seed: u64,
+        images: &[Option<Vec<u8>>],
+        point: u64,
+        expected: &'a mut Expected,
+    ) -> Self {
+        let host = FakeHost::new(seed);
+        let mut bases = Vec::new();
+        for (nth, image) in images.iter().enumerate() {
+            bases.push(image.as_ref().map(|image| {
+                let base = host.add_base(base_spec(nth));
+                base.write_bytes(0, image);
+                base.set_plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8));
+                base
+            }));
+        }
+        let left_behind = vec![vec![0; BLOCKS as usize * 512]; images.len()];
+        let module = host.load(bdev_raid::plugin, OPTIONS).unwrap();
+        World {
+            case,
+            host,
+            module,
+            bases,
+            gone: vec![None; images.len()],
+            left_behind,
+            opened: None,
+            expected,
+            point,
+            before: 0,
+            created: None,
+            ios: Vec::new(),
+            is_over: false,
+            is_faulty: false,
+        }
+    }
+
+    fn array(&self) -> Option<Value> {
+        let all = self.host.rpc("bdev_raid_get_bdevs", r#"{"category":"all"}"#).unwrap();
+        serde_json::from_str::<Vec<Value>>(&all).unwrap().into_iter().next()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.array().is_some_and(|array| {
+            array["num_base_bdevs_operational"] == array["num_base_bdevs"]
+                && array.get("process").is_none()
+                && array["bitmap"]["is_synced"] != false
+        })
+    }
+
+    /// Runs until something is so; false if the crash comes first.
+    fn until(&mut self, what: &str, mut is_met: impl FnMut(&Self) -> bool) -> bool {
+        if self.is_over {
+            return false;
+        }
+        let (before, point) = (self.before, self.point);
+        let bases: Vec<TestBase> = self.bases.iter().flatten().cloned().collect();
+        let arrived = || before + bases.iter().map(|base| base.records().len() as u64).sum::<u64>();
+        let this = &*self;
+        let mut is_over = false;
+        let met = this.host.run_until(Duration::from_secs(60), || {
+            is_over = arrived() >= point;
+            is_over || is_met(this)
+        });
+        assert!(
+            met,
+            "seed {} point {point}: {what}: {:#?} {:#?}",
+            self.host.seed(),
+            self.array(),
+            self.host.logs()
+        );
+        self.is_over = is_over;
+        !is_over
+    }
+
+    fn open(&mut self) -> bool {
+        if !self.until("online", |world| world.host.device("r0").is_some()) {
+            return false;
+        }
+        let descriptor = self.host.open("r0", Access::Write).unwrap();
+        let channels = (0..2).map(|reactor| descriptor.channel(reactor).unwrap()).collect();
+        self.opened = Some((descriptor, channels));
+        true
+    }
+
+    fn create(&mut self) -> bool {
+        let bases: Vec<String> = (0..self.case.members).map(|nth| format!("b{nth}")).collect();
+        let params = json!({ "name": "r0", "level": self.case.level, "strip_size_kb": self.case.strip_kb,
+            "base_bdevs": bases, "superblock": true, "bitmap": self.case.bitmap });
+        let pending = Rc::new(self.host.start_create(self.module, &params.to_string()));
+        self.created = Some(Rc::clone(&pending));
+        if !self.until("created", |_| pending.is_done()) {
+            return false;
+        }
+        self.host.wait_for(&pending).unwrap();
+        self.expected.is_created = true;
+        if !self.open() {
+            return false;
+        }
+        let blocks = self.host.device("r0").unwrap().limits.num_blocks;
+        self.expected.blocks = vec![vec![0]; blocks as usize];
+        true
+    }
+
+    fn unit(&self) -> u64 {
+        u64::from(self.host.device("r0").unwrap().limits.write_unit.max(1))
+    }
+
+    /// Some writes at once that do not overlap.
+    fn write_some(&mut self, rng: &Rng) -> bool {
+        let (unit, total) = (self.unit(), self.expected.blocks.len() as u64);
+        let mut ios = Vec::new();
+        let mut used: Vec<(u64, u64)> = Vec::new();
+        for _ in 0..rng.between(1, 6) {
+            let blocks = (rng.between(1, 12) / unit).max(1) * unit;
+            let offset = rng.below((total - blocks) / unit + 1) * unit;
+            if used.iter().any(|(at, len)| offset < at + len && *at < offset + blocks) {
+                continue;
+            }
+            used.push((offset, blocks));
+            self.expected.next += 1;
+            let number = self.expected.next;
+            let data = block_of(number).repeat(blocks as usize);
+            self.expected.blocks[offset as usize..(offset + blocks) as usize]
+                .iter_mut()
+                .for_each(|allowed| allowed.push(number));
+            let (_, channels) = self.opened.as_ref().unwrap();
+            let channel = &channels[rng.index(channels.len())];
+            let io = channel.submit(Request::write(offset, blocks, data));
+            self.ios.push(io.clone());
+            ios.push((io, offset, blocks, number));
+        }
+        if rng.chance(300) {
+            self.host.advance(Duration::from_nanos(rng.below(100_000)));
+            self.disturb(rng);
+        }
+        let is_met = self.until("written", |_| ios.iter().all(|(io, ..)| io.is_done()));
+        for (io, offset, blocks, number) in ios {
+            if io.is_done() && io.completion().unwrap().status.is_success() {
+                for allowed in &mut self.expected.blocks[offset as usize..(offset + blocks) as usize] {
+                    *allowed = vec![number];
+                }
+            }
+        }
+        is_met
+    }
+
+    /// A member goes, fails or returns.
+    fn disturb(&mut self, rng: &Rng) {
+        if matches!(self.case.level, "raid0" | "concat") {
+            return;
+        }
+        let nth = rng.index(self.bases.len());
+        let may_lose = !self.is_faulty && self.bases.iter().all(Option::is_some) && self.is_whole();
+        match self.bases[nth].clone() {
+            Some(base) if may_lose && rng.chance(500) => {
+                self.before += base.records().len() as u64;
+                base.remove();
+                self.bases[nth] = None;
+                self.gone[nth] = Some(base);
+            }
+            Some(base) if may_lose => {
+                base.set_plan(FaultPlan::none().fail_op(Op::WRITE, IoStatus::IO_ERROR));
+                self.is_faulty = true;
+            }
+            Some(_) => {
+                for base in self.bases.iter().flatten() {
+                    base.set_plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8));
+                    let params = json!({ "raid_bdev": "r0", "base_bdev": base.name() }).to_string();
+                    let _ = self.host.rpc("bdev_raid_add_base_bdev", &params);
+                }
+                self.is_faulty = false;
+            }
+            None => self.bring_back(nth),
+        }
+    }
+
+    fn bring_back(&mut self, nth: usize) {
+        let name = format!("b{nth}");
+        if self.bases[nth].is_none() && self.host.device(&name).is_none() {
+            let base = self.host.add_base(base_spec(nth));
+            base.write_bytes(0, &self.held_by(nth));
+            assert!(self.host.examine(&name));
+            self.bases[nth] = Some(base);
+        }
+    }
+
+    /// What a device held when it went.
+    fn held_by(&self, nth: usize) -> Vec<u8> {
+        self.gone[nth].as_ref().map_or_else(|| self.left_behind[nth].clone(), |base| base.bytes(0, BLOCKS))
+    }
+
+    /// Reads every block: what was found is what it has to be from now on.
+    fn verify(&mut self, context: &str) {
+        let total = self.expected.blocks.len();
+        let (_, channels) = self.opened.as_ref().unwrap();
+        let step = 4;
+        for at in (0..total).step_by(step) {
+            let blocks = step.min(total - at);
+            let io = channels[at / step % 2].submit(Request::read(at as u64, blocks as u64));
+            let done = self.host.wait(&io);
+            let seed = self.host.seed();
+            assert!(
+                done.status.is_success(),
+                "seed {seed} {context}: block {at} {:?} {:?}",
+                done.status,
+                self.array()
+            );
+            for (nth, block) in done.data.chunks(512).enumerate() {
+                let allowed = &self.expected.blocks[at + nth];
+                let number = number_of(block);
+                assert!(
+                    number.is_some_and(|number| allowed.contains(&number)),
+                    "seed {seed} point {} {context}: block {} holds {number:?}, allowed {allowed:?} {:#?} {:#?}",
+                    self.point,
+                    at + nth,
+                    self.array(),
+                    self.host.logs()
+                );
+                self.expected.blocks[at + nth] = vec![number.unwrap()];
+            }
+        }
+    }
+
+    fn close(mut self) -> Remains {
+        // What was asked before a crash counts, whatever a member that is away held since.
+        let is_whole = self.host.device("r0").is_some() && self.is_whole() && !self.is_faulty;
+        let image = |(nth, base): (usize, &Option<TestBase>)| match base {
+            Some(base) => base.bytes(0, BLOCKS),
+            None => self.held_by(nth),
+        };
+        let images = self.bases.iter().enumerate().map(image).collect();
+        let is_whole = is_whole && self.bases.iter().all(Option::is_some);
+        for base in self.bases.iter().flatten() {
+            base.set_plan(FaultPlan::none());
+        }
+        // What goes on in this host does not count any more, but it ends in order.
+        if let Some(created) = &self.created {
+            let _ = self.host.wait_for(created);
+        }
+        assert!(self.host.run_until(Duration::from_secs(60), || self.ios.iter().all(|io| io.is_done())));
+        if let Some((descriptor, channels)) = self.opened.take() {
+            channels.iter().for_each(Channel::put);
+            descriptor.close();
+        }
+        Remains { images, is_whole }
+    }
+}
+
+/// One run: a life that ends at a point, perhaps one that ends while it begins, and one that must find everything.
+fn run(case: Case, seed: u64) {
+    let rng = Rng::new(seed);
+    let mut expected = Expected { blocks: Vec::new(), next: 0, is_created: false };
+    let blank = vec![Some(vec![0; BLOCKS as usize * 512]); case.members];
+    let mut world = World::start(case, seed, &blank, rng.between(1, 900), &mut expected);
+    if world.create() {
+        for _ in 0..20 {
+            if !world.write_some(&rng) {
+                break;
+            }
+        }
+    }
+    let mut remains = world.close();
+    if rng.chance(300) {
+        let images: Vec<_> = remains.images.iter().cloned().map(Some).collect();
+        let mut world = World::start(case, seed ^ 0xa5a5, &images, rng.between(1, 60), &mut expected);
+        world.until("brought up", |world| {
+            world.host.now_ns() > 20_000_000 || (world.host.device("r0").is_some() && world.is_whole())
+        });
+        remains = Remains { is_whole: false, ..world.close() };
+    }
+    judge(case, seed, &rng, &remains, &mut expected);
+}
+
+fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Expected) {
+    let is_redundant = !matches!(case.level, "raid0" | "concat");
+    let mut images: Vec<_> = remains.images.iter().cloned().map(Some).collect();
+    let absent = (is_redundant && remains.is_whole && expected.is_created && rng.chance(400))
+        .then(|| rng.index(case.members));
+    // A whole stripe that was not acknowledged may be part old, part new; without a member, part neither.
+    let is_strict = absent.is_none() || !matches!(case.level, "raid5f" | "raid5");
+    if let Some(nth) = absent {
+        images[nth] = None;
+    }
+    let is_created = expected.is_created;
+    if !is_strict {
+        expected.blocks.iter_mut().filter(|allowed| allowed.len() > 1).for_each(Vec::clear);
+    }
+    let mut world = World::start(case, seed ^ 0x5a5a, &images, u64::MAX, expected);
+    world.host.settle();
+    if !is_created {
+        // Nothing, a complete array, or one that the operator can end.
+        if world.host.device("r0").is_none() && world.array().is_some() {
+            world.host.rpc("bdev_raid_destroy", r#"{"name":"r0"}"#).unwrap();
+        }
+        world.close();
+        return;
+    }
+    if let Some(nth) = absent {
+        world.left_behind[nth] = remains.images[nth].clone();
+        world.until("assembled", |world| {
+            let found =
+                |array: Value| array["num_base_bdevs_discovered"].as_u64() == Some(case.members as u64 - 1);
+            world.array().is_some_and(found)
+        });
+        if world.array().unwrap()["state"] == "configuring" {
+            world.host.rpc("bdev_raid_start_degraded", r#"{"name":"r0"}"#).unwrap();
+        }
+    }
+    world.open();
+    if !is_strict {
+        world.forgive();
+    }
+    world.verify("after the crash");
+    if let Some(nth) = absent {
+        world.write_quietly(rng);
+        world.bring_back(nth);
+    }
+    world.until("whole", World::is_whole);
+    world.verify("when whole");
+    if is_redundant {
+        let nth = rng.index(case.members);
+        let base = world.bases[nth].take().unwrap();
+        world.before += base.records().len() as u64;
+        base.remove();
+        world.until("degraded", |_| base.is_gone());
+        world.verify("without another member");
+    }
+    world.close();
+}
+
+impl World<'_> {
+    /// Takes blocks of whole stripes that may hold anything for what they hold.
+    fn forgive(&mut self) {
+        let (_, channels) = self.opened.as_ref().unwrap();
+        for (at, allowed) in
+            self.expected.blocks.iter_mut().enumerate().filter(|(_, allowed)| allowed.is_empty())
+        {
+            let done = self.host.wait(&channels[0].submit(Request::read(at as u64, 1)));
+            assert!(done.status.is_success());
+            self.expected.next += 1;
+            let number = self.expected.next;
+            let unit = 1;
+            let write = Request::write(at as u64, unit, block_of(number));
+            if self.case.level == "raid5" {
+                assert!(self.host.wait(&channels[0].submit(write)).status.is_success());
+                *allowed = vec![number];
+            } else {
+                *allowed = number_of(&done.data).into_iter().collect();
+            }
+        }
+    }
+
+    fn write_quietly(&mut self, rng: &Rng) {
+        for _ in 0..3 {
+            let unit = self.unit();
+            let offset = rng.below(self.expected.blocks.len() as u64 / unit) * unit;
+            self.expected.next += 1;
+            let number = self.expected.next;
+            let (_, channels) = self.opened.as_ref().unwrap();
+            let data = block_of(number).repeat(unit as usize);
+            assert!(
+                self.host.wait(&channels[0].submit(Request::write(offset, unit, data))).status.is_success()
+            );
+            for allowed in &mut self.expected.blocks[offset as usize..(offset + unit) as usize] {
+                *allowed = vec![number];
+            }
+        }
+    }
+}
+
+fn runs(case: Case) {
+    let number = |name: &str, default: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
+    let first = number("RAID_CRASH_SEED", 1);
+    for seed in first..first + number("RAID_CRASH_RUNS", 25) {
+        run(case, seed);
+    }
+}
+
+#[test]
+fn s4_h_raid1_keeps_what_was_acknowledged_through_a_crash_at_any_point() {
+    runs(Case { level: "raid1", members: 2, strip_kb: 0, bitmap: true });
+    runs(Case { level: "raid1", members: 3, strip_kb: 0, bitmap: true });
+}
+
+#[test]
+fn s4_h_raid5_keeps_what_was_acknowledged_through_a_crash_at_any_point() {
+    runs(Case { level: "raid5", members: 3, strip_kb: 2, bitmap: false });
+    runs(Case { level: "raid5", members: 5, strip_kb: 4, bitmap: false });
+}
+
+#[test]
+fn s4_h_raid5f_keeps_what_was_acknowledged_through_a_crash_at_any_point() {
+    runs(Case { level: "raid5f", members: 3, strip_kb: 2, bitmap: true });
+}
+
+#[test]
+fn s4_h_raid10_keeps_what_was_acknowledged_through_a_crash_at_any_point() {
+    runs(Case { level: "raid10", members: 4, strip_kb: 2, bitmap: true });
+}
+
+#[test]
+fn s4_h_raid0_and_concat_keep_what_was_acknowledged_through_a_crash_at_any_point() {
+    runs(Case { level: "raid0", members: 3, strip_kb: 2, bitmap: false });
+    runs(Case { level: "concat", members: 2, strip_kb: 2, bitmap: false });
+}
