@@ -48,6 +48,17 @@ pub unsafe fn buffer_put(buffer: *mut c_void, len: usize) {
     }
 }
 
+/// Bytes that the calling reactor's pool can still give.
+pub fn buffer_room() -> usize {
+    let Some(local) = tenon_reactor::try_current() else { return 0 };
+    with_pool(local.id().index(), |pool| {
+        let sizes = pool.idle.iter().enumerate();
+        let idle: usize = sizes.map(|(class, buffers)| buffers.len() * size_of_class(class)).sum();
+        LIMIT.with(Cell::get).saturating_sub(pool.held - idle)
+    })
+    .unwrap_or(0)
+}
+
 /// Most bytes per pool of the calling thread.
 pub(crate) fn set_limit(bytes: usize) {
     LIMIT.with(|limit| limit.set(bytes));
@@ -137,7 +148,7 @@ const CLASSES: usize = 11;
 
 #[cfg(test)]
 mod tests {
-    use super::{buffer_get, buffer_put, class_of, set_limit, size_of_class};
+    use super::{buffer_get, buffer_put, buffer_room, class_of, set_limit, size_of_class};
     use tenon_reactor::Simulation;
 
     #[test]
@@ -158,10 +169,16 @@ mod tests {
             let small: Vec<_> = (0..16).map(|_| buffer_get(4096)).collect();
             assert!(small.iter().all(|buffer| !buffer.is_null() && buffer.addr() % 4096 == 0));
             assert!(buffer_get(4096).is_null());
+            assert_eq!(buffer_room(), 0);
             for buffer in small {
                 // SAFETY: got above, with this length, on this reactor.
                 unsafe { buffer_put(buffer, 4096) };
             }
+            assert_eq!(buffer_room(), 64 << 10, "idle buffers count");
+            let large = buffer_get(30_000);
+            assert_eq!(buffer_room(), 32 << 10);
+            // SAFETY: as above.
+            unsafe { buffer_put(large, 30_000) };
             let large = buffer_get(60_000);
             assert!(!large.is_null());
             assert!(buffer_get(4096).is_null());

@@ -78,7 +78,7 @@ mod snapshot;
 mod thread;
 
 pub use crate::core::{Core, CoreOptions};
-pub use buffers::{buffer_get, buffer_put};
+pub use buffers::{buffer_get, buffer_put, buffer_room};
 pub use census::{ObjectCounts, ReactorCounts};
 pub use claim::Claim;
 pub use descriptor::{Channel, Descriptor, channel_get};

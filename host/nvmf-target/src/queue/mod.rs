@@ -16,6 +16,7 @@ pub(crate) mod begin;
 pub(crate) mod command;
 pub(crate) mod execute;
 pub(crate) mod interface;
+pub(crate) mod share;
 pub(crate) mod side;
 pub(crate) mod table;
 mod throttle;
@@ -34,12 +35,13 @@ use nvme_spec::status::StatusCode;
 use tenon_abi::transport::target::{Disposition, TargetRequest};
 use tenon_abi::transport::{CloseReason, Direction};
 use tenon_abi::{IoFlags, IoVec};
-use tenon_bdev::{buffer_get, buffer_put};
+use tenon_bdev::{buffer_get, buffer_put, buffer_room};
 use tenon_reactor::{TimerId, now_ns};
 use zerocopy::{FromBytes, IntoBytes};
 
 use self::command::{Command, Stage, Work};
 use self::interface::{Access, Answer, Association, ConnectionFacts, ErrorRecord, Opening, QueueKey};
+use self::share::{Share, may_take};
 use self::side::ReactorSide;
 use self::view::SubsystemSide;
 use crate::limits::HostLimiter;
@@ -135,6 +137,8 @@ pub(crate) struct QueuePair {
     /// First half of a fused operation whose second half has not come.
     fused: Cell<*mut Command>,
     buffer_bytes: Cell<usize>,
+    /// What all queues of its host hold on this reactor; set when it is opened.
+    share: OnceCell<Share>,
     tickets: Cell<u64>,
     errors: RefCell<VecDeque<ErrorRecord>>,
     pub connect_timer: Cell<Option<TimerId>>,
@@ -166,6 +170,7 @@ impl QueuePair {
             throttle_timer: Cell::new(None),
             fused: Cell::new(std::ptr::null_mut()),
             buffer_bytes: Cell::new(0),
+            share: OnceCell::new(),
             tickets: Cell::new(0),
             errors: RefCell::default(),
             connect_timer: Cell::new(None),
@@ -218,6 +223,8 @@ impl QueuePair {
         };
         self.forget_connect_timer();
         subsystem.queues.borrow_mut().push(self);
+        let share = self.share.get_or_init(|| self.side.shares.of(&opening.association.hostnqn));
+        share.set(share.get() + self.buffer_bytes.get());
         let opened = OpenQueue {
             association: opening.association,
             qid: opening.qid,
@@ -324,6 +331,9 @@ impl QueuePair {
                 let len = (*command).buffer_len as usize;
                 buffer_put(buffer, len);
                 self.buffer_bytes.set(self.buffer_bytes.get() - len);
+                if let Some(share) = self.share.get() {
+                    share.set(share.get() - len);
+                }
                 self.side.buffer_returned();
             }
         }
@@ -339,11 +349,18 @@ impl QueuePair {
         if held > 0 && held + len as usize > self.side.options.max_buffer_bytes_per_connection {
             return false;
         }
+        let held_by_host = self.share.get().map_or(held, |share| share.get());
+        if !may_take(held_by_host, len as usize, buffer_room()) {
+            return false;
+        }
         let buffer = buffer_get(len as usize);
         if buffer.is_null() {
             return false;
         }
         self.buffer_bytes.set(held + len as usize);
+        if let Some(share) = self.share.get() {
+            share.set(share.get() + len as usize);
+        }
         // SAFETY: the command and its request are alive.
         unsafe {
             (*command).buffer = buffer;

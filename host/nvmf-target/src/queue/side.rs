@@ -15,6 +15,7 @@ use tenon_reactor::{ReactorId, ReactorRef};
 
 use super::command::{Command, Pool};
 use super::interface::{QueueKey, SubsystemId};
+use super::share::Shares;
 use super::view::SubsystemSide;
 use super::{Phase, QueuePair};
 use crate::config::TargetOptions;
@@ -28,6 +29,7 @@ pub(crate) struct ReactorSide {
     control: ReactorRef,
     pub options: TargetOptions,
     pub pool: Pool,
+    pub shares: Shares,
     subsystems: RefCell<HashMap<SubsystemId, Rc<SubsystemSide>>>,
     queues: RefCell<HashMap<u64, *mut QueuePair>>,
     groups: RefCell<HashMap<u64, *mut c_void>>,
@@ -69,6 +71,7 @@ impl ReactorSide {
             control: local.directory().control().clone(),
             options,
             pool: Pool::new(),
+            shares: Shares::default(),
             subsystems: RefCell::default(),
             queues: RefCell::default(),
             groups: RefCell::default(),
