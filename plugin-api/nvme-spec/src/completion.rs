@@ -44,6 +44,21 @@ impl Cqe {
         Self { dw0: zero, dw1: zero, sqhd: U16::new(sqhd), sqid: U16::new(0), cid: U16::new(cid), status }
     }
 
+    /// The entry as one little-endian number.
+    #[inline]
+    #[must_use]
+    pub const fn to_u128(self) -> u128 {
+        let bytes: [u8; CQE_SIZE] = zerocopy::transmute!(self);
+        u128::from_le_bytes(bytes)
+    }
+
+    /// The entry that is this little-endian number.
+    #[inline]
+    #[must_use]
+    pub const fn from_u128(number: u128) -> Self {
+        zerocopy::transmute!(number.to_le_bytes())
+    }
+
     /// Both result dwords as one number: Property Get's value, Zone Append's LBA.
     #[must_use]
     pub const fn result_u64(&self) -> u64 {

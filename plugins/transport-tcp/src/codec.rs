@@ -111,7 +111,7 @@ pub fn kind_of(bytes: &[u8]) -> Option<PduKind> {
 /// Total over all inputs. Fields are judged in the order of their offsets, because FEI names the lowest
 /// one in error, with one exception: where a digest protects the header, only what is needed to find the
 /// digest is judged before it.
-#[inline]
+#[inline(always)]
 pub fn scan(bytes: &[u8], framing: &Framing, capsule_limit: u32) -> Result<Scan, PeerError> {
     let Ok((common, _)) = CommonHeader::ref_from_prefix(bytes) else {
         return Ok(Scan::Incomplete(COMMON_LEN));
@@ -193,7 +193,7 @@ fn check_header_digest(kind: PduKind, bytes: &[u8], head_len: usize) -> Result<(
 }
 
 /// Judges PLEN, PDO and DDGSTF of a header whose digest is right.
-#[inline]
+#[inline(always)]
 fn frame(
     kind: PduKind,
     common: &CommonHeader,
@@ -239,6 +239,7 @@ fn frame(
     }
 }
 
+#[inline(always)]
 fn frame_with_data(kind: PduKind, common: &CommonHeader, framing: &Framing) -> Result<Frame, PeerError> {
     let has_data_digest = common.flags.contains(PduFlags::DDGSTF);
     if has_data_digest != framing.data_digest {

@@ -560,9 +560,12 @@ impl HostConnection {
                 self.large_receives.set(self.large_receives.get() - 1);
             }
             let length = if own.target.direction == Direction::TO_HOST { own.target.length } else { 0 };
-            (own.target.cqe, length)
+            // In the two words it was just written in: a load across both would wait until all stores before them,
+            // a block of data among them, have left the processor's buffer.
+            let words = own.target.cqe.as_ptr().cast::<u64>();
+            let (low, high) = (words.read_volatile(), words.add(1).read_volatile());
+            (Cqe::from_u128(u128::from(u64::from_le(high)) << 64 | u128::from(u64::from_le(low))), length)
         };
-        let Ok(cqe) = Cqe::read_from_bytes(&cqe) else { return };
         if !self.is_connected.get() && cqe.status.is_success() {
             self.learn_limits(slot);
         }

@@ -37,7 +37,7 @@ use tenon_abi::transport::{CloseReason, Direction};
 use tenon_abi::{IoFlags, IoVec};
 use tenon_bdev::{buffer_get, buffer_put, buffer_room};
 use tenon_reactor::{TimerId, now_ns};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use self::command::{Command, Stage, Work};
 use self::interface::{Access, Answer, Association, ConnectionFacts, ErrorRecord, Opening, QueueKey};
@@ -399,7 +399,15 @@ impl QueuePair {
             request.direction = Direction::NONE;
             self.record_error(&request.sqe, status);
         }
-        request.cqe.copy_from_slice(cqe.as_bytes());
+        // Two whole words, as a transport should read them: one that reads across several young stores waits until
+        // all before them have left the processor's buffer, and those may be a block of data.
+        let number = cqe.to_u128();
+        let words = request.cqe.as_mut_ptr().cast::<u64>();
+        // SAFETY: the field has two words and lies at a multiple of their size.
+        unsafe {
+            words.write_volatile((number as u64).to_le());
+            words.add(1).write_volatile(((number >> 64) as u64).to_le());
+        }
     }
 
     /// Tells a host that understands it how long to wait before it tries again: CRDT1 for want of memory, CRDT2

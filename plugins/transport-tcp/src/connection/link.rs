@@ -70,7 +70,10 @@ impl Link {
     }
 
     /// Looks at the PDU that starts with `bytes`. Not while data of the last one is outstanding.
-    #[inline]
+    ///
+    /// Always part of its caller, as [`scan`] is of it: what they find would be copied from call to call through
+    /// memory, in other pieces than it was written in, and wait there for the data of the command before.
+    #[inline(always)]
     pub(crate) fn begin(&mut self, bytes: &[u8], capsule_limit: u32) -> Begun {
         let Some(kind) = kind_of(bytes) else { return Begun::Wait };
         let (to, action) = self.next(Incident::Pdu(kind));

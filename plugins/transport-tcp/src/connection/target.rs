@@ -227,15 +227,20 @@ impl TargetConnection {
     /// # Panics
     ///
     /// If the command has no slot or is completed already, or `length` is more than [`MAX_COMMAND_BYTES`].
+    #[inline(always)]
     pub fn complete(&mut self, slot: Slot, cqe: &Cqe, length: u32) {
+        // In registers: on its way through memory the entry would wait for the stores before it.
+        self.complete_with(slot, cqe.to_u128(), length);
+    }
+
+    fn complete_with(&mut self, slot: Slot, cqe: u128, length: u32) {
         assert!(length <= MAX_COMMAND_BYTES, "{length} bytes of data sent");
         if self.is_over(slot) {
             return;
         }
         self.advance(slot, CommandEvent::Complete);
         let command = &mut self.commands[slot.index()];
-        command.cqe = *cqe;
-        command.cqe.cid = U16::new(command.cid);
+        command.cqe = Cqe { cid: U16::new(command.cid), ..Cqe::from_u128(cqe) };
         if self.link.state != ConnectionState::Ready {
             return self.abandon(slot);
         }
