@@ -228,8 +228,8 @@ fn check_type(path: &Path, kind: FileType) -> Result<(), Error> {
     Err(Error::new(errno::EINVAL, reason).object(path.display().to_string()))
 }
 
-/// Keeps other processes that ask from using the file as well. Waits a little for one that has just died: the kernel
-/// ends a ring, and with it the lock, some time after its process, when the next one may be starting already.
+/// Keeps other processes that ask from using the file as well. Waits for a lock of one that is dead: the kernel ends
+/// a ring, and with it the lock, when its last I/O is over, which may be seconds after the process.
 fn lock(file: &File, params: &UringParams) -> Result<(), Error> {
     let how = match params.readonly {
         true => FlockOperation::NonBlockingLockShared,
@@ -237,7 +237,7 @@ fn lock(file: &File, params: &UringParams) -> Result<(), Error> {
     };
     let mut result = flock(file, how);
     for _ in 0..LOCK_ATTEMPTS {
-        if result != Err(rustix::io::Errno::WOULDBLOCK) {
+        if result != Err(rustix::io::Errno::WOULDBLOCK) || !is_locked_by_the_dead(file) {
             break;
         }
         std::thread::sleep(LOCK_PAUSE);
@@ -254,6 +254,37 @@ fn lock(file: &File, params: &UringParams) -> Result<(), Error> {
             Ok(())
         }
     }
+}
+
+/// Whether no process that lives has a lock on the file. One that has let go meanwhile counts as dead.
+fn is_locked_by_the_dead(file: &File) -> bool {
+    let (Ok(metadata), Ok(locks)) = (file.metadata(), std::fs::read_to_string("/proc/locks")) else {
+        return false;
+    };
+    let inode = metadata.ino().to_string();
+    lock_owners(&locks, &inode).all(|pid| pid != 0 && !is_alive(pid))
+}
+
+/// Whether a process lives; one whose parent has not asked for its end does not.
+fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // Its state follows its name, which may hold anything.
+    let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+    !matches!(state, Some("Z" | "X"))
+}
+
+/// Processes with a lock of `flock` on an inode, whatever file system it is of: some name another device here than
+/// in the file's metadata. 0 is a process that this one cannot see.
+fn lock_owners<'a>(locks: &'a str, inode: &'a str) -> impl Iterator<Item = u32> {
+    // 1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
+    let owner = move |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        let kind = words.next()?;
+        let (pid, place) = (words.nth(2)?, words.next()?);
+        (kind == "FLOCK" && place.rsplit(':').next() == Some(inode)).then(|| pid.parse().unwrap_or(0))
+    };
+    // Those who wait for a lock have an arrow there.
+    locks.lines().filter_map(owner)
 }
 
 fn geometry_of(
@@ -366,6 +397,23 @@ pub fn absolute(path: &Path) -> Result<PathBuf, Error> {
 }
 
 const MIN_BLOCK_SIZE: u32 = 512;
-/// How often a lock that somebody has is tried again: for five seconds in all. A busy disk has been seen to need one.
-const LOCK_ATTEMPTS: u32 = 500;
+/// How often a lock of a dead process is tried again: for half a minute in all, as long as a disk may take for an I/O.
+const LOCK_ATTEMPTS: u32 = 3000;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_of_a_lock_are_those_that_have_it() {
+        let locks = "1: FLOCK  ADVISORY  WRITE 12 fe:00:5678 0 EOF\n\
+                     1: -> FLOCK  ADVISORY  WRITE 13 fe:00:5678 0 EOF\n\
+                     2: POSIX  ADVISORY  WRITE 14 fe:00:5678 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ  15 00:1a:5678 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE 16 fe:00:56 0 EOF\n\
+                     5: FLOCK\n";
+        assert_eq!(lock_owners(locks, "5678").collect::<Vec<_>>(), [12, 15]);
+        assert_eq!(lock_owners(locks, "7").count(), 0);
+    }
+}

@@ -232,11 +232,14 @@ fn a_file_that_was_cut_gives_errors_and_never_data() {
 }
 
 #[test]
-fn a_lock_that_ends_shortly_is_waited_for() {
-    let rig = Rig::new("dying-writer");
+fn a_lock_of_a_dead_process_is_waited_for() {
+    let rig = Rig::new("dead-writer");
     let path = rig.file("f", 7);
     let file = std::fs::File::open(&path).unwrap();
-    file.lock().unwrap();
+    // The lock belongs to the open file, which is ours too, and is kept by the one who took it, who is gone.
+    let dead =
+        std::process::Command::new("flock").args(["-n", "0"]).stdin(file.try_clone().unwrap()).status();
+    assert!(dead.unwrap().success());
     let other = std::thread::spawn(move || {
         std::thread::park_timeout(std::time::Duration::from_millis(50));
         drop(file);
