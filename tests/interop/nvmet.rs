@@ -59,8 +59,8 @@ impl Nvmet {
     }
 
     /// A verified load by all of its ports.
-    pub fn load(&self, seconds: u32, more: &Value) -> Load {
-        Load::start(NQN, &self.ports, seconds, more)
+    pub fn load(&self, more: &Value) -> Load {
+        Load::start(NQN, &self.ports, more)
     }
 
     /// A namespace in a file, enabled.

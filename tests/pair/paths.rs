@@ -67,7 +67,7 @@ fn attach_both(target: &Target, more: &str) -> Host {
 #[test]
 fn s2_a_the_table_holds_under_load() {
     let mut target = Target::start(2);
-    let mut load = target.load(6, &json!({}));
+    let mut load = target.load(&json!({}));
     load.goes_on();
     check_table(&mut load.host, &mut target);
     load.goes_on();
@@ -99,7 +99,7 @@ fn s2_d_a_lost_path_is_left_without_any_io() {
 fn s2_d_a_load_changes_paths_over_and_over() {
     let rounds = tenon_tests::number("TENON_TEST_ROUNDS").unwrap_or(2);
     let mut target = Target::start(2);
-    let mut load = target.load(u32::try_from(rounds * 6).unwrap(), &json!({}));
+    let mut load = target.load(&json!({}));
     for _ in 0..rounds {
         for path in 0..2 {
             load.goes_on();
@@ -121,7 +121,7 @@ fn s2_d_a_load_changes_paths_over_and_over() {
 #[test]
 fn s2_f_io_waits_while_no_path_is_accessible_and_goes_on_within_a_second() {
     let mut target = Target::start(2);
-    let mut load = target.load(6, &json!({}));
+    let mut load = target.load(&json!({}));
     load.goes_on();
     for path in 0..2 {
         target.set_ana(path, INACCESSIBLE);
@@ -137,7 +137,7 @@ fn s2_f_io_waits_while_no_path_is_accessible_and_goes_on_within_a_second() {
 #[test]
 fn s2_h_round_robin_shares_the_work() {
     let target = Target::start(2);
-    let mut load = target.load(4, &json!({}));
+    let mut load = target.load(&json!({}));
     load.goes_on();
     for rr_min_io in [1, 64] {
         let policy = json!({ "policy": "active_active", "selector": "round_robin", "rr_min_io": rr_min_io });

@@ -26,13 +26,15 @@ fn s0_a_b_an_empty_target_is_attached_and_a_namespace_appears() {
     within(Duration::from_secs(5), "the device", || uuid(&mut host, "nvme0n1").as_deref() == Some(ONE));
     host.ok("bdev_nvme_detach_controller", json!({ "name": "nvme0" }));
     host.stop();
-    target.load(1, &json!({})).finish();
+    let mut load = target.load(&json!({}));
+    load.goes_on();
+    load.finish();
 }
 
 #[test]
 fn s0_c_e_a_device_outlives_its_target_and_goes_on_with_the_same_namespace() {
     let mut target = Target::start(1);
-    let mut load = target.load(10, &json!({}));
+    let mut load = target.load(&json!({}));
     load.goes_on();
     target.kill();
     wait_for("the loss", || (states(&mut load.host) != ["enabled"]).then_some(()));
@@ -57,7 +59,7 @@ fn s0_c_e_a_device_outlives_its_target_and_goes_on_with_the_same_namespace() {
 #[test]
 fn s0_d_a_namespace_that_stays_away_too_long_fails_its_io() {
     let mut target = Target::start(1);
-    let mut load = target.load(60, &json!({ "ns_absent_timeout_sec": 2 }));
+    let mut load = target.load(&json!({ "ns_absent_timeout_sec": 2 }));
     load.goes_on();
     target.kill();
     target.restart();
@@ -75,7 +77,7 @@ fn s0_d_a_namespace_that_stays_away_too_long_fails_its_io() {
 #[test]
 fn s0_d_io_waits_for_an_absent_namespace_without_burning_a_processor() {
     let mut target = Target::start(1);
-    let mut load = target.load(8, &json!({}));
+    let mut load = target.load(&json!({}));
     load.goes_on();
     target.kill();
     target.restart();
@@ -96,7 +98,7 @@ fn s0_d_io_waits_for_an_absent_namespace_without_burning_a_processor() {
 #[test]
 fn s0_f_another_namespace_of_the_same_number_is_another_device() {
     let mut target = Target::start(1);
-    let mut load = target.load(60, &json!({}));
+    let mut load = target.load(&json!({}));
     load.goes_on();
     target.kill();
     target.restart();
@@ -173,8 +175,7 @@ fn s0_h_a_namespace_shrinks_under_a_load_and_grows_back() {
 fn s0_j_a_target_dies_over_and_over_and_nothing_is_lost() {
     let rounds = tenon_tests::number("TENON_TEST_ROUNDS").unwrap_or(3);
     let mut target = Target::start(1);
-    let seconds = u32::try_from(rounds * 4).unwrap();
-    let mut load = target.load(seconds, &json!({}));
+    let mut load = target.load(&json!({}));
     for _ in 0..rounds {
         load.goes_on();
         target.kill();

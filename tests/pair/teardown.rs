@@ -55,7 +55,7 @@ fn s3_j_a_controller_of_a_frozen_target_is_detached_in_bounded_time() {
 #[test]
 fn s3_j_a_frozen_target_is_given_up_and_goes_on_when_it_thaws() {
     let mut target = Target::start(1);
-    let mut load = target.load(9, &json!({}));
+    let mut load = target.load(&json!({}));
     load.goes_on();
     target.host().signal(Signal::STOP);
     // Keep alive of 2 s.
@@ -69,7 +69,7 @@ fn s3_j_a_frozen_target_is_given_up_and_goes_on_when_it_thaws() {
 #[test]
 fn s3_j_a_deleted_subsystem_ends_its_hosts_and_serves_them_when_it_is_back() {
     let mut target = Target::start(1);
-    let mut load = target.load(5, &json!({}));
+    let mut load = target.load(&json!({}));
     load.goes_on();
     target.host().ok("nvmf_delete_subsystem", json!({ "nqn": NQN }));
     within(Duration::from_secs(2), "the loss", || states(&mut load.host) != ["enabled"]);
@@ -110,7 +110,7 @@ fn s3_j_many_controllers_lose_their_target_at_once() {
 fn attaching_and_detaching_under_io_leaves_nothing() {
     let rounds = tenon_tests::number("TENON_TEST_ROUNDS").unwrap_or(20);
     let target = Target::start(2);
-    let mut load = target.load(u32::try_from(2 + rounds / 4).unwrap(), &json!({}));
+    let mut load = target.load(&json!({}));
     load.goes_on();
     let second = target.path(1, PATIENT);
     let mut before = None;

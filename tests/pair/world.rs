@@ -117,8 +117,8 @@ impl Target {
     }
 
     /// A verified load on namespace 1 by all paths; `more` are further parameters of the controllers.
-    pub fn load(&self, seconds: u32, more: &Value) -> Load {
-        Load::start(NQN, &self.paths(), seconds, more)
+    pub fn load(&self, more: &Value) -> Load {
+        Load::start(NQN, &self.paths(), more)
     }
 
     /// Parameters that attach one path; `more` are further ones, in JSON.

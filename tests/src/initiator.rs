@@ -5,6 +5,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::{Host, Scratch, tenon, wait_for};
@@ -35,15 +36,15 @@ pub struct Verdict {
 }
 
 impl Load {
-    /// Starts a load of so many seconds; `more` are further parameters of all controllers.
+    /// Starts a load that goes on until it is told to end; `more` are further parameters of all controllers.
     #[must_use]
-    pub fn start(nqn: &str, paths: &[Path], seconds: u32, more: &Value) -> Load {
-        Self::start_in(Scratch::new(), nqn, paths, seconds, more)
+    pub fn start(nqn: &str, paths: &[Path], more: &Value) -> Load {
+        Self::start_in(Scratch::new(), nqn, paths, more)
     }
 
     /// The same in a given directory.
     #[must_use]
-    pub fn start_in(scratch: Scratch, nqn: &str, paths: &[Path], seconds: u32, more: &Value) -> Load {
+    pub fn start_in(scratch: Scratch, nqn: &str, paths: &[Path], more: &Value) -> Load {
         let mut config = "[[module]]\nname = \"nvme\"\nkeep_alive_timeout_ms = 2000\nbdev_retry_count = -1\n\
              ctrlr_loss_timeout_sec = -1\nreconnect_delay_sec = 1\n[[bdev]]\nmodule = \"nvme\"\n"
             .to_owned();
@@ -66,7 +67,7 @@ impl Load {
         command.arg("perf").arg("-c").arg(file).arg("--rpc-socket").arg(scratch.join("rpc.sock"));
         // The machine is left to those who wait for something.
         command.args(["--bdev", "nvme0n1", "--rw", "randrw", "--verify", "--rate", "4000", "--seed", "7"]);
-        command.args(["--time", &format!("{seconds}s"), "--io-timeout", "60s"]);
+        command.args(["--time", "600s", "--io-timeout", "60s"]);
         let mut host = Host::spawn(scratch, command);
         for path in &paths[1..] {
             host.ok("bdev_nvme_attach_controller", attach(path));
@@ -94,16 +95,17 @@ impl Load {
         })
     }
 
-    /// Waits until I/O completes.
+    /// Waits until so much I/O completes that some of it reads what was written.
     #[track_caller]
     pub fn goes_on(&mut self) {
         let before = self.ios();
-        wait_for("I/O that completes", || (self.ios() > before).then_some(()));
+        wait_for("I/O that completes", || (self.ios() > before + ENOUGH).then_some(()));
     }
 
-    /// Waits for its end: what it read must be what it wrote, and nothing may have failed.
+    /// Ends it: what it read must be what it wrote, and nothing may have failed.
     #[track_caller]
     pub fn finish(self) {
+        self.host.signal(Signal::INT);
         let verdict = self.verdict();
         assert!(verdict.is_clean && verdict.text.contains(" verified, 0 wrong"), "{}", verdict.text);
     }
@@ -166,3 +168,5 @@ pub fn uuid(host: &mut Host, name: &str) -> Option<String> {
 
 /// A load that completes nothing for so long stands still.
 const STILL: Duration = Duration::from_millis(300);
+/// I/Os of a load that goes on.
+const ENOUGH: u64 = 500;
