@@ -1,4 +1,4 @@
-//! `cargo xtask interop`: the kernel's own NVMe/TCP host against the built process.
+//! `cargo xtask interop`: the kernel's own NVMe/TCP host and target against the built process.
 //!
 //! Builds the product and the suite `tests/interop`, then runs every scenario
 //! in a machine of its own ([`crate::vm`]), so that none sees what another
@@ -24,6 +24,7 @@ const SMOKE: &[&str] = &[
     "changes::namespaces_come_go_and_grow_under_load",
     "paths::every_ana_state_reaches_the_kernel",
     "access::only_hosts_in_the_list_connect",
+    "initiator::the_kernels_namespaces_come_and_go",
 ];
 /// Those of them that run where the kernel is emulated, a tenth as fast.
 const SMOKE_EMULATED: &[&str] = &["connect::discover_and_connect", "data::a_file_system_survives_a_remount"];
