@@ -10,6 +10,7 @@ mod export;
 mod loads;
 mod plugins;
 mod process;
+mod reload;
 mod rpc;
 mod saturation;
 mod spdk_client;

@@ -2,9 +2,10 @@
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use serde_json::{Value, json};
-use tenon_tests::{Host, outcome, wait_for};
+use tenon_tests::{Host, Scratch, outcome, tenon, wait_for};
 
 #[test]
 fn the_socket_is_for_its_owner_only() {
@@ -242,5 +243,24 @@ fn results_have_the_shape_clients_expect() {
     host.ok("bdev_enable_histogram", json!({ "name": "m0", "enable": true }));
     let histogram = host.ok("bdev_get_histogram", json!({ "name": "m0" }));
     assert_eq!(histogram["bucket_shift"], 7);
+    host.stop();
+}
+
+#[test]
+fn without_descriptors_left_clients_wait_and_the_host_neither_spins_nor_floods_its_log() {
+    let scratch = Scratch::new();
+    let socket = scratch.join("rpc.sock");
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 80; exec \"$@\"", "sh"]).arg(tenon());
+    command.arg("run").arg("--rpc-socket").arg(&socket);
+    let mut host = Host::spawn(scratch, command);
+    let crowd: Vec<_> = (0..90).map(|_| host.connect()).collect();
+    let complaints = |host: &Host| host.log().matches("cannot accept").count();
+    wait_for("the want of descriptors", || (complaints(&host) > 0).then_some(()));
+    // It looks again once a second; without a rest it complains thousands of times by the third time.
+    wait_for("the third look", || (complaints(&host) >= 3).then_some(()));
+    assert!(complaints(&host) < 10, "{}", complaints(&host));
+    drop(crowd);
+    host.ok("spdk_get_version", json!({}));
     host.stop();
 }

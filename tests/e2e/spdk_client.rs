@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use serde_json::{Value, json};
-use tenon_tests::{Host, PATIENCE, wait_for};
+use tenon_tests::{Host, PATIENCE, Scratch, wait_for};
 
 struct Client {
     stream: UnixStream,
@@ -215,4 +215,58 @@ fn devices_with_metadata_are_made_and_shown() {
         json!({ "name": "Dif", "num_blocks": 64, "block_size": 512, "md_size": 8, "dif_type": 1 });
     let (_, message) = client.call("bdev_malloc_create", protected).expect_err("dif_type 1");
     assert!(message.contains("dif_type 1"), "{message}");
+}
+
+/// What `rpc.py save_config` and `load_config` do, which are all the client's work.
+#[test]
+fn a_configuration_saved_by_a_client_makes_the_same_host_when_it_is_loaded() {
+    let scratch = Scratch::new();
+    let file = scratch.write("disk", "");
+    std::fs::File::options().write(true).open(&file).unwrap().set_len(1 << 20).unwrap();
+    let mut first = Host::start("");
+    for (method, params) in [
+        ("bdev_malloc_create", json!({ "name": "m0", "num_blocks": 2048, "block_size": 512 })),
+        ("bdev_malloc_create", json!({ "name": "m1", "num_blocks": 2048, "block_size": 4096 })),
+        ("bdev_null_create", json!({ "name": "n0", "num_blocks": 2048, "block_size": 512 })),
+        ("bdev_null_resize", json!({ "name": "n0", "new_size": 8 })),
+        ("bdev_aio_create", json!({ "name": "a0", "filename": file, "block_size": 512 })),
+        ("bdev_passthru_create", json!({ "name": "p0", "base_bdev_name": "m0" })),
+        ("bdev_error_create", json!({ "base_name": "m1" })),
+        (
+            "bdev_error_inject_error",
+            json!({ "name": "EE_m1", "io_type": "read", "error_type": "failure", "num": 3 }),
+        ),
+        ("bdev_set_qos_limit", json!({ "name": "p0", "rw_ios_per_sec": 20000, "w_mbytes_per_sec": 7 })),
+        ("bdev_set_options", json!({ "bdev_auto_examine": false })),
+        ("module_load", json!({ "name": "nvme" })),
+        ("module_configure", json!({ "name": "nvme", "config": { "bdev_retry_count": 9 } })),
+    ] {
+        first.ok(method, params);
+    }
+    let saved = |host: &mut Host| -> Vec<Value> {
+        let subsystems = host.ok("framework_get_subsystems", json!({}));
+        let names = subsystems.as_array().unwrap().iter().map(|subsystem| subsystem["subsystem"].clone());
+        let calls = |name: Value| {
+            host.ok("framework_get_config", json!({ "name": name })).as_array().unwrap().clone()
+        };
+        names.flat_map(calls).collect()
+    };
+    let shown = |host: &mut Host| -> Vec<Value> {
+        let mut bdevs = host.ok("bdev_get_bdevs", json!({})).as_array().unwrap().clone();
+        for bdev in &mut bdevs {
+            for changing in ["uuid", "aliases"] {
+                bdev.as_object_mut().unwrap().remove(changing);
+            }
+        }
+        bdevs
+    };
+    let (calls, bdevs) = (saved(&mut first), shown(&mut first));
+    first.stop();
+    let mut second = Host::start("");
+    for call in &calls {
+        second.ok(call["method"].as_str().unwrap(), call["params"].clone());
+    }
+    assert_eq!(saved(&mut second), calls);
+    assert_eq!(shown(&mut second), bdevs);
+    second.stop();
 }

@@ -18,6 +18,7 @@ use crate::deadline::Deadlines;
 use crate::descriptor::Descriptors;
 use crate::examine::Examinations;
 use crate::hotplug::Hotplug;
+use crate::io::DEFAULT_RESET_DRAIN_TIMEOUT;
 use crate::memory::Subscriptions;
 use crate::module_events::ModuleEvents;
 use crate::notify::{Listeners, Notifications};
@@ -87,6 +88,7 @@ type Task = Box<dyn FnOnce(&Core)>;
 pub(crate) struct Inner {
     pub options: CoreOptions,
     pub auto_examine: Cell<bool>,
+    pub reset_drain_timeout: Cell<Duration>,
     pub shared: Arc<Shared>,
     pub modules: Modules,
     /// What [`Modules`] calls; kept alive here.
@@ -128,6 +130,7 @@ impl Core {
         let core = Core {
             inner: Rc::new(Inner {
                 auto_examine: Cell::new(options.auto_examine),
+                reset_drain_timeout: Cell::new(DEFAULT_RESET_DRAIN_TIMEOUT),
                 modules: Modules::new(options.modules.clone(), catalog),
                 module_events: RefCell::default(),
                 module_configs: RefCell::default(),
@@ -174,6 +177,20 @@ impl Core {
     /// The modules' tables of the configuration; a module gets its own when it is loaded.
     pub fn set_module_config(&self, name: &str, config: &serde_json::Value) {
         self.inner.module_configs.borrow_mut().insert(name.to_owned(), config.to_string());
+    }
+
+    pub(crate) fn keep_module_config(&self, name: &str, config: &str) {
+        self.inner.module_configs.borrow_mut().insert(name.to_owned(), config.to_owned());
+    }
+
+    /// The options of modules that have any, by name.
+    pub fn module_configs(&self) -> Vec<(String, serde_json::Map<String, serde_json::Value>)> {
+        let configs = self.inner.module_configs.borrow();
+        let table = |text: &String| serde_json::from_str::<serde_json::Map<_, _>>(text).ok();
+        let filled = configs.iter().filter_map(|(name, text)| Some((name.clone(), table(text)?)));
+        let mut configs: Vec<_> = filled.filter(|(_, table)| !table.is_empty()).collect();
+        configs.sort_by(|(one, _), (other, _)| one.cmp(other));
+        configs
     }
 
     pub(crate) fn module_config(&self, name: &str) -> String {

@@ -87,8 +87,8 @@ pub use event::Event;
 pub use examine::{ExamineNote, Verdict};
 pub use host_api::{host_api, register_host_table};
 pub use io::{
-    ChannelStat, Gate, GateCensus, HistogramData, IoStat, OpStat, OpStats, QosLimits, QueueDepthStat,
-    ResetMode,
+    ChannelStat, DEFAULT_RESET_DRAIN_TIMEOUT, Gate, GateCensus, HistogramData, IoStat, OpStat, OpStats,
+    QosLimits, QueueDepthStat, ResetMode,
 };
 pub use lifecycle::State;
 pub use memory::{RegionSnapshot, device_alloc, device_free, memory_regions};

@@ -5,6 +5,7 @@
 // UNSAFETY: calls `reset_stats` of devices.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tenon_abi::{BdevHandle, Op};
 
@@ -27,6 +28,19 @@ impl Core {
             Ok(gate) => gate.set_qos(limits, self.reply_later(done)),
             Err(error) => self.later(move |_| done(Err(error))),
         }
+    }
+
+    /// How long the reset of a device, now there or later, waits for its outstanding I/O.
+    pub fn set_reset_drain_timeout(&self, timeout: Duration) {
+        self.inner.reset_drain_timeout.set(timeout);
+        for record in self.inner.registry.borrow().iter() {
+            record.gate.set_reset_drain_timeout(timeout);
+        }
+    }
+
+    /// See [`Core::set_reset_drain_timeout`].
+    pub fn reset_drain_timeout(&self) -> Duration {
+        self.inner.reset_drain_timeout.get()
     }
 
     /// Statistics of a device, reset afterwards as `reset` says.

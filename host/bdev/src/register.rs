@@ -45,6 +45,7 @@ impl Core {
             },
             self.inner.shared.directory().clone(),
         );
+        gate.set_reset_drain_timeout(self.inner.reset_drain_timeout.get());
         let record = description.into_bdev(module, gate, operation);
         let inserted = self.inner.registry.borrow_mut().insert(record);
         let bdev = inserted.map_err(|error| {

@@ -289,7 +289,9 @@ impl Core {
             }
             Request::Update { name, params } => self.saved_update(&name, &params),
             Request::Rpc { method, params, .. } => self.saved_rpc(&method, &params, module),
-            Request::Create { .. } | Request::Configure { .. } => {}
+            // A later load of the module begins with what is in force now.
+            Request::Configure { module, params } => self.keep_module_config(&module, &params),
+            Request::Create { .. } => {}
         }
     }
 }

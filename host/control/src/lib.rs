@@ -11,6 +11,7 @@
 pub mod apply;
 pub mod config;
 mod context;
+mod doorway;
 mod fuzz;
 pub mod methods;
 pub mod metrics;

@@ -23,6 +23,7 @@ use tenon_reactor::{FdId, Interest, TimerId, current, ticks_hz};
 use thiserror::Error;
 
 use crate::context::Control;
+use crate::doorway;
 
 /// Most scrapes at a time.
 const MAX_CLIENTS: usize = 16;
@@ -56,6 +57,7 @@ pub struct Endpoint {
 struct State {
     control: Control,
     listener: TcpListener,
+    listener_fd: Option<FdId>,
     clients: HashMap<u64, Client>,
     next_client: u64,
 }
@@ -82,8 +84,9 @@ impl Endpoint {
         listener.set_nonblocking(true).map_err(refused)?;
         info!("metrics endpoint listening address={address}");
         let raw = listener.as_raw_fd();
+        let clients = HashMap::new();
         let state =
-            Rc::new(RefCell::new(State { control, listener, clients: HashMap::new(), next_client: 1 }));
+            Rc::new(RefCell::new(State { control, listener, listener_fd: None, clients, next_client: 1 }));
         let weak = Rc::downgrade(&state);
         let fd = current()
             .register_fd(raw, Interest::READ, move |_| {
@@ -92,6 +95,7 @@ impl Endpoint {
                 }
             })
             .map_err(|error| refused(std::io::Error::other(error.to_string())))?;
+        state.borrow_mut().listener_fd = Some(fd);
         Ok(Endpoint { state, fd })
     }
 
@@ -121,8 +125,11 @@ fn accept(state: &Rc<RefCell<State>>) {
             }
             Ok((stream, _)) => admit(state, stream),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(error) if doorway::concerns_one_client(&error) => {}
             Err(error) => {
-                warn!("metrics endpoint cannot accept error={error}");
+                if let Some(listener) = state.borrow().listener_fd {
+                    doorway::rest(listener, "metrics endpoint", &error);
+                }
                 return;
             }
         }

@@ -2,16 +2,17 @@
 //! are in force, then every device in creation order with the parameters that
 //! make it again, then what is exported.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use log::warn;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use tenon_bdev::QosLimits;
+use tenon_bdev::{DEFAULT_RESET_DRAIN_TIMEOUT, QosLimits};
 use tenon_reactor::current;
 
-use crate::config::{Config, QosTable};
+use crate::config::{BdevSection, Config, ModuleEntry, QosTable, Table};
 use crate::context::Control;
 use crate::nvmf_save::{self, Written};
 
@@ -29,7 +30,31 @@ pub fn to_toml(control: &Control) -> String {
         devices.push((entry.module, params, qos.unwrap_or_default()));
     }
     devices.extend(control.engine().waiting_tables());
-    text_of(&control.engine().current(), devices, nvmf_save::tables(control))
+    let mut config = control.engine().current();
+    take_what_calls_changed(control, &mut config);
+    text_of(&config, devices, nvmf_save::tables(control))
+}
+
+/// Options that calls gave the device layer and modules take the place of those of the file.
+fn take_what_calls_changed(control: &Control, config: &mut Config) {
+    let core = control.core();
+    let (examine, drain) = (core.auto_examine(), core.reset_drain_timeout().as_secs());
+    let BdevSection { auto_examine, reset_drain_timeout_sec } = &mut config.bdev;
+    if auto_examine.unwrap_or(true) != examine {
+        *auto_examine = Some(examine);
+    }
+    if reset_drain_timeout_sec.unwrap_or(DEFAULT_RESET_DRAIN_TIMEOUT.as_secs()) != drain {
+        *reset_drain_timeout_sec = Some(drain);
+    }
+    let mut in_force: BTreeMap<_, _> = core.module_configs().into_iter().collect();
+    for module in &mut config.modules {
+        module.options.value = in_force.remove(&module.name).unwrap_or_default();
+    }
+    let by_call = |(name, options): (String, Map<String, Value>)| {
+        let options = Table::detached(&format!("[[module]] {name}"), options);
+        ModuleEntry { name, required: false, options }
+    };
+    config.modules.extend(in_force.into_iter().map(by_call));
 }
 
 /// The host's own tables and modules of `config`, devices as module, parameters and limits, and what is exported.
@@ -109,7 +134,8 @@ fn configured_qos(control: &Control, params: &Map<String, Value>) -> Option<QosT
     current.bdevs.iter().find(|entry| entry.name == name).map(|entry| entry.qos)
 }
 
-fn qos_of(control: &Control, name: &str) -> Option<QosTable> {
+/// The limits of a device, if it has any.
+pub(crate) fn qos_of(control: &Control, name: &str) -> Option<QosTable> {
     let QosLimits { rw_ios_per_sec, rw_mbytes_per_sec, r_mbytes_per_sec, w_mbytes_per_sec } =
         control.core().bdev(name)?.qos;
     let table = QosTable { rw_ios_per_sec, rw_mbytes_per_sec, r_mbytes_per_sec, w_mbytes_per_sec };

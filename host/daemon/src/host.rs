@@ -95,7 +95,6 @@ pub fn compose(
     process: Rc<dyn ProcessControl>,
 ) -> Control {
     let mut options = CoreOptions { modules: modules_options(config), ..CoreOptions::default() };
-    options.auto_examine = config.bdev.auto_examine.unwrap_or(true);
     if let Some(seconds) = config.host.drain_timeout_sec {
         let deadline = Duration::from_secs(seconds);
         options.remove_deadline = deadline;

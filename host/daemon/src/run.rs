@@ -367,11 +367,12 @@ impl App {
     }
 
     fn apply(&self, config: Config, done: Box<dyn FnOnce(Result<(), Vec<String>>)>) {
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
-        let old = self.control.engine().current();
-        if old.host != config.host || old.plugins != config.plugins || old.metrics != config.metrics {
-            warn!("[host], [plugins] and [metrics] take effect at the next start");
-        }
+        use sd_notify::NotifyState;
+        // The service manager matches a reload with its request by the time it began.
+        let mut began = vec![NotifyState::Reloading];
+        began.extend(NotifyState::monotonic_usec_now());
+        let _ = sd_notify::notify(&began);
+        self.apply_log_level(&config);
         self.control.engine().reload(config, move |report| {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             for failure in &report.failures {
@@ -379,6 +380,18 @@ impl App {
             }
             done(if report.failures.is_empty() { Ok(()) } else { Err(report.failures) });
         });
+    }
+
+    /// The level follows the file; the rest of the process's own tables is read once.
+    fn apply_log_level(&self, new: &Config) {
+        let mut old = self.control.engine().current();
+        if old.host.log_level != new.host.log_level {
+            self.control.logs().set_level(level(new, LevelFilter::Info));
+            old.host.log_level = new.host.log_level;
+        }
+        if old.host != new.host || old.plugins != new.plugins || old.metrics != new.metrics {
+            warn!("what changed in [host], [plugins] and [metrics] takes effect at the next start");
+        }
     }
 
     /// Drains everything; the socket closes when nothing is left to say.

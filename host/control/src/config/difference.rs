@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use super::sections::{BdevEntry, Config, QosTable};
+use super::sections::{BdevEntry, Config, ModuleEntry, QosTable};
 
 /// One step of a reload.
 #[derive(Clone, Debug)]
@@ -27,6 +27,37 @@ pub enum Change {
         /// The limits.
         qos: QosTable,
     },
+}
+
+impl Change {
+    /// The device's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Change::Remove { name, .. } | Change::SetQos { name, .. } => name,
+            Change::Add(entry) | Change::Update(entry) => &entry.name,
+        }
+    }
+}
+
+/// Modules that are new in the file or whose options differ, with their tables in `new`; without one, those that
+/// had options in `old` and are no longer in the file.
+#[must_use]
+pub fn module_difference<'a>(
+    old: &[ModuleEntry],
+    new: &'a [ModuleEntry],
+) -> Vec<(String, Option<&'a ModuleEntry>)> {
+    let find = |list: &'a [ModuleEntry], name: &str| list.iter().find(|entry| entry.name == name);
+    let before: HashMap<&str, &ModuleEntry> = old.iter().map(|entry| (entry.name.as_str(), entry)).collect();
+    let differs = |entry: &&ModuleEntry| {
+        before.get(entry.name.as_str()).is_none_or(|old| old.options.value != entry.options.value)
+    };
+    let changed = new.iter().filter(differs).map(|entry| (entry.name.clone(), Some(entry)));
+    let gone = old
+        .iter()
+        .filter(|entry| !entry.options.value.is_empty() && find(new, &entry.name).is_none())
+        .map(|entry| (entry.name.clone(), None));
+    changed.chain(gone).collect()
 }
 
 /// The steps from `old` to `new`: removals first, last created first; then the rest in the order of `new`.
@@ -63,7 +94,11 @@ pub fn difference(old: &Config, new: &Config) -> Vec<Change> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
+
+    use proptest::prelude::*;
+    use serde_json::Value;
 
     use super::*;
 
@@ -117,5 +152,90 @@ mod tests {
     #[test]
     fn changed_parameters_and_limits_are_told_apart() {
         check("a:null:x=1 b", "a:null:x=2 b:null:qos={rw_mbytes_per_sec=5}", &["~a", "qb"]);
+    }
+
+    /// A file of devices `a` to `f`, each of one of two modules, with one of three parameters and of two limits.
+    fn any_file() -> impl Strategy<Value = String> {
+        let device = (0..6usize, 0..2usize, 0..3u32, 0..2u32);
+        proptest::collection::vec(device, 0..8).prop_map(|devices| {
+            let mut seen = BTreeSet::new();
+            let table = |(name, module, size, limit): (usize, usize, u32, u32)| {
+                let name =
+                    ["a", "b", "c", "d", "e", "f"].get(name).copied().filter(|name| seen.insert(*name))?;
+                let module = ["null", "malloc"][module];
+                Some(format!(
+                    "[[bdev]]\nname = \"{name}\"\nmodule = \"{module}\"\nsize = {size}\n\
+                     qos = {{ rw_mbytes_per_sec = {limit} }}\n"
+                ))
+            };
+            devices.into_iter().filter_map(table).collect()
+        })
+    }
+
+    /// What is there, by name: module, parameters and limits.
+    type World = BTreeMap<String, (String, Value, QosTable)>;
+
+    fn world(config: &Config) -> World {
+        let content =
+            |entry: &BdevEntry| (entry.module.clone(), Value::Object(entry.params.value.clone()), entry.qos);
+        config.bdevs.iter().map(|entry| (entry.name.clone(), content(entry))).collect()
+    }
+
+    /// Makes one step; one that cannot be made is a fault of the plan.
+    fn make(world: &mut World, change: &Change) {
+        let params = |entry: &BdevEntry| Value::Object(entry.params.value.clone());
+        match change {
+            Change::Remove { name, module } => {
+                let removed = world.remove(name).expect("only what is there is removed");
+                assert_eq!(removed.0, *module);
+            }
+            Change::Add(entry) => {
+                let added = (entry.module.clone(), params(entry), entry.qos);
+                assert!(world.insert(entry.name.clone(), added).is_none(), "{} is taken", entry.name);
+            }
+            Change::Update(entry) => {
+                let found = world.get_mut(&entry.name).expect("only what is there is changed");
+                assert_ne!(found.1, params(entry), "what does not change is left alone");
+                found.1 = params(entry);
+            }
+            Change::SetQos { name, qos } => {
+                let found = world.get_mut(name).expect("only what is there is limited");
+                assert_ne!(found.2, *qos, "what does not change is left alone");
+                found.2 = *qos;
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn its_steps_lead_from_any_file_to_any_other(old in any_file(), new in any_file()) {
+            let (old, new) = (config(&old), config(&new));
+            let mut there = world(&old);
+            let changes = difference(&old, &new);
+            changes.iter().for_each(|change| make(&mut there, change));
+            prop_assert_eq!(there, world(&new));
+            let is_removal = |change: &Change| matches!(change, Change::Remove { .. });
+            let first_other = changes.iter().position(|change| !is_removal(change)).unwrap_or(changes.len());
+            prop_assert!(!changes[first_other..].iter().any(is_removal), "removals come first");
+            prop_assert!(difference(&new, &new).is_empty());
+        }
+    }
+
+    #[test]
+    fn modules_that_are_new_changed_or_gone_are_told_apart() {
+        let old = config(
+            "[[module]]\nname=\"same\"\nx=1\n[[module]]\nname=\"changed\"\nx=1\n\
+                          [[module]]\nname=\"gone\"\nx=1\n[[module]]\nname=\"bare\"\n",
+        );
+        let new = config(
+            "[[module]]\nname=\"new\"\n[[module]]\nname=\"changed\"\nx=2\n\
+                          [[module]]\nname=\"same\"\nx=1\nrequired=true\n",
+        );
+        let words: Vec<(String, bool)> = module_difference(&old.modules, &new.modules)
+            .into_iter()
+            .map(|(name, entry)| (name, entry.is_some()))
+            .collect();
+        // Nothing is left to do about `bare`, which was only to be loaded.
+        assert_eq!(words, [("new".into(), true), ("changed".into(), true), ("gone".into(), false)]);
     }
 }

@@ -15,7 +15,7 @@ mod nvmf_words;
 mod sections;
 mod suggest;
 
-pub use difference::{Change, difference};
+pub use difference::{Change, difference, module_difference};
 pub use document::{ConfigError, Location, Table};
 pub use nvmf::{
     AddressTable, AnaGroupTable, DISCOVERY_NQN, HostTable, KeyTable, ListenerTable, NamespaceEntry,

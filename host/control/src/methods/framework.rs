@@ -112,17 +112,39 @@ struct GetConfig {
 
 fn get_config(control: &Control, params: Value, reply: Reply) {
     with("framework_get_config", params, reply, |params: GetConfig, reply| match params.name.as_str() {
-        "bdev" => {
-            let calls: Vec<Value> = control.core().saved_config().into_iter().map(call_of).collect();
-            reply.send(Ok(Value::Array(calls)));
-        }
+        "bdev" => reply.send(Ok(Value::Array(bdev_calls(control)))),
         "nvmf" => reply.send(Ok(Value::Array(nvmf_save::calls(control)))),
-        "reactor" | "module" => reply.send(Ok(json!([]))),
+        "module" => {
+            let call = |(name, config)| json!({ "method": "module_configure", "params": { "name": name, "config": Value::Object(config) } });
+            reply.send(Ok(control.core().module_configs().into_iter().map(call).collect()));
+        }
+        "reactor" => reply.send(Ok(json!([]))),
         other => {
             let reason = "no such subsystem; one of reactor, module, bdev, nvmf";
             reply.send(Err(RpcError::new(tenon_abi::errno::ENOENT, other, reason)));
         }
     });
+}
+
+/// The calls that make the devices again, with what is asked of the layer and of each.
+fn bdev_calls(control: &Control) -> Vec<Value> {
+    let core = control.core();
+    let examine = json!({ "bdev_auto_examine": core.auto_examine() });
+    let mut calls = vec![json!({ "method": "bdev_set_options", "params": examine })];
+    for entry in core.saved_config() {
+        let limits: Vec<Value> = entry.bdevs.iter().filter_map(|name| limit_call(control, name)).collect();
+        calls.push(call_of(entry));
+        calls.extend(limits);
+    }
+    calls
+}
+
+fn limit_call(control: &Control, name: &str) -> Option<Value> {
+    let Value::Object(mut params) = serde_json::to_value(save::qos_of(control, name)?).ok()? else {
+        return None;
+    };
+    params.insert("name".to_owned(), json!(name));
+    Some(json!({ "method": "bdev_set_qos_limit", "params": params }))
 }
 
 /// The call that makes a device again.

@@ -16,6 +16,9 @@ pub struct Request {
     pub params: Value,
 }
 
+/// Most calls of one batch, whose replies are all kept until the last is there.
+pub const MAX_BATCH_CALLS: usize = 64;
+
 /// What a text holds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Incoming {
@@ -80,6 +83,11 @@ pub fn parse(text: &[u8]) -> Incoming {
     match serde_json::from_slice::<Value>(text) {
         Err(error) => {
             Incoming::Single(Err((Value::Null, RpcError::new(RpcError::PARSE_ERROR, "", error.to_string()))))
+        }
+        Ok(Value::Array(calls)) if calls.len() > MAX_BATCH_CALLS => {
+            let reason =
+                format!("a batch holds at most {MAX_BATCH_CALLS} calls, this one has {}", calls.len());
+            Incoming::Single(Err((Value::Null, RpcError::new(RpcError::INVALID_REQUEST, "request", reason))))
         }
         Ok(Value::Array(calls)) if !calls.is_empty() => {
             Incoming::Batch(calls.into_iter().map(request).collect())
@@ -175,6 +183,23 @@ mod tests {
         };
         assert!(matches!(&calls[0], Ok(Request { id: None, .. })));
         assert!(matches!(&calls[1], Err((Value::Null, RpcError { code: RpcError::INVALID_REQUEST, .. }))));
+    }
+
+    #[test]
+    fn a_batch_has_a_bound() {
+        let batch = |calls: usize| {
+            parse(
+                Value::from(vec![json!({ "jsonrpc": "2.0", "id": 1, "method": "m" }); calls])
+                    .to_string()
+                    .as_bytes(),
+            )
+        };
+        assert!(matches!(batch(MAX_BATCH_CALLS), Incoming::Batch(calls) if calls.len() == MAX_BATCH_CALLS));
+        let Incoming::Single(Err((Value::Null, error))) = batch(MAX_BATCH_CALLS + 1) else {
+            panic!("a batch beyond the bound is refused as a whole");
+        };
+        assert_eq!(error.code, RpcError::INVALID_REQUEST);
+        assert!(error.message.contains("64") && error.message.contains("65"), "{error:?}");
     }
 
     #[test]

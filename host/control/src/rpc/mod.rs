@@ -7,5 +7,5 @@ mod message;
 mod server;
 
 pub use framer::{FrameError, Framer, MAX_FRAME_BYTES};
-pub use message::{Incoming, Request, RpcError, parse, reply_text};
+pub use message::{Incoming, MAX_BATCH_CALLS, Request, RpcError, parse, reply_text};
 pub use server::{Handler, MAX_CLIENTS, MAX_PENDING_PER_CLIENT, Reply, Server, ServerError};

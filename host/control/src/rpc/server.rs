@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use super::framer::Framer;
 use super::message::{Incoming, Request, RpcError, parse, reply_text};
+use crate::doorway;
 
 /// Most clients at a time; a further one is closed at once.
 pub const MAX_CLIENTS: usize = 128;
@@ -199,8 +200,11 @@ fn accept(weak: &Weak<RefCell<State>>) {
         match accepted {
             Ok((stream, _)) => admit(&state, stream),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(error) if doorway::concerns_one_client(&error) => {}
             Err(error) => {
-                warn!("control socket cannot accept error={error}");
+                if let Some(listener) = state.borrow().listener_fd {
+                    doorway::rest(listener, "control socket", &error);
+                }
                 return;
             }
         }

@@ -6,7 +6,9 @@
 //! device of that name becomes ready, now or hours later. So is one that went
 //! away with its base although nobody deleted either. A device that fails is
 //! reported and leaves the others alone. What is exported is [`crate::nvmf`]'s
-//! part: on a reload, what goes lets go of devices before they change.
+//! part. How a reload goes is in [`reload`].
+
+mod reload;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -19,7 +21,7 @@ use serde_json::Value;
 use tenon_bdev::{Answer, Core, OpError, QosLimits};
 use tenon_reactor::current;
 
-use crate::config::{BdevEntry, Change, Config, Phase, QosTable, difference};
+use crate::config::{BdevEntry, Config, Phase, QosTable};
 use crate::nvmf::Nvmf;
 
 /// The engine; cloning is cheap. Control reactor only.
@@ -151,6 +153,7 @@ impl Engine {
         }
         let bdevs = config.bdevs.clone();
         let modules = config.modules.clone();
+        self.set_bdev_options(&config.bdev);
         *self.0.current.borrow_mut() = config;
         for entry in modules {
             let (step, name) = (progress.clone(), entry.name.clone());
@@ -181,67 +184,6 @@ impl Engine {
         });
         *self.0.under_way.borrow_mut() = Some(progress.clone());
         progress
-    }
-
-    /// Applies what differs between the configuration in force and `new`. A step that cannot be done is reported
-    /// and tried again by the next reload.
-    ///
-    /// One that comes during the start or during another reload is made after it.
-    pub fn reload(&self, mut new: Config, done: impl FnOnce(Report) + 'static) {
-        if self.0.under_way.borrow().is_some() {
-            let mut queued = self.0.queued.borrow_mut();
-            if queued.len() >= MAX_QUEUED {
-                let failure = "too many reloads wait for the one under way".to_owned();
-                drop(queued);
-                return done(Report { failures: vec![failure], required: Vec::new() });
-            }
-            return queued.push_back((new, Box::new(done)));
-        }
-        new.nvmf.number_namespaces(&self.0.nvmf.in_force());
-        let changes = difference(&self.0.current.borrow(), &new);
-        let nvmf = new.nvmf.clone();
-        for entry in &new.modules {
-            self.0.core.set_module_config(&entry.name, &Value::Object(entry.options.value.clone()));
-        }
-        *self.0.current.borrow_mut() = new;
-        info!("configuration reload changes={}", changes.len());
-        let progress = self.begin(done);
-        let (engine, next) = (self.clone(), progress.clone());
-        let devices = move || {
-            let target = engine.0.nvmf.clone();
-            let (after, last) = (progress.clone(), progress.clone());
-            let coming = move || target.change(&nvmf, Phase::Coming, after, move || last.end());
-            engine.step(changes.into_iter(), progress, Box::new(coming));
-        };
-        let going = self.0.current.borrow().nvmf.clone();
-        self.0.nvmf.change(&going, Phase::Going, next, devices);
-    }
-
-    /// Makes the reload that waits longest.
-    fn reload_next(&self) {
-        let next = self.0.queued.borrow_mut().pop_front();
-        if let Some((config, done)) = next {
-            self.reload(config, done);
-        }
-    }
-
-    /// One change after the other, so that what is removed is gone before its name is used again.
-    fn step(&self, mut changes: std::vec::IntoIter<Change>, progress: Progress, done: Box<dyn FnOnce()>) {
-        let Some(change) = changes.next() else { return done() };
-        let engine = self.clone();
-        let (next, after) = (progress.clone(), move || engine.step(changes, progress, done));
-        match change {
-            Change::Remove { name, module } => self.remove(&name, &module, next, after),
-            Change::Update(entry) => self.update(entry, next, after),
-            Change::SetQos { name, qos } => {
-                self.set_qos(&name, qos, &next);
-                after();
-            }
-            Change::Add(entry) => {
-                self.create(entry, &next);
-                after();
-            }
-        }
     }
 
     /// Devices of the file that wait for others, as [`SavedEntry`](tenon_bdev::SavedEntry) has those that were made.
@@ -284,74 +226,6 @@ impl Engine {
             || self.0.core.awaited().iter().any(|awaited| awaited.name == name)
     }
 
-    fn remove(&self, name: &str, module: &str, progress: Progress, after: impl FnOnce() + 'static) {
-        if !self.is_known(name) {
-            after();
-            return;
-        }
-        if let Some(holder) = self.holder_of(name) {
-            progress.fail(format!("bdev {name}: cannot be removed while {holder} uses it"), false);
-            after();
-            return;
-        }
-        let name = name.to_owned();
-        self.delete(&name.clone(), module, move |result| {
-            if let Err(error) = result {
-                progress.fail(format!("bdev {name}: cannot be removed: {error}"), false);
-            }
-            after();
-        });
-    }
-
-    fn update(&self, entry: BdevEntry, progress: Progress, after: impl FnOnce() + 'static) {
-        if self.0.core.find(&entry.name).is_none() {
-            if self.is_known(&entry.name) {
-                self.replace(entry, progress, after);
-            } else {
-                self.create(entry, &progress);
-                after();
-            }
-            return;
-        }
-        let (engine, name) = (self.clone(), entry.name.clone());
-        let params = Value::Object(entry.params.value.clone());
-        self.0.core.update(&name, &params, move |result| match result {
-            Ok(_) => after(),
-            Err(error) if error.code == tenon_abi::errno::ENOTSUP => engine.replace(entry, progress, after),
-            Err(error) => {
-                progress.fail(format!("{}: bdev {}: {error}", entry.params.location(), entry.name), false);
-                after();
-            }
-        });
-    }
-
-    /// The module cannot change the device in place: delete and create, unless somebody uses it.
-    fn replace(&self, entry: BdevEntry, progress: Progress, after: impl FnOnce() + 'static) {
-        if let Some(holder) = self.holder_of(&entry.name) {
-            let at = entry.params.location();
-            progress
-                .fail(format!("{at}: bdev {}: cannot be changed while {holder} uses it", entry.name), false);
-            after();
-            return;
-        }
-        let (engine, name, module) = (self.clone(), entry.name.clone(), entry.module.clone());
-        self.delete(&name, &module, move |result| {
-            match result {
-                Ok(_) => engine.create(entry, &progress),
-                Err(error) => {
-                    let at = entry.params.location();
-                    progress.fail(format!("{at}: bdev {}: cannot be replaced: {error}", entry.name), false);
-                }
-            }
-            after();
-        });
-    }
-
-    fn holder_of(&self, name: &str) -> Option<String> {
-        let snapshot = self.0.core.bdev(name)?;
-        snapshot.holders.first().map(|holder| holder.owner.clone())
-    }
-
     fn create(&self, entry: BdevEntry, progress: &Progress) {
         let (engine, step) = (self.clone(), progress.clone());
         let params = Value::Object(entry.params.value.clone());
@@ -385,7 +259,10 @@ impl Engine {
                     self.retry_waiting_for(&base, &[]);
                 }
             }
-            None => progress.fail(format!("{at}: bdev {}: {error}", entry.name), false),
+            None => {
+                progress.fail(format!("{at}: bdev {}: {error}", entry.name), false);
+                self.forget(&entry);
+            }
         }
     }
 
