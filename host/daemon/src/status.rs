@@ -197,6 +197,9 @@ impl Sample {
                 rate("bytes_read"),
                 rate("bytes_written"),
             );
+            for (_, detail) in bdev["driver_specific"].as_object().into_iter().flatten() {
+                *text += &process(name, &detail["process"]);
+            }
         }
     }
 }
@@ -244,6 +247,18 @@ fn path_line(thread: &str, path: &Value) -> String {
     );
     let reason = path["reason"].as_str().map_or_else(String::new, |reason| format!("  {reason}"));
     format!("{line}{reason}\n")
+}
+
+/// What a device does besides I/O, if it tells of something: a rebuild, say.
+fn process(bdev: &str, process: &Value) -> String {
+    let Some(kind) = process["type"].as_str() else { return String::new() };
+    let left = process["remaining_sec"].as_u64().map_or(String::new(), |left| format!("  {left} s left"));
+    format!(
+        "  {bdev}: {kind} {}  {} %  {:.1} MiB/s{left}\n",
+        word(&process["state"]),
+        process["progress"]["percent"],
+        number(&process["bytes_per_sec"]) / 1_048_576.0,
+    )
 }
 
 /// All but the discovery subsystem. One that goes between two calls is left out.

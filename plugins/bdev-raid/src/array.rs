@@ -514,7 +514,9 @@ impl Array {
             inner.on(event);
             inner.after_obey = None;
             inner.marking = None;
-            let waiting: Vec<OpToken> = inner.tasks.drain(..).filter_map(Task::into_token).collect();
+            let create = inner.create.take();
+            let waiting: Vec<OpToken> =
+                inner.tasks.drain(..).filter_map(Task::into_token).chain(create).collect();
             let rest = (inner.destruct.take(), std::mem::take(&mut inner.gone), waiting, inner.shared.take());
             ((std::mem::take(&mut inner.slots), std::mem::take(&mut inner.spares)), rest)
         };

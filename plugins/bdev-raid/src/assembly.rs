@@ -6,7 +6,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use tenon_sdk::{Access, BdevOp, Error, ExamineToken, Examined, Exported, OpToken};
+use tenon_sdk::{Access, BdevId, BdevOp, Error, ExamineToken, Examined, Exported, Host, OpToken};
 use uuid::Uuid;
 
 use crate::RaidModule;
@@ -44,20 +44,30 @@ pub fn examine_config(module: &RaidModule, bdev: &Examined, token: ExamineToken)
         array.open_spares();
         return token.claimed();
     }
-    let awaited = module.all().into_iter().find_map(|array| {
+    // What a device says of its array counts more than its name.
+    match awaited(module, host, bdev.id).filter(|(array, _)| !array.inner.borrow().params.superblock) {
+        Some((array, slot)) => take_by_name(&array, slot, &name, token),
+        None => token.not_mine(),
+    }
+}
+
+/// The array that waits for a device by name, and for which slot.
+fn awaited(module: &RaidModule, host: Host, bdev: BdevId) -> Option<(Rc<Array>, usize)> {
+    module.all().into_iter().find_map(|array| {
         let slot = {
             let inner = array.inner.borrow();
             if inner.state != ArrayState::Configuring || inner.superblock.is_some() {
                 return None;
             }
-            let is_it = |slot: &Slot| slot.is_awaited() && host.find(&slot.name) == Some(bdev.id);
-            let slot = inner.slots.iter().position(is_it)?;
-            (slot, inner.slots[slot].name.clone())
+            let is_it = |slot: &Slot| slot.is_awaited() && host.find(&slot.name) == Some(bdev);
+            inner.slots.iter().position(is_it)?
         };
         Some((array, slot))
-    });
-    let Some((array, (slot, name))) = awaited else { return token.not_mine() };
-    match array.open_member(slot, &name) {
+    })
+}
+
+fn take_by_name(array: &Rc<Array>, slot: usize, name: &str, token: ExamineToken) {
+    match array.open_member(slot, name) {
         Ok(()) => token.claimed(),
         Err(error) => {
             array.inner.borrow_mut().last_error = Some(error.to_string());
@@ -80,28 +90,36 @@ pub fn examine_disk(bdev: &Examined, token: ExamineToken) {
         Ok(base) => base,
         Err(_) => return token.not_mine(),
     };
-    let (uuid, name) = (info.uuid, info.name);
+    let (id, uuid, name) = (bdev.id, info.uuid, info.name);
     disk::read(&base.clone(), move |found| {
         drop(base);
         let copy = match found {
-            Ok(Ok(copy)) => copy,
-            Ok(Err(SuperblockError::NotOurs)) => return token.not_mine(),
+            Ok(Ok(copy)) => Some(copy),
+            Ok(Err(SuperblockError::NotOurs)) => None,
             Ok(Err(error)) => {
                 log::warn!("unusable superblock bdev={name} error=\"{error}\"");
-                return token.not_mine();
+                None
             }
             Err(error) => {
                 log::debug!("superblock not read bdev={name} error=\"{error}\"");
-                return token.not_mine();
+                None
             }
         };
         let mut token = Some(token);
-        RaidModule::with(|module| {
-            let answer = place(module, &name, uuid, copy);
-            if let Some(token) = token.take() {
-                answer.give(token);
+        RaidModule::with(|module| match copy {
+            Some(copy) => {
+                let answer = place(module, &name, uuid, copy);
+                if let Some(token) = token.take() {
+                    answer.give(token);
+                }
+                module.bring_up_complete();
             }
-            module.bring_up_complete();
+            None => {
+                let Some((array, slot)) = awaited(module, host, id) else { return };
+                if let Some(token) = token.take() {
+                    take_by_name(&array, slot, &name, token);
+                }
+            }
         });
         if let Some(token) = token {
             token.not_mine();
@@ -123,7 +141,15 @@ fn place(module: &RaidModule, name: &str, uuid: [u8; 16], copy: Copy) -> Answer 
     let array = match module.by_uuid(&superblock.uuid) {
         Some(array) => array,
         None if module.by_name(&superblock.name).is_some() => {
-            return Answer::Failed(format!("another array is named {} already", superblock.name));
+            let asked_for = module.by_name(&superblock.name).filter(|array| {
+                array.may_be(superblock) && array.inner.borrow().state == ArrayState::Configuring
+            });
+            let Some(array) = asked_for else {
+                return Answer::Failed(format!("another array is named {} already", superblock.name));
+            };
+            array.start_over(&copy);
+            array.watch_missing();
+            array
         }
         None => {
             let params = RaidParams {
@@ -222,7 +248,7 @@ impl Array {
     }
 
     /// A newer superblock was found: members that it does not count are let go.
-    fn start_over(&self, newer: &Copy) {
+    pub fn start_over(&self, newer: &Copy) {
         let mut slots = slots_of(&newer.superblock);
         let old = {
             let mut inner = self.inner.borrow_mut();
@@ -243,6 +269,7 @@ impl Array {
             let mut inner = self.inner.borrow_mut();
             inner.returning.extend(let_go.iter().map(|member| member.name.clone()));
             inner.slots = slots;
+            inner.uuid = newer.superblock.uuid;
             inner.learn(newer);
             std::mem::take(&mut inner.returning)
         };

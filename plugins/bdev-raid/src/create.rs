@@ -19,9 +19,10 @@ use crate::level::Level;
 use crate::marking::Marking;
 use crate::ondisk;
 use crate::shared::Shared;
+use crate::spare::Spare;
 use crate::state::{ArrayEvent, ArrayState};
 use crate::stripes::Stripes;
-use crate::superblock::SuperblockError;
+use crate::superblock::{Superblock, SuperblockError};
 
 /// Where the content of a new array's superblocks comes from.
 enum Origin {
@@ -29,6 +30,8 @@ enum Origin {
     Fresh,
     /// The members carry this very array already.
     Adopted(Box<Copy>),
+    /// They carry it, but it is not all of these members that it counts on.
+    Recalled(Box<Copy>),
 }
 
 /// Creates what `params` describes, or waits for its members.
@@ -50,12 +53,15 @@ pub fn create(module: &RaidModule, params: RaidParams, token: OpToken) {
         }
     }
     module.insert(&array);
-    let missing = array.inner.borrow().missing();
-    if missing.is_empty() {
-        array.inner.borrow_mut().create = Some(token);
-        array.bring_up();
-    } else {
-        token.reply(&serde_json::json!({ "state": "configuring", "missing": missing }));
+    let (is_whole, has_superblock) = {
+        let inner = array.inner.borrow();
+        (inner.missing().is_empty(), inner.params.superblock)
+    };
+    array.inner.borrow_mut().create = Some(token);
+    match (is_whole, has_superblock) {
+        (true, _) => array.bring_up(),
+        (false, true) => array.ask_members(),
+        (false, false) => array.reply_missing(),
     }
 }
 
@@ -68,16 +74,74 @@ impl Array {
                 && params.superblock
                 && params.level == inner.params.level
                 && params.strip_size_kb == inner.params.strip_size_kb
-                && params.base_bdevs.names().len() == inner.slots.len()
+                && may_have(params.level, params.base_bdevs.names().len(), inner.slots.len())
                 && params.uuid.is_none_or(|uuid| uuid.into_bytes() == inner.uuid);
             inner.is_created |= is_same;
+            if is_same {
+                inner.spares = params.spares.iter().map(|name| Spare::named(name)).collect();
+            }
             (is_same, inner.state, inner.missing())
         };
         match (is_same, state) {
             (false, _) => token.fail(Error::exists(&*self.name)),
-            (true, ArrayState::Online) => token.reply(&true),
+            (true, ArrayState::Online) => {
+                self.open_spares();
+                token.reply(&true);
+            }
             (true, _) => token.reply(&serde_json::json!({ "state": "configuring", "missing": missing })),
         }
+    }
+
+    /// Some members are there: if they carry this array already, what they say of it counts, and it may need no more.
+    fn ask_members(self: &Rc<Self>) {
+        let (targets, this) = (self.inner.borrow().current(), Rc::clone(self));
+        disk::read_all(targets, move |found| {
+            if this.inner.borrow().state != ArrayState::Configuring {
+                return;
+            }
+            match this.judge(found) {
+                Ok(Origin::Fresh) => this.reply_missing(),
+                Ok(Origin::Adopted(copy) | Origin::Recalled(copy)) => this.recall(&copy),
+                Err(error) => {
+                    let token = this.inner.borrow_mut().create.take();
+                    this.give_up();
+                    if let Some(token) = token {
+                        token.fail(error);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Waits for the members that the array counts on, or comes up with those that are there.
+    fn recall(self: &Rc<Self>, copy: &Copy) {
+        self.start_over(copy);
+        if self.is_complete() {
+            return self.bring_up_assembled();
+        }
+        self.watch_missing();
+        self.reply_missing();
+    }
+
+    fn reply_missing(&self) {
+        let (token, missing) = {
+            let mut inner = self.inner.borrow_mut();
+            (inner.create.take(), inner.missing())
+        };
+        if let Some(token) = token {
+            token.reply(&serde_json::json!({ "state": "configuring", "missing": missing }));
+        }
+    }
+
+    /// Whether an array that was asked for may be that of a superblock.
+    pub fn may_be(&self, superblock: &Superblock) -> bool {
+        let inner = self.inner.borrow();
+        superblock.name == self.name
+            && inner.params.superblock
+            && superblock.level == inner.params.level.id()
+            && may_have(inner.params.level, inner.slots.len(), superblock.members.len())
+            && (inner.uuid == [0; 16] || inner.uuid == superblock.uuid)
+            && (inner.block_size == 0 || u64::from(superblock.strip_size) == inner.strip_blocks())
     }
 
     /// Every member is there: makes a device of the array.
@@ -98,13 +162,17 @@ impl Array {
         disk::read_all(targets, move |found| match this.nothing_is_lost().and_then(|()| this.judge(found)) {
             Ok(Origin::Fresh) => this.start_fresh(),
             Ok(Origin::Adopted(copy)) => this.adopt(&copy),
+            Ok(Origin::Recalled(copy)) => {
+                this.inner.borrow_mut().on(ArrayEvent::Refused);
+                this.recall(&copy);
+            }
             Err(error) => this.refuse(error, false),
         });
     }
 
     /// Decides about what the members carry: nothing, this array, or something that must not be overwritten unasked.
     fn judge(&self, found: Vec<(usize, Result<Found, Error>)>) -> Result<Origin, Error> {
-        let mut inner = self.inner.borrow_mut();
+        let inner = self.inner.borrow();
         let mut copies: Vec<(usize, Copy)> = Vec::new();
         for (slot, result) in found {
             let base = &inner.slots[slot].name;
@@ -119,27 +187,28 @@ impl Array {
                 Err(error) => log::warn!("unusable superblock bdev={base} error=\"{error}\""),
             }
         }
-        copies.iter().for_each(|(_, copy)| inner.count_record(copy));
+        drop(inner);
+        copies.iter().for_each(|(_, copy)| self.inner.borrow_mut().count_record(copy));
+        let inner = self.inner.borrow();
         let newest = copies.iter().max_by_key(|(_, copy)| copy.superblock.seq_number).cloned();
         let Some((slot, newest_copy)) = newest else { return Ok(Origin::Fresh) };
         let newest = &newest_copy.superblock;
-        let is_ours = |(slot, copy): &(usize, Copy)| {
+        let is_ours = |(slot, _): &(usize, Copy)| {
             let member = &inner.slots[*slot];
-            copy.superblock.uuid == newest.uuid
-                && newest
-                    .member(&member.uuid)
-                    .is_some_and(|entry| usize::from(entry.slot) == *slot && entry.is_configured())
+            newest
+                .member(&member.uuid)
+                .is_some_and(|entry| usize::from(entry.slot) == *slot && entry.is_configured())
         };
-        let is_asked_for = newest.name == self.name
-            && newest.level == inner.params.level.id()
-            && u64::from(newest.strip_size) == inner.strip_blocks()
-            && newest.members.len() == inner.slots.len()
-            && (inner.uuid == [0; 16] || inner.uuid == newest.uuid);
-        if is_asked_for && copies.len() == inner.current().len() && copies.iter().all(is_ours) {
+        let is_asked_for = self.may_be(newest);
+        if is_asked_for && copies.iter().all(|(_, copy)| copy.superblock.uuid == newest.uuid) {
+            let is_all = copies.iter().all(is_ours)
+                && copies.len() == inner.slots.len()
+                && newest.members.len() == inner.slots.len();
             let apart =
                 copies.iter().find(|(slot, copy)| has_diverged(&newest_copy, copy, &inner.slots[*slot].uuid));
             return match apart {
-                None => Ok(Origin::Adopted(Box::new(newest_copy))),
+                None if is_all => Ok(Origin::Adopted(Box::new(newest_copy))),
+                None => Ok(Origin::Recalled(Box::new(newest_copy))),
                 Some((apart, copy)) => {
                     let reason = format!(
                         "went its own way: it is at {}, {} is at {}; wipe one of them",
@@ -418,4 +487,9 @@ impl Array {
     pub fn params(&self) -> RaidParams {
         self.inner.borrow().params.clone()
     }
+}
+
+/// Whether an array asked for with so many members may have this many by now: a concat gets more while it is used.
+fn may_have(level: Level, asked_for: usize, members: usize) -> bool {
+    asked_for == members || (level == Level::Concat && asked_for < members)
 }

@@ -38,7 +38,7 @@ mod status;
 mod stripes;
 mod superblock;
 mod window;
-mod xor;
+pub mod xor;
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -404,3 +404,71 @@ fn the_superblock_of_a_device_that_nobody_uses_is_wiped() {
     assert_eq!(rig.err("bdev_raid_wipe_superblock", json!({ "name": "b0" })).0, errno::EPERM);
     assert_eq!(rig.err("bdev_raid_wipe_superblock", json!({ "name": "b2" })).0, errno::ENOENT);
 }
+
+/// A host whose devices hold these images; what is asked for comes first or last.
+#[track_caller]
+fn restarted(images: &[(usize, &[u8])], params: &Value, is_created_first: bool) -> Rig {
+    let host = FakeHost::new(11);
+    let module = host.load(bdev_raid::plugin, "{}").unwrap();
+    if is_created_first {
+        host.create(module, &params.to_string()).unwrap();
+    }
+    for (nth, image) in images {
+        // It is filled before anybody looks at it.
+        let base = host.start_base(spec(*nth));
+        base.write_bytes(0, image);
+        host.settle();
+    }
+    if !is_created_first {
+        host.create(module, &params.to_string()).unwrap();
+    }
+    host.settle();
+    Rig { host, bases: Vec::new() }
+}
+
+#[test]
+fn an_array_that_was_degraded_comes_up_again_whether_it_is_asked_for_before_or_after_its_members() {
+    for (level, members) in REDUNDANT {
+        let (images, data, params) = {
+            let rig = rig(level, members, members, json!({}));
+            rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b0" }));
+            let data = rig.write_all();
+            let images: Vec<Vec<u8>> = rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect();
+            let names: Vec<String> = (0..members).map(|nth| format!("b{nth}")).collect();
+            let strip = if level == "raid1" { 0 } else { 4 };
+            let params = json!({ "name": "r0", "level": level, "strip_size_kb": strip, "base_bdevs": names,
+                "superblock": true });
+            (images, data, params)
+        };
+        for is_created_first in [false, true] {
+            for has_stale in [false, true] {
+                let there = (usize::from(!has_stale)..members).map(|nth| (nth, images[nth].as_slice()));
+                let rig = restarted(&there.collect::<Vec<_>>(), &params, is_created_first);
+                let array = rig.array();
+                assert_eq!(array["state"], "online", "{level} {is_created_first} {has_stale} {array}");
+                rig.assert_reads(&data);
+                rig.wait_for("the stale member is rebuilt", |rig| rig.is_whole() == has_stale);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_array_whose_spare_took_over_comes_up_again_by_the_names_it_was_created_with() {
+    let params = json!({ "name": "r0", "level": "raid1", "base_bdevs": ["b0", "b1"], "spares": ["b2"],
+        "superblock": true });
+    let (images, data) = {
+        let rig = rig("raid1", 2, 3, json!({ "spares": ["b2"] }));
+        rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b0" }));
+        rig.wait_for("whole", Rig::is_whole);
+        let data = rig.write_all();
+        (rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect::<Vec<_>>(), data)
+    };
+    for is_created_first in [false, true] {
+        let there: Vec<_> = [1, 2].map(|nth| (nth, images[nth].as_slice())).to_vec();
+        let rig = restarted(&there, &params, is_created_first);
+        rig.wait_for("whole", |rig| rig.array()["state"] == "online" && rig.is_whole());
+        assert_eq!(rig.array()["base_bdevs_list"][0]["name"], "b2", "{is_created_first}");
+        rig.assert_reads(&data);
+    }
+}

@@ -37,7 +37,7 @@ struct Spread {
 
 /// All figures, in the order of the table.
 pub fn all() -> Vec<Figure> {
-    let groups = [memory(), stacks(), uring(), reactor(), host(), tcp()];
+    let groups = [memory(), stacks(), raid(), uring(), reactor(), host(), tcp()];
     groups.into_iter().flatten().collect()
 }
 
@@ -82,6 +82,50 @@ fn stacks() -> Vec<Figure> {
     figures.push(figure("deferred", "delay 0 us on null, above null", "ns", Need::AtMost(30.0), |r| {
         Some(r.get("delay 0")? - r.get("base")?)
     }));
+    figures
+}
+
+/// Arrays, against three or four times what SPDK 24.09 did on a machine of this kind.
+fn raid() -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for (probe, need) in [
+        ("raid0 read", Need::AtLeast(12.6)),
+        ("concat read", Need::AtLeast(12.6)),
+        ("raid1 read", Need::AtLeast(13.2)),
+        ("raid10 read", Need::None),
+        ("raid1 write", Need::AtLeast(3.0)),
+        ("raid10 write", Need::None),
+    ] {
+        let name = format!("{probe}, 4 KiB QD 128, over null");
+        figures.push(figure("raid", &name, "M IOPS", need, move |r| rate(r, probe)));
+        figures.push(figure("raid", "  above null", "ns", Need::None, move |r| {
+            Some(r.get(probe)? - r.get("raid null")?)
+        }));
+    }
+    figures.push(figure(
+        "raid",
+        "raid1 x 2 write, 4 KiB QD 128, over malloc",
+        "M IOPS",
+        Need::AtLeast(2.36),
+        |r| rate(r, "raid1 write malloc"),
+    ));
+    figures.push(figure(
+        "raid",
+        "raid5f x 3 write, 128 KiB stripes, over null",
+        "k IOPS",
+        Need::AtLeast(251.0),
+        |r| r.get("raid5f null").map(|ns| 1e6 / ns),
+    ));
+    figures.push(figure("raid", "  of a loop that only adds up", "x", Need::AtLeast(0.9), |r| {
+        ratio(r, "xor", "raid5f null")
+    }));
+    figures.push(figure(
+        "raid",
+        "raid5f x 3 write, 128 KiB stripes, over malloc",
+        "k IOPS",
+        Need::AtLeast(42.0),
+        |r| r.get("raid5f malloc").map(|ns| 1e6 / ns),
+    ));
     figures
 }
 

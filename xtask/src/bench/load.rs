@@ -32,7 +32,8 @@ const MEMORY_FOLDER: &str = "/dev/shm";
 /// Measures nanoseconds per I/O.
 type Load = Box<dyn Fn() -> Result<f64>>;
 
-struct Lab {
+/// Runs loads.
+pub struct Lab {
     root: PathBuf,
     seconds: u64,
 }
@@ -48,7 +49,7 @@ impl Drop for Scrap {
 
 /// All probes of this file.
 pub fn probes(workspace: &Workspace, seconds: u64) -> Result<Vec<Probe>> {
-    let lab = || Lab { root: workspace.root.clone(), seconds };
+    let lab = || Lab::new(workspace, seconds);
     fs::create_dir_all(workspace.path(FOLDER)).context(FOLDER)?;
     let mut probes = vec![
         lab().perf("null", "null", NULL, "-q 128")?,
@@ -88,12 +89,17 @@ fn stack(layers: usize) -> String {
 }
 
 impl Lab {
+    /// Each load takes that many seconds.
+    pub fn new(workspace: &Workspace, seconds: u64) -> Lab {
+        Lab { root: workspace.root.clone(), seconds }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.root.join(FOLDER).join(name)
     }
 
     /// `tenon perf` on one reactor, as a probe of its own.
-    fn perf(self, group: &'static str, name: &str, config: &str, args: &str) -> Result<Probe> {
+    pub fn perf(self, group: &'static str, name: &str, config: &str, args: &str) -> Result<Probe> {
         let (load, key) = (self.tenon(name, config, args)?, name.to_owned());
         let run = move |round: &mut super::Round| {
             round.insert(key.clone(), load()?);

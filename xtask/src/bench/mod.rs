@@ -8,6 +8,7 @@
 mod figures;
 mod host;
 mod load;
+mod raid;
 mod reactor;
 mod tcp;
 
@@ -27,7 +28,7 @@ use figures::Figure;
 /// Arguments of `cargo xtask bench`.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Groups to run: null, malloc, stack, deferred, uring, reactor, host, registration, tcp [default: all]
+    /// Groups to run: null, malloc, stack, deferred, raid, uring, reactor, host, registration, tcp [default: all]
     names: Vec<String>,
     /// Rounds
     #[arg(long, default_value_t = 5)]
@@ -57,7 +58,7 @@ pub struct Probe {
 }
 
 const GROUPS: &[&str] =
-    &["null", "malloc", "stack", "deferred", "uring", "reactor", "host", "registration", "tcp"];
+    &["null", "malloc", "stack", "deferred", "raid", "uring", "reactor", "host", "registration", "tcp"];
 
 /// Builds for release, measures and prints.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
@@ -72,7 +73,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     build_release(workspace)?;
     steps::must(workspace.cargo().args(["build", "--release", "--package", "tenon-perf", "--examples"]))?;
     steps::must(workspace.cargo().args(["build", "--release", "--package", "tenon-reactor", "--examples"]))?;
+    steps::must(workspace.cargo().args(["build", "--release", "--package", "bdev-raid", "--examples"]))?;
     let mut probes = load::probes(workspace, options.seconds)?;
+    probes.extend(raid::probes(workspace, options.seconds)?);
     probes.extend(reactor::probes(workspace));
     probes.extend(host::probes(workspace));
     probes.extend(tcp::probes(workspace, options.seconds));

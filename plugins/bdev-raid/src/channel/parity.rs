@@ -7,7 +7,7 @@ use tenon_sdk::{Buffer, ChildDone, Fan, Io, IoStatus};
 
 use super::{RaidChannel, View};
 use crate::config::MAX_MEMBERS;
-use crate::xor::{for_range, xor_into};
+use crate::xor::{for_range, parity_of_strips, xor_into};
 
 impl RaidChannel {
     /// WRITE of one stripe: the host splits and aligns writes to it.
@@ -245,6 +245,12 @@ fn strip_run(strip_blocks: u64, offset: u64, blocks: u64) -> u64 {
 fn parity_of(io: &Io<RaidChannel>, from: usize, strips: usize, parity: &mut [u8]) {
     let len = parity.len();
     let (mut skip, mut at) = (from, 0);
+    let mut pieces = io.buffers();
+    if let (Some(all), None) = (pieces.next(), pieces.next())
+        && let Some(data) = all.get(from..from + len * strips)
+    {
+        return parity_of_strips(parity, data);
+    }
     for mut piece in io.buffers() {
         let skipped = skip.min(piece.len());
         (skip, piece) = (skip - skipped, &piece[skipped..]);
