@@ -1,10 +1,12 @@
 //! The whole host on a virtual clock: target and initiator in one process, over
-//! the loop transport, with the built plugins. A seed chooses every order; a
-//! failure names its seed, and `TENON_TEST_SEED=<seed>` repeats it alone.
+//! the loop transport, or over TCP and a network of the test's own, with the
+//! built plugins. A seed chooses every order; a failure names its seed, and
+//! `TENON_TEST_SEED=<seed>` repeats it alone.
 
 mod discover;
 mod load;
 mod multipath;
+mod network;
 mod operate;
 mod survive;
 mod world;

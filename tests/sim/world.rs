@@ -32,11 +32,13 @@ pub struct World {
 /// The built plugins that every world has. A world loads their modules as if linked: a host that loads files maps
 /// each of them anew, and a process may do that so many times only.
 const PLUGINS: [&str; 3] = ["bdev_malloc", "transport_loop", "bdev_nvme"];
+/// Built plugins that some worlds have besides.
+const FURTHER: [&str; 1] = ["transport_tcp"];
 
 /// Plugins have one module per image: one world at a time.
 static ONE_WORLD: Mutex<()> = Mutex::new(());
 
-struct Descriptors(Vec<*const PluginDescV1>);
+struct Descriptors(Vec<(&'static str, *const PluginDescV1)>);
 
 // SAFETY: descriptors are immutable static data.
 unsafe impl Send for Descriptors {}
@@ -46,7 +48,7 @@ unsafe impl Sync for Descriptors {}
 static DESCRIPTORS: LazyLock<Descriptors> = LazyLock::new(|| {
     let exe = std::env::current_exe().expect("a running test has a path");
     let directory = exe.ancestors().nth(2).expect("tests run in target/profile/deps");
-    let open = |name: &&str| {
+    let open = |name: &str| {
         let file = directory.join(format!("lib{name}.so"));
         // SAFETY: the plugins of this repository do nothing when they are loaded, and are never unloaded.
         unsafe {
@@ -57,7 +59,7 @@ static DESCRIPTORS: LazyLock<Descriptors> = LazyLock::new(|| {
             entry.expect("a plugin")()
         }
     };
-    Descriptors(PLUGINS.iter().map(open).collect())
+    Descriptors(PLUGINS.iter().chain(&FURTHER).map(|name| (*name, open(name))).collect())
 });
 
 /// Runs `test` for every seed: `TENON_TEST_SEEDS` of them, or the one that `TENON_TEST_SEED` names.
@@ -120,21 +122,26 @@ impl World {
         let target = simulation.on(&control, |_| Target::start(TargetOptions::default(), core.clone()));
         let dice = Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let world = World { simulation: RefCell::new(simulation), core, target, dice };
-        for descriptor in &DESCRIPTORS.0 {
-            let loaded = world.wait(|world, reply: Box<dyn FnOnce(bool)>| {
-                // SAFETY: the descriptor is static and its module keeps the contract.
-                unsafe {
-                    world.core.module_load_static(*descriptor, &json!({}), Existing::Refuse, move |result| {
-                        reply(result.map_err(|error| eprintln!("{error}")).is_ok());
-                    });
-                }
-            });
-            assert!(loaded, "modules load");
-        }
+        PLUGINS.iter().for_each(|name| world.load(name));
         world
             .wait(|world, reply| world.target.create_transport("LOOP", &json!({}), reply))
             .expect("transport");
         world
+    }
+
+    /// Loads a built plugin.
+    pub fn load(&self, name: &str) {
+        let found = DESCRIPTORS.0.iter().find(|known| known.0 == name);
+        let descriptor = found.expect("one of the plugins there are").1;
+        let loaded = self.wait(|world, reply: Box<dyn FnOnce(bool)>| {
+            // SAFETY: the descriptor is static and its module keeps the contract.
+            unsafe {
+                world.core.module_load_static(descriptor, &json!({}), Existing::Refuse, move |result| {
+                    reply(result.map_err(|error| eprintln!("{error}")).is_ok());
+                });
+            }
+        });
+        assert!(loaded, "modules load");
     }
 
     /// Ends everything, and checks that nothing is left.
@@ -197,11 +204,22 @@ impl World {
 
     /// Calls a method of the control socket.
     pub fn rpc(&self, method: &str, params: Value) -> Result<Value, OpError> {
-        let method = method.to_owned();
-        self.wait(move |world, reply: Box<dyn FnOnce(Result<Value, OpError>)>| {
-            let known = world.core.rpc(&method, &params, move |answer| reply(answer.map(|it| it.result)));
+        let answer = self.start_rpc(method, params);
+        self.within(Duration::from_secs(120), || answer.borrow().is_some());
+        answer.borrow_mut().take().expect("a reply")
+    }
+
+    /// Calls a method whose answer comes later.
+    pub fn start_rpc(&self, method: &str, params: Value) -> Rc<RefCell<Option<Result<Value, OpError>>>> {
+        let answer: Rc<RefCell<Option<Result<Value, OpError>>>> = Rc::default();
+        let slot = answer.clone();
+        self.on(|world| {
+            let known = world.core.rpc(method, &params, move |answer| {
+                *slot.borrow_mut() = Some(answer.map(|answer| answer.result));
+            });
             assert!(known, "{method}");
-        })
+        });
+        answer
     }
 
     /// A device in memory.

@@ -2,6 +2,8 @@
 //! honest hosts and others.
 #![forbid(unsafe_code)]
 
+mod flood;
+mod hostile;
 mod secure;
 mod speaker;
 
@@ -135,49 +137,6 @@ fn a_connection_in_single_bytes_is_understood() {
     let mut response = [0; 128];
     slow.read_exact(&mut response).expect("an answer");
     assert_eq!((response[0], response[2]), (1, 128));
-}
-
-/// Breaks the protocol after the handshake, in a way of its own per `kind`.
-fn break_protocol(address: SocketAddr, kind: u64) {
-    let Ok(mut stream) = TcpStream::connect(address) else { return };
-    stream.set_read_timeout(Some(PATIENCE)).expect("a time");
-    let mut request = [0; 128];
-    (request[2], request[4]) = (128, 128);
-    let noise = pattern(kind, 400);
-    let bytes: Vec<u8> = match kind % 6 {
-        0 => noise,
-        1 => [&request[..], &noise].concat(),
-        // H2CData for a tag that was never given.
-        2 => [&request[..], &[6, 4, 24, 24, 28, 0, 0, 0, 9, 9, 9, 9], &[0; 16]].concat(),
-        // A capsule that is longer than capsules may be.
-        3 => [&request[..], &[4, 0, 72, 72, 255, 255, 255, 0]].concat(),
-        // plen 0 must not loop.
-        4 => [&request[..], &[4, 0, 72, 0, 0, 0, 0, 0], &noise].concat(),
-        // A second handshake.
-        _ => [&request[..], &request[..]].concat(),
-    };
-    let _ = stream.write_all(&bytes);
-    // The reason, or the end: then this side closes, as the specification has it.
-    let _ = stream.read(&mut [0; 256]);
-}
-
-#[test]
-fn malformed_pdus_end_their_connection_and_disturb_no_other() {
-    let mut served = serve(json!({}));
-    let (_admin, mut io) = served.session(PLAIN);
-    let address = served.address;
-    let hostile = std::thread::spawn(move || (0..300).for_each(|kind| break_protocol(address, kind)));
-    let mut rounds = 0;
-    while !hostile.is_finished() || rounds < 200 {
-        let data = pattern(rounds, 4096);
-        io.write(rounds % 1000 * 8, &data);
-        assert!(io.read(rounds % 1000 * 8, 4096) == data);
-        rounds += 1;
-    }
-    hostile.join().expect("no panic");
-    wait_for("hostile connections to go", || (served.connections() == 2).then_some(()));
-    assert_eq!(served.group_sum("receive_chunks"), 0);
-    served.host.stop();
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub struct Speaker {
     done: Vec<(u16, Cqe, Vec<u8>)>,
     pub ending: Option<Ending>,
     next_cid: u16,
+    /// Its name as a host.
+    pub hostnqn: &'static str,
     /// The last byte of what is sent next is changed.
     damages: bool,
     started: Instant,
@@ -80,6 +82,7 @@ impl Speaker {
             done: Vec::new(),
             ending: None,
             next_cid: 0,
+            hostnqn: HOSTNQN,
             damages: false,
             started: Instant::now(),
         }
@@ -139,7 +142,7 @@ impl Speaker {
         data.hostid = HostId([7; 16]);
         data.cntlid.set(cntlid);
         data.subnqn = NqnField::new(nqn).expect("a name");
-        data.hostnqn = NqnField::new(HOSTNQN).expect("a name");
+        data.hostnqn = NqnField::new(self.hostnqn).expect("a name");
         self.command(Sqe::from_view(&command), Data::Out(data.as_bytes())).0
     }
 
@@ -290,7 +293,7 @@ impl Speaker {
     }
 }
 
-/// The name of every speaker.
+/// The name of a speaker that is given no other.
 pub const HOSTNQN: &str = "nqn.2026-01.io.tenon:speaker";
 
 /// A command that reads or writes blocks of 512 bytes of namespace 1.
