@@ -196,21 +196,25 @@ fn tcp() -> Vec<Figure> {
         ("read one", "TCP 4 KiB random read QD 1", Need::AtLeast(0.9)),
         ("read large", "TCP 128 KiB random read QD 32", Need::None),
     ] {
-        let (own, ceiling) = (format!("tcp {work}"), format!("tcp ceiling {work}"));
+        let (own, ceiling) = (format!("tcp {work}"), format!("tcp {work} beside"));
         let key = own.clone();
         figures.push(figure("tcp", name, "k IOPS", Need::None, move |r| rate(r, &key)));
         figures.push(figure("tcp", "  of the same bytes, only moved", "x", need, move |r| {
             ratio(r, &ceiling, &own)
         }));
     }
-    for (work, other, name, need) in [
-        ("write asked", "write", "TCP write by R2T, of one in capsule", 0.6),
-        ("read digests", "read", "TCP read with digests, of one without", 0.85),
-        ("write digests", "write", "TCP write with digests, of one without", 0.85),
+    for (work, name, need) in [
+        ("write asked", "TCP write by R2T, of one in capsule", 0.6),
+        ("read digests", "TCP read with digests, of one without", 0.85),
+        ("write digests", "TCP write with digests, of one without", 0.85),
+        ("read 256", "TCP read on 256 connections of QD 4, of 1 of QD 1024", 0.8),
     ] {
-        let (under, over) = (format!("tcp {work}"), format!("tcp {other}"));
-        figures.push(figure("tcp", name, "x", Need::AtLeast(need), move |r| ratio(r, &over, &under)));
+        let (own, other) = (format!("tcp {work}"), format!("tcp {work} beside"));
+        figures.push(figure("tcp", name, "x", Need::AtLeast(need), move |r| ratio(r, &other, &own)));
     }
+    figures.push(figure("tcp", "TCP target, 100 idle hosts", "% CPU", Need::AtMost(2.0), |r| {
+        get(r, "tcp idle hosts %")
+    }));
     figures
 }
 

@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -115,7 +116,9 @@ fn register_in_process(root: &Path, round: &mut Round) -> Result<()> {
 impl Host {
     /// Starts a host and waits until it says that it is ready.
     pub fn start(root: &Path, args: &[&str]) -> Result<Host> {
-        let socket = std::env::temp_dir().join(format!("tenon-bench-{}.sock", std::process::id()));
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let socket = std::env::temp_dir().join(format!("tenon-bench-{}-{number}.sock", std::process::id()));
         let begin = Instant::now();
         let mut child = Command::new(root.join(TENON))
             .current_dir(root)
@@ -143,8 +146,15 @@ impl Host {
         Ok(host)
     }
 
+    /// Makes one call.
+    pub fn call(&self, method: &str, params: &Value) -> Result<Value> {
+        let mut connection = Connection::open(&self.socket)?;
+        connection.send(method, params)?;
+        connection.receive()
+    }
+
     /// Time on a processor so far, of all threads.
-    fn cpu_ns(&self) -> Result<u64> {
+    pub fn cpu_ns(&self) -> Result<u64> {
         let mut sum = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
             let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
@@ -188,13 +198,13 @@ impl Connection {
         Ok(self.stream.write_all(request.to_string().as_bytes())?)
     }
 
-    fn receive(&mut self) -> Result<()> {
+    fn receive(&mut self) -> Result<Value> {
         loop {
             if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.received.drain(..=end).collect();
-                let reply: Value = serde_json::from_slice(&line)?;
+                let mut reply: Value = serde_json::from_slice(&line)?;
                 return match reply.get("error") {
-                    None => Ok(()),
+                    None => Ok(reply["result"].take()),
                     Some(error) => bail!("a call failed: {error}"),
                 };
             }
