@@ -125,6 +125,16 @@ impl Inner {
         (record.place(), record.encode())
     }
 
+    /// Every current member has taken the superblock in force.
+    pub fn note_synced(&mut self) {
+        let seq_number = self.superblock.as_ref().map_or(0, |superblock| superblock.seq_number);
+        for (slot, _) in self.current() {
+            if let Some(seq) = self.agreed.synced_seq.get_mut(slot) {
+                *seq = seq_number;
+            }
+        }
+    }
+
     fn checkpoint_now(&self) -> Option<Checkpoint> {
         let process = self.process.as_ref()?;
         let target = process.target()?;
@@ -143,14 +153,13 @@ impl Array {
     ///
     /// No write may be in flight: the journal takes a new superblock for the end of all earlier writes.
     pub fn commit(self: &Rc<Self>, then: impl FnOnce(&Rc<Array>, bool) + 'static) {
-        let (targets, last, draft, seq_number) = {
+        let (targets, last, draft) = {
             let mut inner = self.inner.borrow_mut();
             if !inner.params.superblock {
                 drop(inner);
                 return then(self, true);
             }
             let draft = inner.next_draft(&self.name);
-            let seq_number = inner.superblock.as_ref().map_or(0, |superblock| superblock.seq_number);
             // A rebuilt member comes last: the others must not be complete without knowing of it.
             let joins = inner.process.as_ref().and_then(Process::target);
             let (mut last, targets): (Vec<_>, Vec<_>) =
@@ -160,10 +169,10 @@ impl Array {
                 Some((nth, slot.base.clone().filter(|_| slot.standing == Standing::Target)?))
             };
             last.extend(inner.slots.iter().enumerate().filter_map(being_rebuilt));
-            (targets, last, draft, seq_number)
+            (targets, last, draft)
         };
         let this = Rc::clone(self);
-        let judge = move |failures: Vec<(usize, Error)>| this.count_failures(seq_number, failures, then);
+        let judge = move |failures: Vec<(usize, Error)>| this.count_failures(failures, then);
         let kept = draft.clone();
         disk::write_all(targets, &draft, move |failures| {
             if failures.is_empty() { disk::write_all(last, &kept, judge) } else { judge(failures) }
@@ -172,7 +181,6 @@ impl Array {
 
     fn count_failures(
         self: &Rc<Self>,
-        seq_number: u64,
         failures: Vec<(usize, Error)>,
         then: impl FnOnce(&Rc<Array>, bool) + 'static,
     ) {
@@ -182,11 +190,8 @@ impl Array {
                 log::error!("member takes no superblock raid={} slot={slot} error=\"{error}\"", self.name);
                 inner.slots[*slot].standing = Standing::Failed;
             }
-            let current: Vec<usize> = inner.current().into_iter().map(|(slot, _)| slot).collect();
             if failures.is_empty() {
-                for slot in &current {
-                    inner.agreed.synced_seq[*slot] = seq_number;
-                }
+                inner.note_synced();
             }
             inner.survives_on(inner.current_mask())
         };

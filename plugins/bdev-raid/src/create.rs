@@ -298,7 +298,10 @@ impl Array {
             }
             let array = Rc::clone(&this);
             disk::write_all(targets, &draft, move |failures| match failures.into_iter().next() {
-                None => array.go_online(true),
+                None => {
+                    array.inner.borrow_mut().note_synced();
+                    array.go_online(true);
+                }
                 Some((_, error)) => array.refuse(error, true),
             });
         });

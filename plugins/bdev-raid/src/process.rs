@@ -156,8 +156,14 @@ impl Process {
         let size = layout.data_sizes.iter().copied().min()?;
         // A scrub of pairs goes through one pair after the other.
         let (column, from) = (self.done_blocks / size, self.done_blocks % size);
-        let window = self.window_blocks.max(smallest);
-        let to = (from + window).min(size);
+        // Where most is passed over, large windows would hold more than what has to be done.
+        let is_known =
+            self.is_delta || self.done_blocks < self.resume_at || matches!(self.kind, Kind::Resync);
+        let window = if is_known { smallest } else { self.window_blocks.max(smallest) };
+        let mut to = (from + window).min(size);
+        if from < self.resume_at {
+            to = to.min(self.resume_at);
+        }
         let blocks = if self.done_blocks == self.total_blocks { from..from } else { from..to };
         let there = |slots: Range<usize>| slots.filter(|slot| self.uses(*slot)).collect::<Vec<_>>();
         let all = 0..layout.members();

@@ -27,6 +27,10 @@ fn rig(count: u8) -> Rig {
 
 /// A host whose bases, given by number, hold these bytes before the module is loaded.
 fn rig_of(seed: u64, images: &[(u8, Vec<u8>)]) -> Rig {
+    rig_with(seed, images, "{}")
+}
+
+fn rig_with(seed: u64, images: &[(u8, Vec<u8>)], options: &str) -> Rig {
     let host = FakeHost::new(seed);
     let bases = images.iter().map(|(nth, image)| {
         let base = host.add_base(spec(*nth));
@@ -36,7 +40,7 @@ fn rig_of(seed: u64, images: &[(u8, Vec<u8>)]) -> Rig {
         base
     });
     let bases = bases.collect();
-    let module = host.load(bdev_raid::plugin, "{}").unwrap();
+    let module = host.load(bdev_raid::plugin, options).unwrap();
     host.settle();
     Rig { host, module, bases }
 }
@@ -513,4 +517,80 @@ fn two_uses_of_the_same_members_apart_are_told_by_their_writers_and_never_merged
     let told = array["diverged"]["b1"].as_str().unwrap();
     assert!(told.contains("each used without the other") && told.contains("generation"), "{told}");
     assert_eq!(rig.bases[1].bytes(0, BLOCKS), other[1]);
+}
+
+const WITH_BITMAP: &str =
+    r#"{"name":"r0","level":"raid1","base_bdevs":["b0","b1"],"superblock":true,"bitmap":true}"#;
+
+/// Blocks of the data area that were written to a member.
+fn written(base: &TestBase) -> u64 {
+    let is_data = |io: &&tenon_testkit::Arrival| io.op == Op::WRITE && io.offset_blocks >= 2048;
+    base.records().iter().filter(is_data).map(|io| io.num_blocks).sum()
+}
+
+#[test]
+fn a_region_is_marked_on_every_member_before_it_is_written_to_and_cleared_when_it_rests() {
+    let rig = created(2, WITH_BITMAP);
+    rig.bases.iter().for_each(TestBase::clear_records);
+    rig.write(100, 7);
+    rig.write(100, 8);
+    for base in &rig.bases {
+        let offsets: Vec<u64> =
+            base.records().iter().filter(|io| io.op == Op::WRITE).map(|io| io.offset_blocks).collect();
+        // The bitmap is at 192 KiB; the second write needs none.
+        assert_eq!(offsets, [384, 2148, 2148]);
+    }
+    assert_eq!(rig.array("r0").unwrap()["bitmap"]["dirty_regions"], 2);
+    rig.host.advance(Duration::from_secs(20));
+    rig.wait_for("the region is clean", |rig| rig.array("r0").unwrap()["bitmap"]["dirty_regions"] == 0);
+    rig.bases[0].clear_records();
+    rig.write(100, 9);
+    assert_eq!(rig.bases[0].records().iter().filter(|io| io.op == Op::WRITE).count(), 2);
+}
+
+#[test]
+fn a_member_that_returns_gets_only_what_was_written_meanwhile() {
+    let rig = created(2, WITH_BITMAP);
+    rig.host.rpc("bdev_raid_set_options", r#"{"process_window_size_kb":8}"#).unwrap();
+    (0..10).for_each(|nth| rig.write(nth * 200, 1));
+    rig.host.advance(Duration::from_secs(30));
+    let image = rig.bases[1].bytes(0, BLOCKS);
+    rig.bases[1].remove();
+    rig.wait_for("degraded", |rig| rig.bases[1].is_gone());
+    rig.write(800, 2);
+    let back = add_with_image(&rig, 1, &image);
+    rig.wait_for("whole", Rig::is_whole);
+    assert_eq!(back.bytes(2048, 2048), rig.bases[0].bytes(2048, 2048));
+    assert!((8..=64).contains(&written(&back)), "{} blocks were copied", written(&back));
+    // Another device in its place is copied whole.
+    back.remove();
+    rig.wait_for("degraded again", |_| back.is_gone());
+    let other = rig.host.add_base(BaseSpec::new("b9", 512, BLOCKS).uuid([9; 16]));
+    rig.host.rpc("bdev_raid_add_base_bdev", r#"{"raid_bdev":"r0","base_bdev":"b9"}"#).unwrap();
+    rig.wait_for("whole again", Rig::is_whole);
+    assert_eq!(written(&other), 2048);
+}
+
+#[test]
+fn a_rebuild_that_a_restart_interrupts_goes_on_where_it_was() {
+    let slow = r#"{"process_window_size_kb":16,"process_max_bandwidth_mb_sec":1}"#;
+    let images = {
+        let rig = created(2, WITH_BITMAP);
+        (0..10).for_each(|nth| rig.write(nth * 200, 1));
+        rig.host.rpc("bdev_raid_remove_base_bdev", r#"{"name":"b1"}"#).unwrap();
+        rig.host.rpc("bdev_raid_set_options", slow).unwrap();
+        rig.bases[1].write_bytes(0, &vec![0; BLOCKS as usize * 512]);
+        rig.host.rpc("bdev_raid_add_base_bdev", r#"{"raid_bdev":"r0","base_bdev":"b1"}"#).unwrap();
+        rig.host.advance(Duration::from_millis(600));
+        let percent = rig.array("r0").unwrap()["process"]["progress"]["percent"].as_u64().unwrap();
+        assert!((40..80).contains(&percent), "{percent}");
+        rig.write(8, 5);
+        rig.images()
+    };
+    let members = [(0, images[0].clone()), (1, images[1].clone())];
+    let rig = rig_with(1, &members, r#"{"process_window_size_kb":16}"#);
+    rig.wait_for("whole", Rig::is_whole);
+    assert_eq!(rig.bases[1].bytes(2048, 2048), rig.bases[0].bytes(2048, 2048));
+    // What it had, except the regions that were marked.
+    assert!(written(&rig.bases[1]) < 1500, "{} blocks were copied", written(&rig.bases[1]));
 }

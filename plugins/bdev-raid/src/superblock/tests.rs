@@ -195,3 +195,30 @@ proptest! {
         prop_assert_eq!(Superblock::parse(&bytes).unwrap(), superblock);
     }
 }
+
+/// Images of a script of its own, `tests/golden.py`, which knows the field table only.
+#[test]
+fn images_of_an_independent_script_are_read_and_written_byte_for_byte() {
+    let directory = std::env::temp_dir().join(format!("tenon-raid-golden-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden.py");
+    let status = std::process::Command::new("python3").arg(script).arg(&directory).status().unwrap();
+    assert!(status.success());
+    let read = |title: &str| std::fs::read(directory.join(title)).unwrap();
+    let parse = |title: &str| {
+        let image = read(title);
+        let superblock = Superblock::parse(&image).unwrap();
+        assert_eq!(superblock.encode(), image, "{title}");
+        superblock
+    };
+    let states =
+        |superblock: &Superblock| superblock.members.iter().map(|entry| entry.state.0).collect::<Vec<_>>();
+    let (raid0, degraded, raid5f) = (parse("raid0"), parse("raid1_degraded"), parse("raid5f"));
+    assert_eq!((raid0.level, raid0.strip_size, raid0.raid_size), (0, 128, 126_976));
+    assert_eq!((degraded.seq_number, states(&degraded)), (9, vec![1, 0]));
+    assert_eq!((raid5f.level, states(&raid5f)), (95, vec![1, 1, 2]));
+    assert_eq!(parse("concat").members[1].data_offset, 4096);
+    assert_eq!(parse("raid1_with_bitmap").features, Features::BITMAP);
+    assert_eq!(parse("largest").members.len(), 255);
+    std::fs::remove_dir_all(directory).unwrap();
+}
