@@ -434,10 +434,19 @@ unsafe extern "C" fn set_log_level(level: u32) {
     bridge::set_level(level);
 }
 
-/// Reads parameters; absent text is an empty object.
+/// Reads parameters; absent text is an empty object. What does not fit is told with the key it stands under.
 pub(crate) fn parse<P: DeserializeOwned>(json: &str) -> Result<P, Error> {
     let json = if json.trim().is_empty() { "{}" } else { json };
-    Ok(serde_json::from_str(json)?)
+    let mut text = serde_json::Deserializer::from_str(json);
+    let params = serde_path_to_error::deserialize(&mut text).map_err(|error| {
+        let path = error.path().to_string();
+        let Error { reason, .. } = Error::from(error.into_inner());
+        // A message about the key itself has its name already.
+        let is_named = path == "." || reason.contains(&format!("`{path}`"));
+        Error::invalid(if is_named { reason } else { format!("{path}: {reason}") })
+    })?;
+    text.end()?;
+    Ok(params)
 }
 
 /// The text, or none of it if it is not UTF-8.
@@ -532,5 +541,21 @@ mod tests {
         let error = parse::<NoConfig>(r#"{"sise": 1}"#).unwrap_err();
         assert_eq!(error.code, errno::EINVAL);
         assert!(error.reason.starts_with("unknown field `sise`"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_with_its_key() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Latency {
+            #[expect(dead_code, reason = "only whether it can be read counts")]
+            avg_read_latency_us: u64,
+        }
+        let error = parse::<Latency>(r#"{"avg_read_latency_us": -1}"#).unwrap_err();
+        assert!(error.reason.starts_with("avg_read_latency_us: invalid value: integer `-1`"), "{error}");
+        let error = parse::<Vec<Latency>>(r#"[{"avg_read_latency_us": "often"}]"#).unwrap_err();
+        assert!(error.reason.starts_with("[0].avg_read_latency_us: invalid type"), "{error}");
+        let error = parse::<Latency>("{}").unwrap_err();
+        assert!(error.reason.starts_with("missing field `avg_read_latency_us`"), "{error}");
+        assert!(parse::<NoConfig>("{} {}").is_err());
     }
 }
