@@ -10,6 +10,7 @@ mod export;
 mod loads;
 mod plugins;
 mod process;
+mod raid;
 mod reload;
 mod rpc;
 mod saturation;
