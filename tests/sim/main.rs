@@ -8,5 +8,6 @@ mod load;
 mod multipath;
 mod network;
 mod operate;
+mod saved;
 mod survive;
 mod world;

@@ -154,7 +154,7 @@ impl Core {
                 }
             },
             Request::Delete { name, module } => match (registry.find(name), module) {
-                (None, module) if self.saved_absent(name, module.as_deref()).is_some() => Ok(()),
+                (None, module) if self.saved_module(name, module.as_deref()).is_some() => Ok(()),
                 (None, _) => Err(OpError::new(errno::ENODEV, &**name, "no such device")),
                 (Some(record), Some(module)) if record.module.name() != &**module => {
                     let reason = format!("device is of module {}, not of {module}", record.module.name());
@@ -191,7 +191,7 @@ impl Core {
                     Request::Delete { module, .. } => module.as_deref(),
                     _ => None,
                 };
-                let module = module.or_else(|| self.saved_absent(name, owner));
+                let module = module.or_else(|| self.saved_module(name, owner));
                 done(module.ok_or_else(|| OpError::new(errno::ENODEV, &**name, "no such device")));
             }
         }
@@ -252,7 +252,7 @@ impl Core {
             let Some(Request::Delete { name, module }) = operation.map(|operation| &operation.request) else {
                 return false;
             };
-            error.code == errno::ENODEV && self.saved_absent(name, module.as_deref()).is_some()
+            error.code == errno::ENODEV && self.saved_module(name, module.as_deref()).is_some()
         };
         match result {
             Err(error) if is_unknown(&error) => Ok(String::new()),

@@ -85,6 +85,14 @@ impl Saved {
         self.absent().find(is_it).map(|(number, _)| number)
     }
 
+    /// The record of that name, whatever devices it has, of `module` if one is given.
+    fn named(&self, module: Option<&str>, name: &str) -> Option<&Record> {
+        let is_it = |record: &&Record| {
+            record.name() == Some(name) && module.is_none_or(|module| record.module.name() == module)
+        };
+        self.records.values().find(is_it)
+    }
+
     fn keep(&mut self, wanted: impl Fn(&Record) -> bool) {
         self.records.retain(|_, record| wanted(record));
         let Saved { gone, awaited, records, .. } = self;
@@ -141,11 +149,15 @@ impl Core {
         saved.records.insert(number, Record { module, method, params, bdevs: bdevs.to_vec(), waits_for });
     }
 
-    /// The module of a name that was created and is no device now.
-    pub(crate) fn saved_absent(&self, name: &str, module: Option<&str>) -> Option<ModuleRef> {
-        let saved = self.inner.saved.borrow();
-        let number = saved.absent_of(module, Some(name))?;
-        saved.records.get(&number).map(|record| record.module)
+    /// The module of a name that was created and is no device: it has none now, or its devices have other names.
+    pub(crate) fn saved_module(&self, name: &str, module: Option<&str>) -> Option<ModuleRef> {
+        self.inner.saved.borrow().named(module, name).map(|record| record.module)
+    }
+
+    /// The devices that are there because `name` was created; `None` if it was not.
+    pub fn devices_of(&self, name: &str) -> Option<Vec<String>> {
+        let bdevs = self.inner.saved.borrow().named(None, name)?.bdevs.clone();
+        Some(bdevs.into_iter().filter_map(|bdev| self.name_of(bdev)).collect())
     }
 
     /// A name without a device is not wanted any more.
@@ -246,17 +258,21 @@ impl Core {
             saved.records.values().map(entry).collect()
         };
         let mut entries = Vec::new();
-        let mut seen = HashSet::new();
+        let (mut seen, mut plain) = (HashSet::new(), Vec::new());
         for (module, method, params, bdevs) in records {
             let names: Vec<String> = bdevs.iter().filter_map(|bdev| self.name_of(*bdev)).collect();
             let mut own: Vec<Value> = bdevs.iter().filter_map(|bdev| self.own_config(*bdev)).collect();
             own.dedup();
             if own.is_empty() {
+                plain.push(entries.len());
                 entries.push(SavedEntry { module, method, params, bdevs: names });
                 continue;
             }
             for params in own {
-                seen.insert((module.clone(), params.to_string()));
+                // Devices of several creates may have one account.
+                if !seen.insert((module.clone(), params.to_string())) {
+                    continue;
+                }
                 entries.push(SavedEntry {
                     module: module.clone(),
                     method: None,
@@ -266,7 +282,21 @@ impl Core {
             }
         }
         self.add_unasked(&mut entries, &mut seen);
-        entries
+        // An account of devices that came by themselves stands for the create that made them come.
+        let name_of =
+            |entry: &SavedEntry| Some((entry.module.clone(), entry.params.get("name")?.to_string()));
+        let is_plain = |at: &usize| plain.contains(at);
+        let accounts: HashSet<_> = entries
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| !is_plain(at))
+            .filter_map(|(_, entry)| name_of(entry))
+            .collect();
+        let stays = |at: usize, entry: &SavedEntry| {
+            !is_plain(&at) || name_of(entry).is_none_or(|name| !accounts.contains(&name))
+        };
+        let kept = entries.into_iter().enumerate().filter(|(at, entry)| stays(*at, entry));
+        kept.map(|(_, entry)| entry).collect()
     }
 
     /// Devices that modules made by themselves and that give an account of how to make them again.

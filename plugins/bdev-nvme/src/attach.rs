@@ -46,9 +46,7 @@ impl Registry {
             Ok(members) => members,
             Err(error) => return token.fail(error),
         };
-        for wish in &params.bdevs {
-            self.wishes.borrow_mut().insert(wish.name.clone(), wish.clone());
-        }
+        self.add_wishes(params);
         let asked: Asked = Rc::new(Cell::new(Some(token)));
         let (serving, failed) = (RefCell::default(), RefCell::default());
         let group = Rc::new(Group { left: Cell::new(members.len()), serving, failed });
@@ -72,6 +70,29 @@ impl Registry {
                     }
                 }),
             );
+        }
+    }
+
+    /// Ends what has that name: a discovery service, controllers or one device; answers when it is gone.
+    pub(crate) fn delete(&self, name: &str, token: OpToken) {
+        let token = Rc::new(Cell::new(Some(token)));
+        let done = Rc::clone(&token);
+        let is_gone = move || {
+            if let Some(token) = done.take() {
+                token.done();
+            }
+        };
+        let controllers = self.controllers(Some(name));
+        if let Some(discovery) = self.take_discovery(name) {
+            let reason = Error::new(errno::ECANCELED, "discovery was stopped");
+            self.detach(&discovery.end(reason), is_gone);
+        } else if self.device_named(name).is_some() {
+            // The host removes the device; its controllers stay.
+            is_gone();
+        } else if !controllers.is_empty() {
+            self.detach(&controllers, is_gone);
+        } else if let Some(token) = token.take() {
+            token.fail(Error::not_found(name));
         }
     }
 

@@ -37,4 +37,8 @@ impl Bdev for NvmeBdev {
         let device = self.table.device;
         module::registry().map_or_else(|| json!({}), |registry| registry.dump(device))
     }
+
+    fn config(&self) -> Option<Value> {
+        module::registry()?.saved_table(self.table.device)
+    }
 }

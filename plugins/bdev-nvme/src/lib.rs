@@ -2,7 +2,7 @@
 //! has: an initiator with several paths that survives its target.
 //!
 //! * control thread: `config` and `options` have the parameters, `registry` the controllers and
-//!   devices, `attach` and `discovery` bring them, `wishes` how paths are used, `controller` one controller (its life in `state`, what is asked of
+//!   devices, `attach` and `discovery` bring them, `wishes` how paths are used, `saved` the tables that make it all again, `controller` one controller (its life in `state`, what is asked of
 //!   it in `setup` and `scan`, its admin queue in `admin`), `namespace` what makes
 //!   a device, `rpc`, `commands` and `report` what operators say and see, `bdev` a device;
 //! * between: `door` says whether a controller's queues may be opened, `table`
@@ -28,6 +28,7 @@ mod queue;
 mod registry;
 mod report;
 mod rpc;
+mod saved;
 mod select;
 mod side;
 mod status;
@@ -64,6 +65,9 @@ impl NvmeModule {
 impl Module for NvmeModule {
     type Config = NvmeConfig;
     type Params = NvmeParams;
+
+    const DELETE: Option<fn(&Self, &str, OpToken)> =
+        Some(|module, name, token| module.registry().delete(name, token));
 
     fn init(host: Host, config: NvmeConfig) -> Result<Self, Error> {
         config.check()?;
@@ -137,6 +141,7 @@ export_plugin! {
     provides: ["bdev"],
     rpc: [
         "bdev_nvme_attach_controller",
+        "bdev_nvme_create",
         "bdev_nvme_detach_controller",
         "bdev_nvme_get_controllers",
         "bdev_nvme_reset_controller",

@@ -428,9 +428,11 @@ impl Registry {
 
     /// A controller is through with everything.
     pub(crate) fn controller_gone(&self, controller: &Controller) {
+        let is_asked = self.waits.borrow().iter().any(|wait| wait.controllers.contains(&controller.id));
+        let reason = if is_asked { Reason::REQUESTED } else { Reason::HOT_REMOVED };
         for device in self.devices_of(controller.id) {
             device.table.change(|entries| entries.retain(|entry| entry.door.id != controller.id));
-            self.settle(&device, controller.plan.ns_absent_timeout);
+            self.settle_as(&device, controller.plan.ns_absent_timeout, reason);
         }
         let removed = self.controllers.borrow_mut().remove(&controller.id);
         let discoverer = self.discoverers.borrow_mut().remove(&controller.id);

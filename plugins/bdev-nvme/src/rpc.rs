@@ -5,7 +5,7 @@ use std::rc::Rc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
-use tenon_sdk::{Error, Host, NoParams, OpToken};
+use tenon_sdk::{Error, Host, Module, NoParams, OpToken};
 
 use crate::NvmeModule;
 use crate::commands::SendCommand;
@@ -86,6 +86,12 @@ struct SetPolicy {
 /// Adds the methods.
 pub(crate) fn register(host: Host) -> Result<(), Error> {
     host.rpc::<NvmeModule, NvmeParams>("bdev_nvme_attach_controller", attach)?;
+    host.rpc::<NvmeModule, NvmeParams>("bdev_nvme_create", |module, params, token| {
+        match params.check().and_then(|()| params.check_table()) {
+            Ok(()) => module.create(params, token),
+            Err(error) => token.fail(error),
+        }
+    })?;
     host.rpc::<NvmeModule, Detach>("bdev_nvme_detach_controller", detach)?;
     host.rpc::<NvmeModule, Named>("bdev_nvme_get_controllers", get_controllers)?;
     host.rpc::<NvmeModule, OnePath>("bdev_nvme_reset_controller", |module, params, token| {
@@ -230,18 +236,11 @@ fn start_discovery(module: &NvmeModule, params: NvmeParams, token: OpToken) {
 }
 
 fn stop_discovery(module: &NvmeModule, params: Name, token: OpToken) {
-    let token = Rc::new(std::cell::Cell::new(Some(token)));
-    let done = Rc::clone(&token);
-    let stopped = module.registry().stop_discovery(&params.name, move || {
-        if let Some(token) = done.take() {
-            token.done();
-        }
-    });
-    if let Err(error) = stopped
-        && let Some(token) = token.take()
-    {
-        token.fail(error);
+    let registry = module.registry();
+    if registry.discoveries().iter().all(|discovery| discovery.params.name != params.name) {
+        return token.fail(Error::not_found(params.name));
     }
+    registry.delete(&params.name, token);
 }
 
 fn set_hotplug(_: &NvmeModule, params: SetHotplug, token: OpToken) {

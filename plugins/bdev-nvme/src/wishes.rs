@@ -4,7 +4,7 @@
 
 use tenon_sdk::{Error, errno};
 
-use crate::config::DeviceWish;
+use crate::config::{DeviceWish, NvmeParams};
 use crate::registry::Registry;
 use crate::select::Rules;
 use crate::table::{Entry, Table};
@@ -26,6 +26,12 @@ impl Registry {
             entry.is_preferred = wish.prefers(&entry.door.address);
         }
         entry
+    }
+
+    /// What a table says of devices.
+    pub(crate) fn add_wishes(&self, params: &NvmeParams) {
+        let mut wishes = self.wishes.borrow_mut();
+        wishes.extend(params.bdevs.iter().map(|wish| (wish.name.clone(), wish.clone())));
     }
 
     /// `bdev_nvme_set_multipath_policy`; what is `None` stays as it is.

@@ -223,7 +223,7 @@ impl Engine {
     fn is_known(&self, name: &str) -> bool {
         self.0.core.find(name).is_some()
             || self.0.waiting.borrow().iter().any(|waiting| waiting.entry.name == name)
-            || self.0.core.awaited().iter().any(|awaited| awaited.name == name)
+            || self.0.core.devices_of(name).is_some()
     }
 
     fn create(&self, entry: BdevEntry, progress: &Progress) {

@@ -289,8 +289,12 @@ impl Engine {
     }
 
     fn holder_of(&self, name: &str) -> Option<String> {
-        let snapshot = self.0.core.bdev(name)?;
-        snapshot.holders.first().map(|holder| holder.owner.clone())
+        let holder = |name: &str| {
+            let snapshot = self.0.core.bdev(name)?;
+            snapshot.holders.first().map(|holder| holder.owner.clone())
+        };
+        let devices = self.0.core.devices_of(name).unwrap_or_default();
+        holder(name).or_else(|| devices.iter().find_map(|device| holder(device)))
     }
 
     /// New limits, of a device that is there or of one that is waited for.

@@ -121,21 +121,17 @@ impl Registry {
             let reason = format!("there are {MAX_SERVICES} discovery services: no more are possible");
             return token.fail(Error::no_memory(reason).object(&*params.name));
         }
+        self.add_wishes(&params);
         let discovery = Discovery::new(self, params);
         self.discoveries.borrow_mut().push(Rc::clone(&discovery));
         discovery.start(token);
     }
 
-    /// Ends a discovery service and detaches what it attached; `done` is called when all of it is gone.
-    pub(crate) fn stop_discovery(&self, name: &str, done: impl FnOnce() + 'static) -> Result<(), Error> {
-        let discovery = {
-            let mut services = self.discoveries.borrow_mut();
-            let at = services.iter().position(|service| service.params.name == name);
-            at.map(|at| services.remove(at)).ok_or_else(|| Error::not_found(name))?
-        };
-        let controllers = discovery.end(Error::new(tenon_sdk::errno::ECANCELED, "discovery was stopped"));
-        self.detach(&controllers, done);
-        Ok(())
+    /// The service of that name, which is not listed any more.
+    pub(crate) fn take_discovery(&self, name: &str) -> Option<Rc<Discovery>> {
+        let mut services = self.discoveries.borrow_mut();
+        let at = services.iter().position(|service| service.params.name == name)?;
+        Some(services.remove(at))
     }
 
     /// Ends all of them; the controllers that are to be detached.
@@ -193,8 +189,8 @@ impl Discovery {
             let error = Error::timed_out(reason).object(&*discovery.params.name);
             let error = error.caused_by(discovery.obstacle());
             discovery.answer(Err(error));
-            if registry.stop_discovery(&discovery.params.name, || {}).is_err() {
-                debug!("discovery service has ended meanwhile name={}", discovery.params.name);
+            if let Some(discovery) = registry.take_discovery(&discovery.params.name) {
+                registry.detach(&discovery.end(Error::timed_out("discovery took too long")), || {});
             }
         });
         match timer {
@@ -227,7 +223,7 @@ impl Discovery {
     }
 
     /// No more of it; the controllers that are to be detached.
-    fn end(&self, reason: Error) -> Vec<Rc<Controller>> {
+    pub(crate) fn end(&self, reason: Error) -> Vec<Rc<Controller>> {
         self.is_stopping.set(true);
         *self.clocks.borrow_mut() = Clocks::default();
         self.answer(Err(reason.object(&*self.params.name)));
@@ -244,6 +240,13 @@ impl Discovery {
     pub(crate) fn quiesce(&self) {
         self.is_stopping.set(true);
         *self.clocks.borrow_mut() = Clocks::default();
+    }
+
+    /// Whether the service attached a controller.
+    pub(crate) fn owns(&self, controller: u64) -> bool {
+        let Some(registry) = self.registry.upgrade() else { return false };
+        let paths = self.paths.borrow();
+        paths.iter().any(|path| path.controller(&registry).is_some_and(|own| own.id == controller))
     }
 
     fn add_place(&self, address: FabricAddress) {
@@ -448,8 +451,9 @@ impl Discovery {
         for path in gone {
             info!("path is not told of any more name={} traddr={}", path.name, path.address.traddr);
             self.publish(&path, HotplugChange::Removed);
+            // Not by an order: its devices may come back.
             if let Some(controller) = path.controller(&registry) {
-                registry.detach(&[controller], || {});
+                controller.on(Event::Delete);
             }
         }
     }
