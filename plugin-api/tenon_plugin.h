@@ -41,6 +41,7 @@ struct TenonPluginDescV1;
 struct TenonModuleOpsV1;
 struct TenonHostApiV1;
 struct TenonOperationTableV1;
+struct TenonKeyringTableV1;
 struct TenonMemoryKeys;
 struct TenonNvmfTargetApiV1;
 struct TenonTransportTableApiV2;
@@ -1755,6 +1756,31 @@ typedef struct TenonOperationTableV1 {
 } TenonOperationTableV1;
 
 /*
+ Keys that the operator has given names (`keyring_file_add_key`, `[[key]]`).
+ */
+typedef struct TenonKeyringTableV1 {
+    /*
+     Bytes of this table the host offers.
+     */
+    uint32_t size;
+    /*
+     Reserved, 0.
+     */
+    uint32_t flags;
+    /*
+     Control thread: writes the key of that name to `out`, in its text form (`DHHC-1:…:` or
+     `NVMeTLSkey-1:…:`), and returns its length; or `-ENOENT` if there is none, `-ERANGE` if it is longer than
+     `out_len`. The key cannot be removed until its users have released it as often as they acquired it. A
+     module keeps the text no longer than it needs it, wipes it, and never logs it.
+     */
+    int32_t (*acquire)(struct TenonHostModule *me, struct TenonStr name, uint8_t *out, size_t out_len);
+    /*
+     Control thread: undoes one `acquire` that gave a key.
+     */
+    void (*release)(struct TenonHostModule *me, struct TenonStr name);
+} TenonKeyringTableV1;
+
+/*
  Keys of a memory region on one device.
  */
 typedef struct TenonMemoryKeys {
@@ -2136,6 +2162,10 @@ typedef uint32_t TenonTransportFlags;
  */
 #define TenonTransportFlags_SECURE_CHANNEL (1 << 3)
 /*
+ Secures channels of its initiator role by the key of [`initiator::ConnectParams`].
+ */
+#define TenonTransportFlags_SECURE_INITIATOR (1 << 5)
+/*
  Reads may be answered from lent memory.
  */
 #define TenonTransportFlags_LENT_MEMORY (1 << 4)
@@ -2272,13 +2302,26 @@ typedef struct TenonConnectParams {
      */
     struct TenonStr hostnqn;
     /*
-     Transport options as one JSON object (digests, priority, TLS key identity, …).
+     Transport options as one JSON object (digests, priority, …).
      */
     struct TenonStr options_json;
     /*
      Time of `now_ns` by which CONNECTED or CLOSED is reported.
      */
     uint64_t deadline_ns;
+    /*
+     Identity of `psk`, as the peer knows it; empty: the channel is not secured.
+     */
+    struct TenonStr psk_identity;
+    /*
+     TLS pre-shared key of the channel: `psk_len` bytes, borrowed for the call. Given only to transports with
+     [`super::TransportFlags::SECURE_INITIATOR`], which refuse a channel that they cannot secure with it.
+     */
+    const uint8_t *psk;
+    /*
+     Length of `psk` in bytes.
+     */
+    size_t psk_len;
 } TenonConnectParams;
 
 /*

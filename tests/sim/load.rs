@@ -17,6 +17,8 @@ use crate::world::World;
 const SLOTS: usize = 8;
 /// Blocks of a part.
 const BLOCKS: u64 = 8;
+/// Slot of an I/O whose data is not checked.
+const UNCHECKED: usize = usize::MAX;
 const BYTES: usize = BLOCKS as usize * 512;
 
 /// A load on one device, from one reactor.
@@ -77,9 +79,30 @@ impl Load {
     pub fn submit(&self, world: &World) -> bool {
         let slot = world.roll(SLOTS as u64) as usize;
         let is_busy = self.flights.borrow().iter().any(|flight| flight.slot == slot);
-        let channel = self.channel.borrow().as_ref().map(|channel| (channel.as_ptr(), channel.io_ctx_size()));
-        let Some((channel, context)) = channel.filter(|_| !is_busy) else { return false };
+        if is_busy || self.channel.borrow().is_none() {
+            return false;
+        }
         let (is_write, value) = (world.roll(2) == 0, world.roll(256) as u8);
+        if is_write {
+            self.held.borrow_mut()[slot].push(value);
+        }
+        self.start(world, slot as u64 * BLOCKS, is_write, value, slot);
+        true
+    }
+
+    /// Starts a read or write anywhere, whose data is not checked.
+    pub fn submit_at(&self, world: &World, offset_blocks: u64, is_write: bool) {
+        self.start(world, offset_blocks, is_write, 0x5a, UNCHECKED);
+    }
+
+    /// Writes on the way.
+    pub fn writes_in_flight(&self) -> usize {
+        self.flights.borrow().iter().filter(|flight| flight.is_write && flight.completions.get() == 0).count()
+    }
+
+    fn start(&self, world: &World, offset_blocks: u64, is_write: bool, value: u8, slot: usize) {
+        let channel = self.channel.borrow().as_ref().map(|channel| (channel.as_ptr(), channel.io_ctx_size()));
+        let (channel, context) = channel.expect("open");
         let layout = Layout::from_size_align(BDEV_IO_SIZE + context as usize, 64).expect("small");
         // SAFETY: the layout is not empty.
         let memory = unsafe { alloc_zeroed(layout) };
@@ -96,9 +119,6 @@ impl Load {
             status: Cell::new(IoStatus::SUCCESS),
         });
         flight.iov = IoVec { base: flight.payload.as_mut_ptr().cast(), len: BYTES };
-        if is_write {
-            self.held.borrow_mut()[slot].push(value);
-        }
         let raw: *mut Flight = &raw mut *flight;
         self.flights.borrow_mut().push(flight);
         world.on_data(self.reactor, || {
@@ -109,14 +129,13 @@ impl Load {
                 (*io).op = if is_write { Op::WRITE } else { Op::READ };
                 (*io).iovs = &raw mut (*raw).iov;
                 (*io).iovcnt = 1;
-                (*io).offset_blocks = slot as u64 * BLOCKS;
+                (*io).offset_blocks = offset_blocks;
                 (*io).num_blocks = BLOCKS;
                 (*io).done = Some(done);
                 (*io).done_arg = raw.cast();
                 tenon_abi::submit(channel, io);
             }
         });
-        true
     }
 
     /// Takes what is complete, and checks it.
@@ -135,13 +154,16 @@ impl Load {
         drop(flights);
         for flight in over {
             assert_eq!(flight.completions.get(), 1, "completed once");
-            let held = &mut self.held.borrow_mut()[flight.slot];
             let status = flight.status.get();
             if !status.is_success() {
                 self.failed.borrow_mut().push(status);
                 continue;
             }
             self.good.set(self.good.get() + 1);
+            if flight.slot == UNCHECKED {
+                continue;
+            }
+            let held = &mut self.held.borrow_mut()[flight.slot];
             if flight.is_write {
                 *held = vec![flight.value];
             } else {

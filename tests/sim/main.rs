@@ -3,6 +3,7 @@
 //! built plugins. A seed chooses every order; a failure names its seed, and
 //! `TENON_TEST_SEED=<seed>` repeats it alone.
 
+mod authenticate;
 mod discover;
 mod load;
 mod multipath;
@@ -10,4 +11,5 @@ mod network;
 mod operate;
 mod saved;
 mod survive;
+mod timeouts;
 mod world;

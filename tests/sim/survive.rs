@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tenon_abi::BdevEventKind;
+use tenon_abi::{BdevEventKind, IoStatus};
 use tenon_bdev::State;
+use tenon_nvmf_target::NamespaceSpec;
 
 use crate::load::Load;
 use crate::world::{NQN, ONE, TWO, World, for_seeds};
 
 /// Keeps a load going for some virtual time.
-fn run(world: &World, load: &Load, ms: u64) {
+pub fn run(world: &World, load: &Load, ms: u64) {
     for _ in 0..ms {
         for _ in 0..world.roll(4) {
             load.submit(world);
@@ -22,7 +23,7 @@ fn run(world: &World, load: &Load, ms: u64) {
 
 /// Waits until everything is complete.
 #[track_caller]
-fn drain(world: &World, load: &Load, seconds: u64) {
+pub fn drain(world: &World, load: &Load, seconds: u64) {
     let end_ns = world.now_ns() + seconds * 1_000_000_000;
     while load.in_flight() > 0 {
         assert!(world.now_ns() < end_ns, "{} i/o wait after {seconds} s", load.in_flight());
@@ -60,7 +61,8 @@ fn s0_c_e_a_device_outlives_its_target_and_goes_on_with_the_same_namespace() {
     for_seeds(20, |world| {
         attached(world);
         let handle = world.bdev("nvme0n1").expect("listed").handle;
-        let load = Load::open(world, "nvme0n1", world.roll(2) as usize);
+        let reactor = world.roll(2) as usize;
+        let load = Load::open(world, "nvme0n1", reactor);
         run(world, &load, 20);
         world.kill_subsystem();
         run(world, &load, 1 + world.roll(3000));
@@ -72,6 +74,10 @@ fn s0_c_e_a_device_outlives_its_target_and_goes_on_with_the_same_namespace() {
         let bdev = world.bdev("nvme0n1").expect("still listed");
         assert_eq!((bdev.handle, bdev.uuid.to_string()), (handle, ONE.to_owned()));
         assert_eq!(bdev.state, State::Absent);
+        if reactor == 0 {
+            let path = ("a".to_owned(), [true, false, false]);
+            assert_eq!(world.paths("nvme0n1"), [path], "connected, and no more");
+        }
         assert!(!load.events.borrow().contains(&BdevEventKind::REMOVE));
         world.add_namespace(1, "m0", ONE);
         drain(world, &load, 2);
@@ -106,6 +112,67 @@ fn s0_d_a_namespace_that_stays_away_too_long_takes_its_device_along() {
         load.close(world);
         world.settle();
         assert!(world.bdev("nvme0n1").is_none());
+    });
+}
+
+#[test]
+fn s0_d_without_a_limit_io_waits_as_long_as_the_namespace_is_away() {
+    for_seeds(10, |world| {
+        attached(world);
+        let load = Load::open(world, "nvme0n1", 0);
+        run(world, &load, 10);
+        world.kill_subsystem();
+        world.subsystem(&["a"]);
+        world.serves_within(5);
+        run(world, &load, 100);
+        let (waits, good) = (load.in_flight(), load.good.get());
+        world.advance(Duration::from_secs(30));
+        load.collect();
+        assert_eq!((load.in_flight(), load.good.get()), (waits, good));
+        world.add_namespace(1, "m0", ONE);
+        drain(world, &load, 2);
+        assert!(load.failed.borrow().is_empty());
+        load.close(world);
+    });
+}
+
+#[test]
+fn s0_h_a_device_shrinks_and_grows_under_those_who_use_it() {
+    for_seeds(20, |world| {
+        let resize = |mib: u64| world.rpc("bdev_null_resize", json!({ "name": "n0", "new_size": mib }));
+        let params = json!({ "name": "n0", "num_blocks": 128 * 2048, "block_size": 512 });
+        world.wait(|world, reply| world.core.create("null", &params, reply)).expect("device");
+        world.subsystem(&["a"]);
+        world.add_namespace(1, "n0", ONE);
+        world.attach("a", json!({})).expect("attaches");
+        let load = Load::open(world, "nvme0n1", 0);
+        let blocks = || world.bdev("nvme0n1").expect("listed").limits.num_blocks;
+        // The tail is in use while it goes.
+        for _ in 0..1 + world.roll(8) {
+            load.submit_at(world, 127 * 2048, world.roll(2) == 0);
+            world.steps(world.roll(40));
+        }
+        resize(32).expect("shrinks");
+        drain(world, &load, 5);
+        assert!(load.failed.borrow().iter().all(|status| *status == IoStatus::LBA_OUT_OF_RANGE));
+        world.advance(Duration::from_secs(2));
+        assert_eq!(blocks(), 32 * 2048);
+        assert!(load.events.borrow().contains(&BdevEventKind::RESIZE));
+        load.failed.borrow_mut().clear();
+        let good = load.good.get();
+        load.submit_at(world, 32 * 2048, true);
+        load.submit_at(world, 32 * 2048 - 4, false);
+        load.submit_at(world, 0, true);
+        drain(world, &load, 5);
+        assert_eq!(*load.failed.borrow(), [IoStatus::LBA_OUT_OF_RANGE; 2], "beyond the end, and across it");
+        assert_eq!(load.good.get(), good + 1);
+        resize(256).expect("grows");
+        world.advance(Duration::from_secs(2));
+        assert_eq!(blocks(), 256 * 2048);
+        load.submit_at(world, 255 * 2048, true);
+        drain(world, &load, 5);
+        assert_eq!(load.good.get(), good + 2);
+        load.close(world);
     });
 }
 
@@ -172,27 +239,45 @@ fn s0_g_the_view_changes_only_while_connected() {
 
 #[test]
 fn s0_i_an_empty_path_is_left_and_comes_back() {
-    for_seeds(10, |world| {
+    // Each path is another host to the target, which can take the namespace from one of them.
+    let host = |path: &str| format!("nqn.2026-01.io.tenon:host-{path}");
+    for_seeds(20, |world| {
         world.device("m0", 1024);
         world.subsystem(&["a", "b"]);
-        world.add_namespace(1, "m0", ONE);
-        world.attach("a", json!({})).expect("attaches");
-        world.attach("b", json!({})).expect("attaches");
+        let spec = NamespaceSpec {
+            bdev_name: "m0".into(),
+            nsid: Some(1),
+            uuid: uuid::Uuid::parse_str(ONE).ok(),
+            no_auto_visible: true,
+            ..NamespaceSpec::default()
+        };
+        world.wait(|world, reply| world.target.add_namespace(NQN, spec, reply)).expect("namespace");
+        let show = |path: &str, is_visible| {
+            let set = world.on(|world| world.target.set_namespace_visible(NQN, 1, &host(path), is_visible));
+            set.expect("a namespace that is not visible to all");
+        };
+        for path in ["a", "b"] {
+            show(path, true);
+            world.attach(path, json!({ "hostnqn": host(path) })).expect("attaches");
+        }
         let load = Load::open(world, "nvme0n1", 0);
         run(world, &load, 20);
         world.stop_listening("a");
-        run(world, &load, 100);
-        drain(world, &load, 1);
-        assert!(load.failed.borrow().is_empty(), "{:?}", load.failed.borrow());
-        let paths = world.paths("nvme0n1");
-        assert_eq!(paths[0].1, [false; 3]);
-        assert_eq!(paths[1].1, [true; 3]);
+        show("a", false);
+        run(world, &load, world.roll(200));
         world.listen("a");
         world.serves_within(5);
+        run(world, &load, 100);
+        drain(world, &load, 1);
+        let paths = world.paths("nvme0n1");
+        assert_eq!((paths[0].1, paths[1].1), ([true, false, false], [true; 3]), "connected and empty");
+        assert_eq!(world.state("nvme0n1"), Some(State::Ready));
+        show("a", true);
+        world.advance(Duration::from_secs(2));
         assert_eq!(world.paths("nvme0n1")[0].1[..2], [true; 2]);
         run(world, &load, 20);
         drain(world, &load, 1);
-        assert!(load.failed.borrow().is_empty());
+        assert!(load.failed.borrow().is_empty(), "{:?}", load.failed.borrow());
         load.close(world);
     });
 }
@@ -272,6 +357,36 @@ fn a_controller_is_detached_whatever_it_is_doing() {
         load.close(world);
         assert!(world.within(Duration::from_secs(10), || answer.get()), "detached");
         assert!(world.controllers().is_empty() && world.bdev("nvme0n1").is_none());
+    });
+}
+
+#[test]
+fn controllers_come_and_go_under_io_and_leave_nothing() {
+    for_seeds(2, |world| {
+        world.device("m0", 1024);
+        world.subsystem(&["a"]);
+        world.add_namespace(1, "m0", ONE);
+        let rounds = std::env::var("TENON_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(50);
+        for _ in 0..rounds {
+            world.attach("a", json!({})).expect("attaches");
+            let load = Load::open(world, "nvme0n1", world.roll(2) as usize);
+            for _ in 0..world.roll(12) {
+                load.submit_at(world, 8 * world.roll(100), world.roll(2) == 0);
+                world.steps(world.roll(100));
+            }
+            let gone = std::rc::Rc::new(std::cell::Cell::new(false));
+            let is_gone = gone.clone();
+            world.on(|world| {
+                let params = json!({ "name": "nvme0" });
+                world.core.rpc("bdev_nvme_detach_controller", &params, move |_| is_gone.set(true))
+            });
+            let told = || load.events.borrow().contains(&BdevEventKind::REMOVE);
+            assert!(world.within(Duration::from_secs(10), told), "openers are told");
+            drain(world, &load, 10);
+            load.close(world);
+            assert!(world.within(Duration::from_secs(10), || gone.get()), "detached");
+            assert!(world.controllers().is_empty() && world.bdev("nvme0n1").is_none());
+        }
     });
 }
 

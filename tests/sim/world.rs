@@ -31,7 +31,7 @@ pub struct World {
 
 /// The built plugins that every world has. A world loads their modules as if linked: a host that loads files maps
 /// each of them anew, and a process may do that so many times only.
-const PLUGINS: [&str; 3] = ["bdev_malloc", "transport_loop", "bdev_nvme"];
+const PLUGINS: [&str; 5] = ["bdev_malloc", "bdev_null", "bdev_delay", "transport_loop", "bdev_nvme"];
 /// Built plugins that some worlds have besides.
 const FURTHER: [&str; 1] = ["transport_tcp"];
 

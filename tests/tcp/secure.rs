@@ -1,4 +1,4 @@
-//! Secure channels: TLS 1.3 with a pre-shared key, spoken by OpenSSL's own client.
+//! Secure channels: TLS 1.3 with a pre-shared key, spoken by OpenSSL's own client and by the nvme module.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -182,4 +182,69 @@ fn a_channel_is_for_the_subsystem_its_key_is_for() {
     let mut speaker = Speaker::over(Box::new(Client::of(address, &SHA_256, host.scratch())), PLAIN);
     assert!(speaker.shakes_hands());
     assert!(!speaker.connect(other, 0, 0xffff).status.is_success());
+}
+
+/// A second process whose table attaches to the first over secured channels, and exports what it finds in the clear.
+#[track_caller]
+fn attaches_over_tls(key: &Key, version: u8) {
+    let (mut host, address) = serve(key);
+    let scratch = Scratch::new();
+    let path = scratch.write("key", key.text);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("the file is ours");
+    let config = format!(
+        "[[key]]\nname = \"k0\"\npath = {path:?}\n\
+         [[bdev]]\nmodule = \"nvme\"\nname = \"nvme0\"\ntrtype = \"TCP\"\ntraddr = \"{}\"\n\
+         trsvcid = \"{}\"\nsubnqn = \"{NQN}\"\nhostnqn = \"{HOSTNQN}\"\npsk = \"k0\"\n\
+         psk_identity_version = {version}\n",
+        address.ip(),
+        address.port(),
+    );
+    let mut initiator = Host::start_in(scratch, &config, &[]);
+    let nqn = "nqn.2026-01.io.tenon:again";
+    initiator.ok("nvmf_create_transport", json!({ "trtype": "TCP" }));
+    initiator.ok("nvmf_create_subsystem", json!({ "nqn": nqn, "allow_any_host": true }));
+    initiator.ok("nvmf_subsystem_add_ns", json!({ "nqn": nqn, "namespace": { "bdev_name": "nvme0n1" } }));
+    let plain = free_address();
+    let listener = json!({ "nqn": nqn, "listen_address": listen_address(plain) });
+    initiator.ok("nvmf_subsystem_add_listener", listener);
+    let mut admin = Speaker::dial(plain, PLAIN);
+    assert!(admin.shakes_hands());
+    let cntlid = admin.become_admin(nqn);
+    let mut io = Speaker::dial(plain, PLAIN);
+    assert!(io.shakes_hands());
+    io.become_io(nqn, 1, cntlid);
+    for (at, len) in [(0, 512), (64, 65_536), (1024, 1 << 20)] {
+        let data = pattern(len as u64, len);
+        io.write(at, &data);
+        assert!(io.read(at, len) == data, "{len} bytes differ");
+    }
+    drop((io, admin));
+    initiator.stop();
+    host.stop();
+}
+
+#[test]
+fn the_nvme_module_attaches_over_a_secured_channel() {
+    attaches_over_tls(&SHA_256, 0);
+    attaches_over_tls(&SHA_384, 1);
+}
+
+#[test]
+fn the_nvme_module_attaches_nowhere_with_a_wrong_key_or_none() {
+    let (mut host, address) = serve(&SHA_256);
+    let path = host.scratch().write("other", SHA_384.text);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("the file is ours");
+    host.ok("keyring_file_add_key", json!({ "name": "other", "path": path }));
+    for psk in [json!({ "psk": "other" }), json!({})] {
+        let mut params = json!({
+            "name": "nvme0", "trtype": "TCP", "traddr": address.ip().to_string(),
+            "trsvcid": address.port().to_string(), "subnqn": NQN, "hostnqn": HOSTNQN,
+            "fabrics_connect_timeout_us": 2_000_000,
+        });
+        let more = psk.as_object().cloned().unwrap_or_default();
+        params.as_object_mut().expect("an object").extend(more);
+        let error = host.call("bdev_nvme_attach_controller", params).expect_err("refused");
+        assert!(!format!("{error:?}").contains("NVMeTLSkey"), "no secret is told");
+    }
+    host.stop();
 }

@@ -9,9 +9,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nvme_auth::secret::{DhchapKey, Secret, SecretError, TlsKey};
 use zeroize::Zeroizing;
 
-use crate::auth::secret::{DhchapKey, Secret, SecretError, TlsKey};
 use crate::error::TargetError;
 use crate::target::Target;
 
@@ -25,6 +25,8 @@ pub(crate) struct Keyring {
 struct Key {
     path: PathBuf,
     secret: Secret,
+    /// How often modules hold it.
+    held: usize,
 }
 
 /// A key for reports; not its secret.
@@ -36,7 +38,7 @@ pub struct KeySnapshot {
     pub path: PathBuf,
     /// What it is for: `dhchap` or `tls`.
     pub kind: &'static str,
-    /// How many hosts use it.
+    /// How many hosts and modules use it.
     pub users: usize,
 }
 
@@ -103,7 +105,7 @@ impl Target {
             TargetError::invalid(format!("key {name} of {}", path.display()), error.to_string())
         })?;
         log::info!("key added name={name} kind={}", secret.kind());
-        self.inner.keyring.borrow_mut().keys.insert(name, Key { path, secret });
+        self.inner.keyring.borrow_mut().keys.insert(name, Key { path, secret, held: 0 });
         Ok(())
     }
 
@@ -124,7 +126,7 @@ impl Target {
         Ok(())
     }
 
-    /// Forgets a key that no host uses.
+    /// Forgets a key that nobody uses.
     pub fn remove_key(&self, name: &str) -> Result<(), TargetError> {
         if !self.inner.keyring.borrow().keys.contains_key(name) {
             return Err(TargetError::NoKey(name.to_owned()));
@@ -154,7 +156,25 @@ impl Target {
         let users = |subsystem: &std::rc::Rc<crate::subsystem::Subsystem>| {
             subsystem.hosts.borrow().values().filter(|keys| keys.uses(name)).count()
         };
-        subsystems.values().map(users).sum()
+        let held = self.inner.keyring.borrow().keys.get(name).map_or(0, |key| key.held);
+        subsystems.values().map(users).sum::<usize>() + held
+    }
+
+    /// The text of a key, which a module holds from now on.
+    pub(crate) fn hold_key(&self, name: &str) -> Option<Zeroizing<String>> {
+        let mut keyring = self.inner.keyring.borrow_mut();
+        let key = keyring.keys.get_mut(name)?;
+        key.held += 1;
+        Some(key.secret.to_text())
+    }
+
+    /// A module holds a key once less.
+    pub(crate) fn let_go_of_key(&self, name: &str) {
+        let mut keyring = self.inner.keyring.borrow_mut();
+        match keyring.keys.get_mut(name) {
+            Some(key) if key.held > 0 => key.held -= 1,
+            Some(_) | None => log::error!("module released a key that it does not have name={name}"),
+        }
     }
 }
 
@@ -212,11 +232,11 @@ mod tests {
 
     #[test]
     fn only_a_private_file_with_a_key_is_read() {
-        let text = crate::auth::secret::tests::text("DHHC-1", "00", &[7; 32]);
-        assert!(read(&file("good", &text, 0o600)).is_ok());
-        assert!(read(&file("read", &text, 0o400)).is_ok());
-        wrong(&file("group", &text, 0o640), "0640");
-        wrong(&file("world", &text, 0o604), "0604");
+        let text = "DHHC-1:00:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:";
+        assert!(read(&file("good", text, 0o600)).is_ok());
+        assert!(read(&file("read", text, 0o400)).is_ok());
+        wrong(&file("group", text, 0o640), "0640");
+        wrong(&file("world", text, 0o604), "0604");
         wrong(&file("text", "secret", 0o600), "no key");
         wrong(&file("long", &"x".repeat(5000), 0o600), "4096");
         wrong(Path::new("key"), "absolute");

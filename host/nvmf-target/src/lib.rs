@@ -46,6 +46,7 @@ mod error;
 mod host_access;
 mod jobs;
 mod keyring;
+mod keyring_table;
 mod limits;
 mod listener;
 mod namespace;

@@ -16,6 +16,7 @@ use tenon_abi::{HostModule, Str, errno};
 use tenon_bdev::register_host_table;
 use tenon_modules::{Module, ModuleRef};
 
+use crate::keyring_table::offer_keyring;
 use crate::queue::table::TARGET_API;
 use crate::target::Target;
 
@@ -45,6 +46,7 @@ struct Asker {
 pub(crate) fn offer_tables() {
     register_host_table(QUERY_TARGET, 1, &TARGET_API);
     register_host_table(QUERY_TRANSPORT_TABLE, 2, &TRANSPORT_TABLE);
+    offer_keyring();
 }
 
 static TRANSPORT_TABLE: TransportTableApiV2 =

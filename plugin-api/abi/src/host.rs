@@ -351,3 +351,24 @@ pub struct OperationTableV1 {
     /// module that can begin without the device. Control thread.
     pub base_is_coming: unsafe extern "C" fn(token: OpToken, name: Str) -> i32,
 }
+
+/// Identifier under which the host's `query` offers [`KeyringTableV1`].
+pub const QUERY_KEYRING: &str = "keyring";
+
+/// Keys that the operator has given names (`keyring_file_add_key`, `[[key]]`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "certificate", derive(abi_stable::StableAbi))]
+pub struct KeyringTableV1 {
+    /// Bytes of this table the host offers.
+    pub size: u32,
+    /// Reserved, 0.
+    pub flags: u32,
+    /// Control thread: writes the key of that name to `out`, in its text form (`DHHC-1:…:` or
+    /// `NVMeTLSkey-1:…:`), and returns its length; or `-ENOENT` if there is none, `-ERANGE` if it is longer than
+    /// `out_len`. The key cannot be removed until its users have released it as often as they acquired it. A
+    /// module keeps the text no longer than it needs it, wipes it, and never logs it.
+    pub acquire: unsafe extern "C" fn(me: *mut HostModule, name: Str, out: *mut u8, out_len: usize) -> i32,
+    /// Control thread: undoes one `acquire` that gave a key.
+    pub release: unsafe extern "C" fn(me: *mut HostModule, name: Str),
+}

@@ -118,6 +118,9 @@ frozen! {
     crate::OperationTableV1 as "OperationTableV1" {
         size, flags, base_is_coming,
     }
+    crate::KeyringTableV1 as "KeyringTableV1" {
+        size, flags, acquire, release,
+    }
     crate::transport::MemoryKeys as "MemoryKeys" {
         local_key, remote_key,
     }
@@ -157,7 +160,7 @@ frozen! {
         transport,
     }
     crate::transport::initiator::ConnectParams as "ConnectParams" {
-        size, qid, queue_size, cntlid, peer, local, hostnqn, options_json, deadline_ns,
+        size, qid, queue_size, cntlid, peer, local, hostnqn, options_json, deadline_ns, psk_identity, psk, psk_len,
     }
     crate::transport::initiator::ConnectionEvent as "ConnectionEvent" {
         size, kind, reason, status, queue_depth, in_capsule_size, detail,

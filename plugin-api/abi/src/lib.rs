@@ -42,8 +42,9 @@ pub use bdev::{BdevFlags, BdevInfo, BdevOpsV1, BdevState, BdevV1, ClaimKind, Lim
 pub use error::{ErrorV1, errno};
 pub use event::{BdevEvent, BdevEventKind, ExamineAnswer, HotplugEvent, HotplugKind, Reason};
 pub use host::{
-    BufferEvent, EventFn, FdFn, HostApiV1, HostModule, HostReactor, LogRecord, MemoryFn, MemoryRegion,
-    MessageFn, MetricDesc, MetricKind, OperationTableV1, PollerFlags, PollerV1, QUERY_OPERATIONS, RpcFn,
+    BufferEvent, EventFn, FdFn, HostApiV1, HostModule, HostReactor, KeyringTableV1, LogRecord, MemoryFn,
+    MemoryRegion, MessageFn, MetricDesc, MetricKind, OperationTableV1, PollerFlags, PollerV1, QUERY_KEYRING,
+    QUERY_OPERATIONS, RpcFn,
 };
 pub use io::{
     BDEV_IO_SIZE, BdevIo, CopyRange, IoChannel, IoExtV1, IoFlags, IoOpsV1, IoState, IoStatus, Op, complete,

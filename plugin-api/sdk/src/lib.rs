@@ -123,6 +123,7 @@ pub use fabric::{
 pub use fan_out::{ChildDone, Fan, FanRequest};
 pub use forward::{ChildRequest, Forwarded, TooManyPieces};
 pub use host::event_loop::{FdWatch, Poll, Poller};
+pub use host::key::{ChannelKey, HeldKey};
 pub use host::memory::{Buffer, DmaBuf, MemoryChange, MemoryWatch, SharedBuf};
 pub use host::publish::{Counter, Gauge, Hotplug, HotplugChange, HotplugWatch};
 pub use host::timer::{Alarm, Timer};
@@ -144,7 +145,7 @@ pub use units::{ByteSize, Microseconds, Milliseconds, Seconds, TimeSpan, UnitErr
 
 /// The raw contract, for tables of their own (transports).
 pub use tenon_abi as abi;
-pub use {schemars, serde, serde_json};
+pub use {schemars, serde, serde_json, zeroize};
 
 /// What `export_plugin!` expands to. Not part of the interface.
 #[doc(hidden)]

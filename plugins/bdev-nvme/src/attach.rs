@@ -14,7 +14,8 @@ use tenon_sdk::{Error, FabricTransport, OpToken, errno};
 use crate::config::{Multipath, NvmeParams, Timers};
 use crate::controller::command::HostIdentity;
 use crate::controller::{Controller, IO_ENTRIES, Listener, Plan};
-use crate::door::Door;
+use crate::credentials::{Credentials, KeyNames, channel_key};
+use crate::door::{Door, Target};
 use crate::registry::Registry;
 
 /// An operation that devices are registered under; empty once it is answered.
@@ -179,7 +180,10 @@ impl Registry {
         done: Attached,
     ) {
         let keeps_trying = purpose.keeps_trying && timers.reconnect_delay_sec > 0;
-        let controller = self.new_controller(transport, params, timers, keeps_trying, None);
+        let controller = match self.new_controller(transport, params, timers, keeps_trying, None) {
+            Ok(controller) => controller,
+            Err(error) => return done(Err(error)),
+        };
         let id = controller.id;
         self.controllers.borrow_mut().insert(id, Rc::clone(&controller));
         if let Some(asked) = purpose.asked {
@@ -192,7 +196,7 @@ impl Registry {
         }));
     }
 
-    /// A controller that is not started yet.
+    /// A controller that is not started yet; fails if its keys are not there.
     pub(crate) fn new_controller(
         self: &Rc<Self>,
         transport: FabricTransport,
@@ -200,19 +204,24 @@ impl Registry {
         timers: Timers,
         keeps_trying: bool,
         listener: Option<Listener>,
-    ) -> Rc<Controller> {
+    ) -> Result<Rc<Controller>, Error> {
         let config = self.config.borrow().clone();
         let trtype = transport.trtype();
         let connect_us = params.fabrics_connect_timeout_us.unwrap_or(config.tcp_connect_timeout_ms * 1000);
-        let door = Door::new(
-            self.next_id(),
-            self.host,
-            transport.share(),
-            params.address(trtype),
-            params.local(trtype),
-            params.hostnqn.as_deref().map_or_else(|| self.identity.clone(), HostIdentity::named),
-            connect_us.max(1).saturating_mul(1000),
-        );
+        let identity = params.hostnqn.as_deref().map_or_else(|| self.identity.clone(), HostIdentity::named);
+        let of_params = |error: Error| error.object(&*params.name);
+        let names = KeyNames::of(&params);
+        let (credentials, mut held) = Credentials::load(self.host, &names, &config).map_err(of_params)?;
+        let channel_key = channel_key(self.host, &params, &identity.nqn, &mut held).map_err(of_params)?;
+        let target = Target {
+            address: params.address(trtype),
+            local: params.local(trtype),
+            identity,
+            connect_timeout_ns: connect_us.max(1).saturating_mul(1000),
+            channel_key,
+            credentials,
+        };
+        let door = Door::new(self.next_id(), self.host, transport.share(), target);
         let absent_sec = params.ns_absent_timeout_sec.unwrap_or(config.ns_absent_timeout_sec);
         let plan = Plan {
             timers,
@@ -223,13 +232,15 @@ impl Registry {
             },
             admin_timeout: (config.timeout_admin_us > 0)
                 .then(|| Duration::from_micros(config.timeout_admin_us)),
+            io_timeout_us: config.timeout_us,
+            on_timeout: config.action_on_timeout,
             ns_absent_timeout: (absent_sec > 0).then(|| Duration::from_secs(absent_sec.into())),
             transport_options: params.transport_options(&config),
             params,
             keeps_trying,
             listener,
         };
-        Controller::new(self.host, self, plan, door, transport)
+        Ok(Controller::new(self.host, self, plan, door, transport, held))
     }
 }
 

@@ -21,7 +21,7 @@ use crate::module;
 use crate::queue::IoQueue;
 use crate::select::{Cursor, PathFacts, is_current, select};
 use crate::side::Side;
-use crate::status::{NO_PATH, Verdict, judge};
+use crate::status::{ABORTED_BY_HOST, NO_PATH, Verdict, judge};
 use crate::table::{Entry, Table};
 use crate::tally::{Counted, Tally};
 
@@ -31,6 +31,8 @@ pub struct Flight {
     /// The channel, while the I/O is on a queue.
     pub(crate) channel: Option<Rc<NvmeChannel>>,
     retries: u32,
+    /// Age of the queue when it was submitted.
+    pub(crate) submitted_at_age: u32,
     /// When it is tried again.
     due_ns: u64,
     /// When it was sent, if it is timed; else 0.
@@ -57,6 +59,8 @@ pub struct NvmeChannel {
     delayed: Waiting<NvmeChannel>,
     resets: Waiting<NvmeChannel>,
     alarm: RefCell<Option<Alarm>>,
+    /// When it rings; the end of time if it is not set.
+    alarm_at_ns: Cell<u64>,
     is_driving: Cell<bool>,
 }
 
@@ -100,6 +104,7 @@ impl NvmeChannel {
             delayed: Waiting::new(),
             resets: Waiting::new(),
             alarm: RefCell::default(),
+            alarm_at_ns: Cell::new(u64::MAX),
             is_driving: Cell::new(false),
         });
         let rings = Rc::downgrade(&channel);
@@ -286,6 +291,11 @@ impl NvmeChannel {
             self.resets.complete_all(IoStatus::NO_DEVICE);
             return;
         }
+        if !self.delayed.is_empty()
+            && let Hope::No(status) = self.hope()
+        {
+            self.delayed.complete_all(status);
+        }
         self.drive();
     }
 
@@ -336,8 +346,23 @@ impl NvmeChannel {
                 let retries_left = u32::try_from(limit).map_or(true, |limit| io.context().retries < limit);
                 self.judged(io, queue, judge(cqe.status, retries_left, queue.delays.get()));
             }
-            // Its connection went away: that is no fault of the I/O.
-            Err(_) => self.again(io),
+            // Its connection went away: that is no fault of the I/O. What changes data may still be carried out: done
+            // again too early, it could end up behind a later write.
+            Err(_) => {
+                if queue.is_late(&io) {
+                    // It was the reason: not for ever.
+                    io.context_mut().retries += 1;
+                    if u32::try_from(self.table.retry_limit).is_ok_and(|limit| io.context().retries > limit) {
+                        return io.complete(ABORTED_BY_HOST);
+                    }
+                }
+                let quiet_at_ns = queue.quiet_at_ns();
+                if quiet_at_ns > 0 && changes_data(io.op()) && quiet_at_ns > self.host.now_ns() {
+                    self.delay_until(io, quiet_at_ns);
+                } else {
+                    self.again(io);
+                }
+            }
         }
         if !self.waiting.is_empty() && queue.has_room() {
             self.drive();
@@ -385,8 +410,11 @@ impl NvmeChannel {
         }
     }
 
-    fn delay(&self, mut io: Io<Self>, delay_ms: u64) {
-        let due_ns = self.host.now_ns() + delay_ms * 1_000_000;
+    fn delay(&self, io: Io<Self>, delay_ms: u64) {
+        self.delay_until(io, self.host.now_ns() + delay_ms * 1_000_000);
+    }
+
+    fn delay_until(&self, mut io: Io<Self>, due_ns: u64) {
         io.context_mut().due_ns = due_ns;
         self.delayed.push_back(io);
         self.set_alarm(due_ns);
@@ -407,17 +435,20 @@ impl NvmeChannel {
     }
 
     fn set_alarm(&self, at_ns: u64) {
+        if at_ns >= self.alarm_at_ns.get() {
+            return;
+        }
         let delay_ns = at_ns.saturating_sub(self.host.now_ns()).max(1);
-        if let Some(alarm) = &*self.alarm.borrow()
-            && (!alarm.is_set() || delay_ns < ALARM_SLACK_NS)
-            && let Err(error) = alarm.set_ns(delay_ns)
-        {
-            log::error!("i/o waits without a timer error=\"{error}\"");
+        let Some(alarm) = &*self.alarm.borrow() else { return };
+        match alarm.set_ns(delay_ns) {
+            Ok(()) => self.alarm_at_ns.set(at_ns),
+            Err(error) => log::error!("i/o waits without a timer error=\"{error}\""),
         }
     }
 
     fn time_is_up(&self) {
         let now_ns = self.host.now_ns();
+        self.alarm_at_ns.set(u64::MAX);
         let mut next_ns = u64::MAX;
         for _ in 0..self.delayed.len() {
             let Some(io) = self.delayed.pop_front() else { break };
@@ -482,6 +513,11 @@ enum Hope {
     No(IoStatus),
 }
 
+/// Whether an I/O leaves something behind.
+fn changes_data(op: BdevOp) -> bool {
+    !matches!(op, BdevOp::Read | BdevOp::Flush | BdevOp::Compare | BdevOp::Verify | BdevOp::Reset)
+}
+
 fn ana_status(state: AnaState) -> IoStatus {
     match state {
         AnaState::PERSISTENT_LOSS => IoStatus::nvme(3, 0x01),
@@ -534,5 +570,3 @@ impl Channel for NvmeChannel {
 
 /// Pause before an I/O that failed is tried again, if the controller asks for none.
 const LEAST_RETRY_MS: u64 = 10;
-/// An alarm that is set already is moved only for what comes sooner than this.
-const ALARM_SLACK_NS: u64 = 1_000_000_000;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tenon_sdk::{Error, FabricAddress};
 
+use crate::credentials::{DhchapDigest, DhchapGroup, KeyNames};
 use crate::select::{Policy, Selector};
 
 /// How a second controller of the same name is taken.
@@ -86,6 +87,22 @@ pub struct NvmeParams {
     /// Seconds a device may be without its namespace before it is removed; 0: for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ns_absent_timeout_sec: Option<u32>,
+    /// Name of the TLS key that secures the channels [default: they are not secured].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub psk: Option<String>,
+    /// Version of the identity by which the controller knows the TLS key, 0 or 1 [default: 0].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub psk_identity_version: Option<u8>,
+    /// Name of the key by which this host proves who it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhchap_key: Option<String>,
+    /// Name of the key by which the controller has to prove who it is; needs dhchap_key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhchap_ctrlr_key: Option<String>,
+    /// Milliseconds for which a lost controller may still carry out what it was told, so that writes lost with it are
+    /// not repeated earlier [default: what the controller says].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command_quiesce_time_ms: Option<u32>,
     /// Most devices of this controller; further namespaces are passed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bdevs: Option<u32>,
@@ -166,8 +183,16 @@ pub struct NvmeConfig {
     pub transport_ack_timeout: u32,
     /// Time for an admin command, in microseconds; 0: for ever [default: 30000000].
     pub timeout_admin_us: u64,
+    /// Time for an I/O, in microseconds; 0: for ever [default: 0].
+    pub timeout_us: u64,
+    /// What is done about an I/O that takes longer [default: none].
+    pub action_on_timeout: ActionOnTimeout,
     /// How often an I/O that failed may be tried again; -1: without limit [default: 3].
     pub bdev_retry_count: i32,
+    /// Hash functions authentication may use, the best first [default: all].
+    pub dhchap_digests: Vec<DhchapDigest>,
+    /// Diffie-Hellman groups authentication may use, the best first [default: all].
+    pub dhchap_dhgroups: Vec<DhchapGroup>,
     /// Default of the parameter of the same name.
     pub ctrlr_loss_timeout_sec: i32,
     /// Default of the parameter of the same name.
@@ -219,7 +244,11 @@ impl Default for NvmeConfig {
             tcp_connect_timeout_ms: 10_000,
             transport_ack_timeout: 0,
             timeout_admin_us: 30_000_000,
+            timeout_us: 0,
+            action_on_timeout: ActionOnTimeout::None,
             bdev_retry_count: 3,
+            dhchap_digests: DhchapDigest::ALL.to_vec(),
+            dhchap_dhgroups: DhchapGroup::ALL.to_vec(),
             ctrlr_loss_timeout_sec: 0,
             reconnect_delay_sec: 0,
             fast_io_fail_timeout_sec: 0,
@@ -243,6 +272,19 @@ impl Default for NvmeConfig {
             rdma_umr_per_io: false,
         }
     }
+}
+
+/// What is done about an I/O that takes too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ActionOnTimeout {
+    /// It is waited for.
+    #[default]
+    None,
+    /// It is aborted; if it does not end by that, its controller is reset.
+    Abort,
+    /// Its controller is reset.
+    Reset,
 }
 
 /// When a lost controller is tried again, and when given up.
@@ -315,6 +357,10 @@ impl NvmeParams {
             && !(2..=4096).contains(&size)
         {
             return wrong(format!("io_queue_size is {size}: must be 2 to 4096"));
+        }
+        KeyNames::of(self).check().map_err(|error| error.object(&*self.name))?;
+        if self.psk_identity_version.is_some_and(|version| version > 1) {
+            return wrong("psk_identity_version: must be 0 or 1".to_owned());
         }
         if self.num_io_queues == Some(0) {
             return wrong("num_io_queues is 0: must be at least 1".to_owned());

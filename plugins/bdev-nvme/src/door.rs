@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
-use tenon_sdk::{FabricAddress, Host, SharedTransport};
+use tenon_sdk::{ChannelKey, FabricAddress, Host, SharedTransport};
 
+use crate::config::ActionOnTimeout;
 use crate::controller::command::HostIdentity;
+use crate::credentials::Credentials;
 
 /// A controller as reactors know it.
 pub(crate) struct Door {
@@ -24,8 +26,21 @@ pub(crate) struct Door {
     pub(crate) local: FabricAddress,
     pub(crate) identity: HostIdentity,
     pub(crate) connect_timeout_ns: u64,
+    /// Secures every channel.
+    pub(crate) channel_key: Option<ChannelKey>,
+    credentials: Mutex<Arc<Credentials>>,
     state: Mutex<DoorState>,
     queues: AtomicUsize,
+}
+
+/// Who is connected to, by whom, and how.
+pub(crate) struct Target {
+    pub(crate) address: FabricAddress,
+    pub(crate) local: FabricAddress,
+    pub(crate) identity: HostIdentity,
+    pub(crate) connect_timeout_ns: u64,
+    pub(crate) channel_key: Option<ChannelKey>,
+    pub(crate) credentials: Credentials,
 }
 
 /// Whether a queue may be opened.
@@ -45,6 +60,11 @@ pub(crate) struct OpenFacts {
     pub(crate) cntlid: u16,
     pub(crate) entries: u16,
     pub(crate) retry_delays_100ms: [u16; 3],
+    /// For how long a lost controller may still carry out what it was told.
+    pub(crate) quiesce_ns: u64,
+    /// Time for an I/O; 0: for ever.
+    pub(crate) io_timeout_ns: u64,
+    pub(crate) on_timeout: ActionOnTimeout,
     /// Options of the transport.
     pub(crate) options: Value,
 }
@@ -75,18 +95,32 @@ pub(crate) enum NoPass {
 }
 
 impl Door {
-    pub(crate) fn new(
-        id: u64,
-        host: Host,
-        transport: SharedTransport,
-        address: FabricAddress,
-        local: FabricAddress,
-        identity: HostIdentity,
-        connect_timeout_ns: u64,
-    ) -> Arc<Self> {
+    pub(crate) fn new(id: u64, host: Host, transport: SharedTransport, target: Target) -> Arc<Self> {
+        let Target { address, local, identity, connect_timeout_ns, channel_key, credentials } = target;
         let state = DoorState { access: Access::Later, generation: 0, free: Vec::new() };
-        let (state, queues) = (Mutex::new(state), AtomicUsize::new(0));
-        Arc::new(Door { id, host, transport, address, local, identity, connect_timeout_ns, state, queues })
+        Arc::new(Door {
+            id,
+            host,
+            transport,
+            address,
+            local,
+            identity,
+            connect_timeout_ns,
+            channel_key,
+            credentials: Mutex::new(Arc::new(credentials)),
+            state: Mutex::new(state),
+            queues: AtomicUsize::new(0),
+        })
+    }
+
+    /// With what a queue authenticates now.
+    pub(crate) fn credentials(&self) -> Arc<Credentials> {
+        Arc::clone(&self.credentials.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Other keys from the next transaction on; the old ones.
+    pub(crate) fn set_credentials(&self, credentials: Arc<Credentials>) -> Arc<Credentials> {
+        std::mem::replace(&mut *self.credentials.lock().unwrap_or_else(PoisonError::into_inner), credentials)
     }
 
     /// Queues may be opened, `queues` at most.

@@ -5,6 +5,7 @@
 //!   devices, `attach` and `discovery` bring them, `wishes` how paths are used, `saved` the tables that make it all again, `controller` one controller (its life in `state`, what is asked of
 //!   it in `setup` and `scan`, its admin queue in `admin`), `namespace` what makes
 //!   a device, `rpc`, `commands` and `report` what operators say and see, `bdev` a device;
+//! * both: `credentials` has the keys of a controller, `authenticate` proves with them who is at either end;
 //! * between: `door` says whether a controller's queues may be opened, `table`
 //!   which paths a device has, `module` carries messages to the control thread;
 //! * reactors: `side` has all of a reactor, `queue` a controller's I/O queue,
@@ -13,11 +14,13 @@
 #![forbid(unsafe_code)]
 
 mod attach;
+mod authenticate;
 mod bdev;
 mod channel;
 mod commands;
 mod config;
 mod controller;
+mod credentials;
 mod discovery;
 mod door;
 mod encode;
@@ -159,6 +162,7 @@ export_plugin! {
         "bdev_nvme_get_controller_health_info",
         "bdev_nvme_apply_firmware",
         "bdev_nvme_set_hotplug",
+        "bdev_nvme_set_keys",
         "bdev_nvme_get_transport_statistics",
     ],
 }

@@ -10,8 +10,9 @@ use tenon_sdk::{Error, Host, Module, NoParams, OpToken};
 use crate::NvmeModule;
 use crate::commands::SendCommand;
 use crate::config::{NvmeConfig, NvmeParams};
-use crate::controller::Controller;
 use crate::controller::state::Event;
+use crate::controller::{Controller, Waiter};
+use crate::credentials::{Credentials, KeyNames};
 use crate::select::{Policy, Rules, Selector};
 use crate::wishes::Preferred;
 
@@ -83,6 +84,15 @@ struct SetPolicy {
     rr_min_io: Option<u32>,
 }
 
+/// Keys by which the paths of a controller authenticate from now on; without any, they do not.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SetKeys {
+    name: String,
+    dhchap_key: Option<String>,
+    dhchap_ctrlr_key: Option<String>,
+}
+
 /// Adds the methods.
 pub(crate) fn register(host: Host) -> Result<(), Error> {
     host.rpc::<NvmeModule, NvmeParams>("bdev_nvme_attach_controller", attach)?;
@@ -128,6 +138,7 @@ pub(crate) fn register(host: Host) -> Result<(), Error> {
     host.rpc::<NvmeModule, NoParams>("bdev_nvme_get_discovery_info", |module, _, token| {
         token.run(|_| Ok(module.registry().describe_discoveries()));
     })?;
+    host.rpc::<NvmeModule, SetKeys>("bdev_nvme_set_keys", set_keys)?;
     host.rpc::<NvmeModule, NoParams>("bdev_nvme_get_transport_statistics", |module, _, token| {
         module.registry().report_statistics(token);
     })
@@ -171,6 +182,46 @@ fn get_controllers(module: &NvmeModule, params: Named, token: OpToken) {
     token.run(|_| module.registry().describe_controllers(params.name.as_deref()));
 }
 
+/// Changes the keys of every path; answers when the admin queues of all have authenticated.
+fn set_keys(module: &NvmeModule, params: SetKeys, token: OpToken) {
+    let registry = module.registry();
+    let controllers = registry.controllers(Some(&params.name));
+    if controllers.is_empty() {
+        return token.fail(Error::not_found(&*params.name));
+    }
+    let names = KeyNames { dhchap_key: params.dhchap_key, dhchap_ctrlr_key: params.dhchap_ctrlr_key };
+    let config = registry.config.borrow().clone();
+    let load = |_: &Rc<Controller>| Credentials::load(registry.host, &names, &config);
+    let loaded: Result<Vec<_>, Error> = controllers.iter().map(load).collect();
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => return token.fail(error.object(&*params.name)),
+    };
+    let ended = all_of(controllers.len(), token);
+    for (controller, (credentials, held)) in controllers.iter().zip(loaded) {
+        controller.set_keys(names.clone(), credentials, held, ended());
+    }
+}
+
+/// Makes waiters, `count` of them: the token is answered by the first that fails, or by the last.
+fn all_of(count: usize, token: OpToken) -> impl Fn() -> Waiter {
+    let left = Rc::new(std::cell::Cell::new(count));
+    let token = Rc::new(std::cell::Cell::new(Some(token)));
+    move || {
+        let (left, token) = (Rc::clone(&left), Rc::clone(&token));
+        Box::new(move |result| {
+            left.set(left.get() - 1);
+            let is_last = left.get() == 0;
+            match (result, token.take()) {
+                (Err(error), Some(token)) => token.fail(error),
+                (Ok(()), Some(token_left)) if is_last => token_left.done(),
+                (Ok(()), token_left) => token.set(token_left),
+                (Err(_), None) => {}
+            }
+        })
+    }
+}
+
 /// Resets, enables or disables; answers when all that are meant have come to an end.
 fn change(module: &NvmeModule, params: &OnePath, event: Event, token: OpToken) {
     let is_meant = |controller: &Rc<Controller>| {
@@ -182,23 +233,9 @@ fn change(module: &NvmeModule, params: &OnePath, event: Event, token: OpToken) {
     if controllers.is_empty() {
         return token.fail(Error::not_found(&*params.name));
     }
-    let left = Rc::new(std::cell::Cell::new(controllers.len()));
-    let token = Rc::new(std::cell::Cell::new(Some(token)));
+    let ended = all_of(controllers.len(), token);
     for controller in controllers {
-        let (left, token) = (Rc::clone(&left), Rc::clone(&token));
-        controller.ask(
-            event,
-            Box::new(move |result| {
-                left.set(left.get() - 1);
-                let is_last = left.get() == 0;
-                match (result, token.take()) {
-                    (Err(error), Some(token)) => token.fail(error),
-                    (Ok(()), Some(token_left)) if is_last => token_left.done(),
-                    (Ok(()), token_left) => token.set(token_left),
-                    (Err(_), None) => {}
-                }
-            }),
-        );
+        controller.ask(event, ended());
     }
 }
 

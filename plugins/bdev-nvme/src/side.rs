@@ -83,6 +83,14 @@ impl Side {
         self.kick();
     }
 
+    /// The queue of a controller is to authenticate again.
+    pub(crate) fn authenticate(&self, controller: u64) {
+        let queue = self.queues.borrow().get(&controller).cloned();
+        if let Some(queue) = queue {
+            queue.authenticate_again();
+        }
+    }
+
     /// A controller is gone, its queues released.
     pub(crate) fn forget(&self, controller: u64) {
         let queue = self.queues.borrow_mut().remove(&controller);

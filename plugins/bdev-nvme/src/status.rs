@@ -21,6 +21,9 @@ pub(crate) enum Verdict {
 /// No path leads to the namespace, and none is to be expected.
 pub(crate) const NO_PATH: IoStatus = IoStatus::nvme(3, 0x70);
 
+/// It took too long, as often as it was tried.
+pub(crate) const ABORTED_BY_HOST: IoStatus = IoStatus::nvme(3, 0x71);
+
 /// Judges a completion. `retries_left` is what is left of the I/O's tries, `delays` are CRDT1 to CRDT3.
 pub(crate) fn judge(status: StatusField, retries_left: bool, delays: [u16; 3]) -> Verdict {
     let code = status.code();

@@ -177,7 +177,7 @@ unsafe extern "C" fn connect(
     let Some(reactor) = host.reactor() else { return errno::EPERM };
     // SAFETY: the module's parameters are valid for the call, its group until it is destroyed.
     let (listener, depth, deadline_ns, group) = unsafe {
-        if !reaches((*params).size, size_of::<ConnectParams>()) {
+        if !reaches((*params).size, ConnectParams::FIRST_SIZE) {
             return errno::EINVAL;
         }
         let text = |text: Str| text.as_str().unwrap_or_default();

@@ -22,6 +22,17 @@ pub enum Channel {
 }
 
 impl Channel {
+    /// A socket that is to be secured with a key, as the end that connects.
+    pub fn secured(socket: Socket, identity: &str, key: &[u8]) -> io::Result<Self> {
+        #[cfg(feature = "tls")]
+        return SecureChannel::connect(socket, identity, key).map(Self::Secure);
+        #[cfg(not(feature = "tls"))]
+        {
+            let _ = (socket, identity, key);
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
     /// The socket below.
     pub fn socket(&self) -> &Socket {
         match self {

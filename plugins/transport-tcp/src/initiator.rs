@@ -1,5 +1,5 @@
 //! The initiator role: connections to controllers, as `bdev-nvme` opens them.
-//! `initiator_table` is the contract's table of it.
+//! `open` makes them, `initiator_table` is the contract's table of it.
 //!
 //! A connection drives the sans-IO state machine with a socket: the group's
 //! poller calls [`Connection::run`] in every turn. Requests complete and events
@@ -7,66 +7,47 @@
 //! once: the state machine says when none of a request's memory is in use.
 // UNSAFETY: moves payload of requests by raw pointers, and calls the module back with them.
 
+mod open;
+
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
-use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use nvme_spec::command::Sqe;
 use nvme_spec::completion::StatusField;
 use nvme_spec::status::StatusCode;
-use serde::Deserialize;
 use tenon_sdk::abi::Str;
 use tenon_sdk::abi::transport::initiator::{
-    ConnectParams, ConnectionEvent, ConnectionEventKind, ConnectionFn, InitiatorRequest,
+    ConnectionEvent, ConnectionEventKind, ConnectionFn, InitiatorRequest,
 };
-use tenon_sdk::abi::transport::{CloseReason, Direction, TransportId};
+use tenon_sdk::abi::transport::{CloseReason, Direction};
 use tenon_sdk::{FdWatch, Host, IoVec, errno};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::channel::Channel;
 use crate::codec::extend_digest;
 use crate::connection::initiator::SubmitError;
-use crate::connection::options::{InitiatorOptions, MAX_QUEUE_DEPTH};
 use crate::connection::request::{Outcome, Transfer};
 use crate::connection::{
     ConnectionState, Ending, InitiatorConnection, InitiatorEvent, Piece, Placement, Slot,
 };
 use crate::initiator_group::{Group, GroupRef, count};
 use crate::pdu::ADMIN_IN_CAPSULE_BYTES;
-use crate::socket::{MAX_PIECES, Socket, SocketOptions};
+use crate::socket::MAX_PIECES;
 
-/// What a module may ask of a connection; what is meant for other transports is passed over.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-struct ConnectionOptions {
-    /// Ask for header digests, and refuse a controller without.
-    hdgst: bool,
-    /// Ask for data digests, and refuse a controller without.
-    ddgst: bool,
-    /// `SO_PRIORITY`.
-    priority: u32,
-    /// Time after which unacknowledged data ends the connection; 0: the system's.
-    ack_timeout_ms: u32,
-    /// Most in-capsule data of an I/O queue, from the controller's IOCCSZ.
-    in_capsule_data_size: u32,
-}
-
-impl Default for ConnectionOptions {
-    fn default() -> Self {
-        let in_capsule_data_size = ADMIN_IN_CAPSULE_BYTES;
-        ConnectionOptions { hdgst: false, ddgst: false, priority: 0, ack_timeout_ms: 0, in_capsule_data_size }
-    }
-}
+pub(crate) use open::open;
 
 /// Where a connection is.
 ///
 /// ```text
-/// Opening ──writable──► Handshake ──ICResp──► Live ──ended, disconnect──► Closing ──nothing in flight──► Over
-///    └────────refused, too late─────┴──────────────────────────────────────▲
+/// Opening ─writable─► Securing ─secured─► Handshake ─ICResp─► Live ─ended, disconnect─► Closing ─nothing in flight─► Over
+///    └──────────────────refused, too late─────┴─────────────────────────────▲
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Opening,
+    /// The channel's own handshake; at once over if the channel is plain.
+    Securing,
     Handshake,
     Live,
     /// CLOSING is to be told.
@@ -90,7 +71,7 @@ pub(crate) struct Connection {
     phase: Cell<Phase>,
     machine: RefCell<InitiatorConnection>,
     /// The watch goes before the descriptor it watches.
-    socket: RefCell<Option<(FdWatch, Socket)>>,
+    socket: RefCell<Option<(FdWatch, Channel)>>,
     /// The module's requests by slot.
     requests: Box<[Cell<*mut InitiatorRequest>]>,
     /// The beginning of a PDU whose rest has not come.
@@ -121,6 +102,9 @@ impl Connection {
             is_busy = true;
             self.opened();
         }
+        if self.phase.get() == Phase::Securing {
+            is_busy |= self.secure();
+        }
         if matches!(self.phase.get(), Phase::Handshake | Phase::Live | Phase::Closing) {
             is_busy |= self.receive(group, now_ns);
             self.announce_end();
@@ -147,7 +131,7 @@ impl Connection {
     /// The socket can say how connecting ended.
     fn opened(&self) {
         let result = match &*self.socket.borrow() {
-            Some((watch, socket)) => socket.connected().and_then(|()| {
+            Some((watch, channel)) => channel.socket().connected().and_then(|()| {
                 watch.modify(READABLE).map_err(|error| std::io::Error::other(error.to_string()))
             }),
             None => Err(std::io::ErrorKind::NotConnected.into()),
@@ -155,10 +139,37 @@ impl Connection {
         match result {
             Ok(()) => {
                 self.watches_writable.set(false);
-                self.phase.set(Phase::Handshake);
+                self.phase.set(Phase::Securing);
+                // Whoever secures a channel speaks first.
+                self.is_readable.set(true);
             }
             Err(error) => self.failed(&error),
         }
+    }
+
+    /// Goes on with the channel's handshake; true if something was done.
+    fn secure(&self) -> bool {
+        if !self.is_readable.replace(false) {
+            return false;
+        }
+        let result = match &*self.socket.borrow() {
+            Some((_, channel)) => channel.handshake(),
+            None => Err(std::io::ErrorKind::NotConnected.into()),
+        };
+        match result {
+            Ok(true) => {
+                // What came with the end of the handshake may be inside the channel already.
+                self.is_readable.set(true);
+                self.phase.set(Phase::Handshake);
+            }
+            Ok(false) => {}
+            Err(error) => {
+                let detail = format!("the channel cannot be secured: {error}");
+                self.end(Why { reason: CloseReason::SECURITY, status: errno::EACCES, detail });
+                let _ = self.machine.borrow_mut().close();
+            }
+        }
+        true
     }
 
     /// The socket failed.
@@ -180,7 +191,7 @@ impl Connection {
     /// Begins the end; only the first reason counts.
     fn end(&self, why: Why) {
         match self.phase.get() {
-            Phase::Opening | Phase::Handshake | Phase::Live => {
+            Phase::Opening | Phase::Securing | Phase::Handshake | Phase::Live => {
                 self.phase.set(Phase::Ending);
                 self.drain_by_ns.set(self.drain_by_ns.get().min(self.host.now_ns() + TERMINATION_NS));
                 *self.why.borrow_mut() = Some(why);
@@ -544,6 +555,7 @@ impl Connection {
         let machine = self.machine.borrow();
         match self.phase.get() {
             Phase::Opening => self.is_writable.get(),
+            Phase::Securing => self.is_readable.get(),
             Phase::Ending | Phase::Over => true,
             // Only a Terminate Connection Request that does not leave keeps a connection so long.
             Phase::Closing => self.is_writable.get(),
@@ -556,7 +568,7 @@ impl Connection {
 
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         let own = match self.phase.get() {
-            Phase::Opening | Phase::Handshake => Some(self.connect_by_ns),
+            Phase::Opening | Phase::Securing | Phase::Handshake => Some(self.connect_by_ns),
             Phase::Live | Phase::Over => None,
             Phase::Ending | Phase::Closing => Some(self.drain_by_ns.get()),
         };
@@ -565,14 +577,16 @@ impl Connection {
     }
 
     pub(crate) fn check_time(&self, now_ns: u64) {
-        if matches!(self.phase.get(), Phase::Opening | Phase::Handshake) && now_ns >= self.connect_by_ns {
+        if matches!(self.phase.get(), Phase::Opening | Phase::Securing | Phase::Handshake)
+            && now_ns >= self.connect_by_ns
+        {
             let detail = "not connected in time".to_owned();
             self.end(Why { reason: CloseReason::TIMEOUT, status: errno::ETIMEDOUT, detail });
             let _ = self.machine.borrow_mut().close();
             return;
         }
         let is_due = self.machine.borrow().next_deadline().is_some_and(|at| now_ns >= at);
-        if is_due && self.phase.get() != Phase::Opening {
+        if is_due && !matches!(self.phase.get(), Phase::Opening | Phase::Securing) {
             let event = self.machine.borrow_mut().handle_timeout(now_ns);
             if let Some(InitiatorEvent::Ended(ending)) = event {
                 self.ended(ending);
@@ -653,89 +667,6 @@ enum Received {
     Some,
     /// All there was.
     All,
-}
-
-/// The address of a transport identifier, which has to be an internet address.
-///
-/// # Safety
-/// Its texts are valid for the call.
-unsafe fn address(id: &TransportId) -> Option<SocketAddr> {
-    // SAFETY: as the caller promises.
-    let (traddr, trsvcid) = unsafe { (id.traddr.as_str()?, id.trsvcid.as_str()?) };
-    let ip: IpAddr = traddr.parse().ok()?;
-    let port = if trsvcid.is_empty() { 0 } else { trsvcid.parse().ok()? };
-    Some(SocketAddr::new(ip, port))
-}
-
-/// Opens a connection; how that goes is an event.
-pub(crate) fn open(
-    group: &Rc<Group>,
-    params: &ConnectParams,
-    on_event: ConnectionFn,
-    arg: *mut c_void,
-) -> Result<Rc<Connection>, i32> {
-    // SAFETY: texts of the parameters are valid for the call.
-    let (peer, local, options) = unsafe {
-        let json = params.options_json.as_str().filter(|json| !json.is_empty()).unwrap_or("{}");
-        let options: ConnectionOptions = serde_json::from_str(json).map_err(|_| errno::EINVAL)?;
-        (address(&params.peer).ok_or(errno::EINVAL)?, address(&params.local), options)
-    };
-    let host = group.host;
-    let now_ns = host.now_ns();
-    let machine = InitiatorConnection::new(
-        InitiatorOptions {
-            queue_depth: params.queue_size.clamp(1, MAX_QUEUE_DEPTH.into()) as u16,
-            needs_header_digest: options.hdgst,
-            needs_data_digest: options.ddgst,
-            ..InitiatorOptions::DEFAULT
-        },
-        now_ns,
-    )
-    .map_err(|_| errno::EINVAL)?;
-    let sockets = SocketOptions {
-        priority: options.priority,
-        user_timeout_ms: options.ack_timeout_ms,
-        ..SocketOptions::DEFAULT
-    };
-    let (is_readable, is_writable) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
-    let opened = Socket::connect(&peer, local.as_ref(), &sockets).and_then(|socket| {
-        let (readable, writable) = (Rc::clone(&is_readable), Rc::clone(&is_writable));
-        let watch = host.watch_fd(&std::os::fd::AsFd::as_fd(&socket), WRITABLE, move |events| {
-            if events & (READABLE | FAILED) != 0 {
-                readable.set(true);
-            }
-            if events & (WRITABLE | FAILED) != 0 {
-                writable.set(true);
-            }
-        });
-        watch.map(|watch| (watch, socket)).map_err(|error| std::io::Error::other(error.to_string()))
-    });
-    let connection = Rc::new(Connection {
-        host,
-        group: Rc::downgrade(group),
-        phase: Cell::new(Phase::Opening),
-        requests: (0..machine.slots()).map(|_| Cell::new(std::ptr::null_mut())).collect(),
-        stash: RefCell::new(Vec::with_capacity(machine.max_contiguous_bytes())),
-        machine: RefCell::new(machine),
-        socket: RefCell::new(None),
-        is_readable,
-        is_writable,
-        watches_writable: Cell::new(true),
-        why: RefCell::new(None),
-        connect_by_ns: params.deadline_ns,
-        drain_by_ns: Cell::new(u64::MAX),
-        qid: params.qid as u16,
-        in_capsule_size: options.in_capsule_data_size,
-        is_connect_done: Cell::new(false),
-        is_connect_told: Cell::new(false),
-        on_event,
-        arg,
-    });
-    match opened {
-        Ok(opened) => *connection.socket.borrow_mut() = Some(opened),
-        Err(error) => connection.failed(&error),
-    }
-    Ok(connection)
 }
 
 const READABLE: u32 = libc::EPOLLIN as u32;

@@ -41,7 +41,7 @@ unsafe extern "C" fn connect(
 ) -> i32 {
     // SAFETY: the module's group lives until it is destroyed; its parameters are valid for the call.
     let (group, params) = unsafe {
-        if !reaches((*params).size, size_of::<ConnectParams>()) {
+        if !reaches((*params).size, ConnectParams::FIRST_SIZE) {
             return errno::EINVAL;
         }
         let raw = group.cast_const().cast::<Group>();

@@ -82,7 +82,11 @@ static TRANSPORT: TransportV1 = TransportV1 {
         TransportFlags::IN_CAPSULE_DATA.0
             | TransportFlags::ANY_MEMORY.0
             | TransportFlags::LENT_MEMORY.0
-            | if cfg!(feature = "tls") { TransportFlags::SECURE_CHANNEL.0 } else { 0 },
+            | if cfg!(feature = "tls") {
+                TransportFlags::SECURE_CHANNEL.0 | TransportFlags::SECURE_INITIATOR.0
+            } else {
+                0
+            },
     ),
     name: Str::new("TCP"),
     trtype: target::TRTYPE_TCP as u32,

@@ -1,13 +1,13 @@
-//! Secure channels: TLS 1.3 with a pre-shared key, at the target's end.
+//! Secure channels: TLS 1.3 with a pre-shared key, at either end.
 //!
 //! The only file that knows OpenSSL, and only built with the feature `tls`. A
-//! client names an identity, the target core knows its key; nothing else is
+//! client names an identity, and both ends know its key; nothing else is
 //! accepted, no certificate, no ticket, no early data. Where the kernel can
 //! encrypt, OpenSSL lets it. NVMe/TCP 1.0 §3.6.
 // UNSAFETY: OpenSSL is a C library; one of its callbacks gets our pointer back.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::{CStr, c_char, c_int, c_long, c_uchar, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uchar, c_uint, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{NonNull, null_mut};
@@ -25,19 +25,29 @@ pub type KeyLookup = dyn Fn(&str, &mut [u8]) -> Option<usize>;
 pub struct SecureChannel {
     ssl: NonNull<ffi::SSL>,
     socket: Socket,
-    identities: Box<Identities>,
+    /// Alive as long as `ssl`, whose callback uses it.
+    end: Box<End>,
     /// A record's worth of pieces, in one piece.
     record: RefCell<Box<[u8]>>,
     /// The peer has sent its last byte.
     is_over: Cell<bool>,
 }
 
-/// What the callback of a handshake works with.
-struct Identities {
-    lookup: Box<KeyLookup>,
-    /// The identity whose key was found.
-    found: RefCell<Option<String>>,
+/// Which end of the channel this is, and what the callback of its handshake works with.
+enum End {
+    Target {
+        lookup: Box<KeyLookup>,
+        /// The identity whose key was found.
+        found: RefCell<Option<String>>,
+    },
+    Initiator {
+        identity: CString,
+        key: Secret,
+    },
 }
+
+/// A key that is wiped when dropped.
+struct Secret(Vec<u8>);
 
 /// One context serves all channels.
 struct Context(NonNull<ffi::SSL_CTX>);
@@ -47,7 +57,16 @@ unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
-/// OpenSSL's callback for pre-shared keys of TLS 1.3.
+/// OpenSSL's callback by which a client names its pre-shared key of TLS 1.3.
+type UseSession = unsafe extern "C" fn(
+    *mut ffi::SSL,
+    *const c_void,
+    *mut *const c_uchar,
+    *mut usize,
+    *mut *mut ffi::SSL_SESSION,
+) -> c_int;
+
+/// OpenSSL's callback by which a server finds it.
 type FindSession =
     unsafe extern "C" fn(*mut ffi::SSL, *const c_uchar, usize, *mut *mut ffi::SSL_SESSION) -> c_int;
 
@@ -64,12 +83,15 @@ unsafe extern "C" {
         len: *mut usize,
     ) -> c_int;
     fn SSL_CTX_set_psk_find_session_callback(ctx: *mut ffi::SSL_CTX, callback: FindSession);
+    fn SSL_CTX_set_psk_use_session_callback(ctx: *mut ffi::SSL_CTX, callback: UseSession);
     fn SSL_set_fd(ssl: *mut ffi::SSL, fd: c_int) -> c_int;
     fn SSL_CIPHER_find(ssl: *mut ffi::SSL, id: *const c_uchar) -> *const ffi::SSL_CIPHER;
     fn SSL_SESSION_new() -> *mut ffi::SSL_SESSION;
     fn SSL_SESSION_set1_master_key(session: *mut ffi::SSL_SESSION, key: *const c_uchar, len: usize) -> c_int;
     fn SSL_SESSION_set_cipher(session: *mut ffi::SSL_SESSION, cipher: *const ffi::SSL_CIPHER) -> c_int;
     fn SSL_SESSION_set_protocol_version(session: *mut ffi::SSL_SESSION, version: c_int) -> c_int;
+    fn SSL_SESSION_get0_cipher(session: *const ffi::SSL_SESSION) -> *const ffi::SSL_CIPHER;
+    fn SSL_CIPHER_get_handshake_digest(cipher: *const ffi::SSL_CIPHER) -> *const c_void;
     fn ERR_error_string_n(code: std::ffi::c_ulong, text: *mut c_char, len: usize);
 }
 
@@ -83,16 +105,38 @@ enum Step {
 impl SecureChannel {
     /// Makes a channel of an accepted socket, which begins with a handshake.
     pub fn accept(socket: Socket, lookup: Box<KeyLookup>) -> io::Result<Self> {
-        let context = context()?;
+        static CONTEXT: OnceLock<Option<Context>> = OnceLock::new();
+        let end = End::Target { lookup, found: RefCell::new(None) };
+        // SAFETY: a plain call.
+        let make = || make_context(unsafe { ffi::TLS_server_method() });
+        Self::new(socket, CONTEXT.get_or_init(make).as_ref(), end)
+    }
+
+    /// Makes a channel of a connected socket, which begins with a handshake by the key of that identity.
+    pub fn connect(socket: Socket, identity: &str, key: &[u8]) -> io::Result<Self> {
+        static CONTEXT: OnceLock<Option<Context>> = OnceLock::new();
+        let identity = CString::new(identity).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let end = End::Initiator { identity, key: Secret(key.to_vec()) };
+        // SAFETY: a plain call.
+        let make = || make_context(unsafe { ffi::TLS_client_method() });
+        let channel = Self::new(socket, CONTEXT.get_or_init(make).as_ref(), end)?;
+        // Only the suite of the key: a server that prefers the other could not use the key.
+        let suite = suite_of(channel.identity().as_deref().unwrap_or_default()).1;
+        // SAFETY: `ssl` is alive and begins with a handshake later; the name is a constant.
+        let is_set = unsafe { ffi::SSL_set_ciphersuites(channel.ssl.as_ptr(), suite.as_ptr()) };
+        if is_set == 1 { Ok(channel) } else { Err(last_error()) }
+    }
+
+    fn new(socket: Socket, context: Option<&'static Context>, end: End) -> io::Result<Self> {
+        let context = context.ok_or_else(last_error)?;
         // SAFETY: the context lives as long as the process.
         let ssl = NonNull::new(unsafe { ffi::SSL_new(context.0.as_ptr()) }).ok_or_else(last_error)?;
-        let identities = Box::new(Identities { lookup, found: RefCell::new(None) });
         let record = RefCell::new(vec![0; RECORD_BYTES].into());
-        let channel = Self { ssl, socket, identities, record, is_over: Cell::new(false) };
-        let identities = (&raw const *channel.identities).cast_mut().cast::<c_void>();
+        let channel = Self { ssl, socket, end: Box::new(end), record, is_over: Cell::new(false) };
+        let end = (&raw const *channel.end).cast_mut().cast::<c_void>();
         // SAFETY: the descriptor and the box live as long as `ssl`, which is freed first.
         let is_set = unsafe {
-            ffi::SSL_set_ex_data(ssl.as_ptr(), 0, identities) == 1
+            ffi::SSL_set_ex_data(ssl.as_ptr(), 0, end) == 1
                 && SSL_set_fd(ssl.as_ptr(), channel.socket.as_fd().as_raw_fd()) == 1
         };
         if is_set { Ok(channel) } else { Err(last_error()) }
@@ -103,7 +147,10 @@ impl SecureChannel {
         // SAFETY: `ssl` is alive, and this is its thread.
         let result = unsafe {
             ffi::ERR_clear_error();
-            ffi::SSL_accept(self.ssl.as_ptr())
+            match *self.end {
+                End::Target { .. } => ffi::SSL_accept(self.ssl.as_ptr()),
+                End::Initiator { .. } => ffi::SSL_connect(self.ssl.as_ptr()),
+            }
         };
         if result == 1 {
             return Ok(true);
@@ -116,7 +163,10 @@ impl SecureChannel {
 
     /// The identity whose key secures the channel.
     pub fn identity(&self) -> Option<String> {
-        self.identities.found.borrow().clone()
+        match &*self.end {
+            End::Target { found, .. } => found.borrow().clone(),
+            End::Initiator { identity, .. } => identity.to_str().ok().map(str::to_owned),
+        }
     }
 
     /// The socket below.
@@ -223,21 +273,23 @@ impl SecureChannel {
 
 impl Drop for SecureChannel {
     fn drop(&mut self) {
-        // SAFETY: made by `accept` and freed once; the descriptor is the socket's, which closes it.
+        // SAFETY: made by `new` and freed once; the descriptor is the socket's, which closes it.
         unsafe { ffi::SSL_free(self.ssl.as_ptr()) };
     }
 }
 
-/// The context, made when it is first needed.
-fn context() -> io::Result<&'static Context> {
-    static CONTEXT: OnceLock<Option<Context>> = OnceLock::new();
-    CONTEXT.get_or_init(make_context).as_ref().ok_or_else(last_error)
+impl Drop for Secret {
+    fn drop(&mut self) {
+        // The compiler may not drop the writes.
+        std::hint::black_box(&mut self.0).fill(0);
+    }
 }
 
-fn make_context() -> Option<Context> {
+/// The context of one role.
+fn make_context(method: *const ffi::SSL_METHOD) -> Option<Context> {
     // SAFETY: plain calls on a context that only this thread has yet.
     unsafe {
-        let context = NonNull::new(ffi::SSL_CTX_new(ffi::TLS_server_method()))?;
+        let context = NonNull::new(ffi::SSL_CTX_new(method))?;
         let raw = context.as_ptr();
         let set_minimum = ffi::SSL_CTX_ctrl(
             raw,
@@ -255,6 +307,7 @@ fn make_context() -> Option<Context> {
         );
         SSL_CTX_set_client_hello_cb(raw, choose_suite, null_mut());
         SSL_CTX_set_psk_find_session_callback(raw, find_session);
+        SSL_CTX_set_psk_use_session_callback(raw, use_session);
         if !is_set {
             ffi::SSL_CTX_free(raw);
             return None;
@@ -267,16 +320,17 @@ fn make_context() -> Option<Context> {
 /// any that both ends have, and then has no use for a key of another hash.
 unsafe extern "C" fn choose_suite(ssl: *mut ffi::SSL, _alert: *mut c_int, _argument: *mut c_void) -> c_int {
     let (mut bytes, mut len) = (std::ptr::null(), 0);
-    // SAFETY: OpenSSL vouches for the hello during the call; `accept` set the box, which outlives `ssl`.
-    let (identities, hello) = unsafe {
+    // SAFETY: OpenSSL vouches for the hello during the call; `new` set the box, which outlives `ssl`.
+    let (end, hello) = unsafe {
         if SSL_client_hello_get0_ext(ssl, PRE_SHARED_KEY, &raw mut bytes, &raw mut len) != 1 {
             return HELLO_IS_GOOD;
         }
-        let identities = ffi::SSL_get_ex_data(ssl, 0).cast::<Identities>();
-        (&*identities, std::slice::from_raw_parts(bytes, len))
+        let end = ffi::SSL_get_ex_data(ssl, 0).cast::<End>();
+        (&*end, std::slice::from_raw_parts(bytes, len))
     };
+    let End::Target { lookup, .. } = end else { return HELLO_IS_GOOD };
     let mut key = [0; MAX_KEY_BYTES];
-    let is_known = |identity: &&str| (identities.lookup)(identity, &mut key).is_some();
+    let is_known = |identity: &&str| lookup(identity, &mut key).is_some();
     if let Some(identity) = offered(hello).find(is_known) {
         // SAFETY: `ssl` is in a handshake, and the name is static.
         unsafe { ffi::SSL_set_ciphersuites(ssl, suite_of(identity).1.as_ptr()) };
@@ -315,23 +369,55 @@ unsafe extern "C" fn find_session(
     identity_len: usize,
     session: *mut *mut ffi::SSL_SESSION,
 ) -> c_int {
-    // SAFETY: `accept` set the box, which outlives `ssl`; OpenSSL vouches for the identity during the call, and
-    // for the place of the session.
-    let (identities, identity) = unsafe {
+    // SAFETY: `new` set the box, which outlives `ssl`; OpenSSL vouches for the identity during the call, and for
+    // the place of the session.
+    let (end, identity) = unsafe {
         *session = null_mut();
-        let identities = ffi::SSL_get_ex_data(ssl, 0).cast::<Identities>();
-        (&*identities, std::slice::from_raw_parts(identity, identity_len))
+        let end = ffi::SSL_get_ex_data(ssl, 0).cast::<End>();
+        (&*end, std::slice::from_raw_parts(identity, identity_len))
     };
+    let End::Target { lookup, found } = end else { return 0 };
     let Ok(identity) = std::str::from_utf8(identity) else { return 1 };
     let mut key = [0; MAX_KEY_BYTES];
-    let found = (identities.lookup)(identity, &mut key).and_then(|len| key.get(..len));
-    if let Some(key) = found {
+    let known = lookup(identity, &mut key).and_then(|len| key.get(..len));
+    if let Some(key) = known {
         // SAFETY: as above.
         unsafe { *session = session_of(ssl, identity, key) };
-        *identities.found.borrow_mut() = Some(identity.to_owned());
+        *found.borrow_mut() = Some(identity.to_owned());
     }
     // Not left on the stack; the compiler may not drop the writes.
     std::hint::black_box(&mut key).fill(0);
+    1
+}
+
+/// Gives a handshake the identity and key by which this end connects.
+unsafe extern "C" fn use_session(
+    ssl: *mut ffi::SSL,
+    digest: *const c_void,
+    identity: *mut *const c_uchar,
+    identity_len: *mut usize,
+    session: *mut *mut ffi::SSL_SESSION,
+) -> c_int {
+    // SAFETY: `new` set the box, which outlives `ssl`; OpenSSL vouches for the three places during the call, and
+    // reads the identity no longer than `ssl` lives. It takes over the session.
+    unsafe {
+        (*session, *identity, *identity_len) = (null_mut(), std::ptr::null(), 0);
+        let End::Initiator { identity: own, key } = &*ffi::SSL_get_ex_data(ssl, 0).cast::<End>() else {
+            return 0;
+        };
+        let Ok(text) = own.to_str() else { return 0 };
+        let made = session_of(ssl, text, &key.0);
+        if made.is_null() {
+            return 0;
+        }
+        // After a retry with a digest of the server's choice only a key of that digest is of use.
+        let own_digest = SSL_CIPHER_get_handshake_digest(SSL_SESSION_get0_cipher(made));
+        if !digest.is_null() && digest != own_digest {
+            ffi::SSL_SESSION_free(made);
+            return 1;
+        }
+        (*session, *identity, *identity_len) = (made, own.as_ptr().cast(), own.as_bytes().len());
+    }
     1
 }
 

@@ -165,11 +165,14 @@ impl Engine {
                 step.end();
             });
         }
-        for entry in bdevs {
-            self.create(entry, &progress);
-        }
         let nvmf = self.0.current.borrow().nvmf.clone();
-        self.0.nvmf.change(&nvmf, Phase::Coming, progress.clone(), move || progress.end());
+        let (engine, wanted, after) = (self.clone(), nvmf.clone(), progress.clone());
+        self.0.nvmf.change(&nvmf, Phase::Keys, progress, move || {
+            for entry in bdevs {
+                engine.create(entry, &after);
+            }
+            engine.0.nvmf.change(&wanted, Phase::Coming, after.clone(), move || after.end());
+        });
     }
 
     fn begin(&self, done: impl FnOnce(Report) + 'static) -> Progress {

@@ -98,9 +98,12 @@ impl Engine {
             };
             engine.step(plan, next);
         };
-        let (target, going, after) = (self.0.nvmf.clone(), new.nvmf.clone(), progress.clone());
+        let (target, wanted, after) = (self.0.nvmf.clone(), new.nvmf.clone(), progress.clone());
         self.configure_modules(&old.modules, &new.modules, &progress, move || {
-            target.change(&going, Phase::Going, after, devices);
+            let (keys, last) = (target.clone(), after.clone());
+            target.change(&wanted.clone(), Phase::Going, after, move || {
+                keys.change(&wanted, Phase::Keys, last, devices);
+            });
         });
     }
 

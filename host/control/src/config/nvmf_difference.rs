@@ -1,8 +1,9 @@
 //! What must be done to get from one export configuration to another. A start
 //! is a reload from nothing, so this is the plan of both.
 //!
-//! The plan has two phases, because devices change between them: what goes
-//! lets go of its devices first, what comes finds its devices made.
+//! The plan has three phases, because devices change before the last: what goes
+//! lets go of its devices first, devices find the keys they need, what comes
+//! finds its devices made.
 
 use std::collections::BTreeSet;
 
@@ -16,8 +17,10 @@ use super::nvmf::{
 /// When a change is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Before devices change.
+    /// Before devices change: what goes.
     Going,
+    /// Before devices change: what they may need.
+    Keys,
     /// After.
     Coming,
 }
@@ -82,15 +85,18 @@ pub fn nvmf_difference(old: &NvmfConfig, new: &NvmfConfig, phase: Phase) -> Vec<
             changes.extend(gone.map(|one| NvmfChange::RemoveTransport(one.trtype.clone())));
             let gone = old.referrals.iter().filter(|one| !new.referrals.contains(one));
             changes.extend(gone.cloned().map(NvmfChange::RemoveReferral));
-            let gone = old.keys.iter().filter(|one| !new.keys.contains(one));
+            // One whose name stays has to make room; others go when no device uses them any more.
+            let gone = gone_keys(old, new).filter(|one| has_key(new, &one.table.name));
             changes.extend(gone.map(|one| NvmfChange::RemoveKey(one.table.name.clone())));
+        }
+        Phase::Keys => {
+            let come = new.keys.iter().filter(|one| !old.keys.contains(one));
+            changes.extend(come.cloned().map(NvmfChange::AddKey));
         }
         Phase::Coming => {
             if old.options != new.options {
                 changes.push(NvmfChange::SetOptions(new.options.clone()));
             }
-            let come = new.keys.iter().filter(|one| !old.keys.contains(one));
-            changes.extend(come.cloned().map(NvmfChange::AddKey));
             let come = new.transports.iter().filter(|one| !old.transports.contains(one));
             changes.extend(come.cloned().map(NvmfChange::AddTransport));
             let come = new.referrals.iter().filter(|one| !old.referrals.contains(one));
@@ -110,9 +116,19 @@ pub fn nvmf_difference(old: &NvmfConfig, new: &NvmfConfig, phase: Phase) -> Vec<
                     }
                 }
             }
+            let gone = gone_keys(old, new).filter(|one| !has_key(new, &one.table.name));
+            changes.extend(gone.map(|one| NvmfChange::RemoveKey(one.table.name.clone())));
         }
     }
     changes
+}
+
+fn gone_keys<'a>(old: &'a NvmfConfig, new: &'a NvmfConfig) -> impl Iterator<Item = &'a Placed<KeyTable>> {
+    old.keys.iter().filter(|one| !new.keys.contains(one))
+}
+
+fn has_key(config: &NvmfConfig, name: &str) -> bool {
+    config.keys.iter().any(|one| one.table.name == name)
 }
 
 /// The same subsystem in `old`, if it need not be made anew.
@@ -338,10 +354,14 @@ mod tests {
         let steps = nvmf_difference(&in_force, &new, Phase::Going);
         assert_eq!(steps.iter().map(word).collect::<Vec<_>>(), going);
         steps.iter().for_each(|step| step.note(&mut in_force));
-        let steps = nvmf_difference(&in_force, &new, Phase::Coming);
-        assert_eq!(steps.iter().map(word).collect::<Vec<_>>(), coming);
-        steps.iter().for_each(|step| step.note(&mut in_force));
-        for phase in [Phase::Going, Phase::Coming] {
+        let mut words = Vec::new();
+        for phase in [Phase::Keys, Phase::Coming] {
+            let steps = nvmf_difference(&in_force, &new, phase);
+            words.extend(steps.iter().map(word));
+            steps.iter().for_each(|step| step.note(&mut in_force));
+        }
+        assert_eq!(words, coming);
+        for phase in [Phase::Going, Phase::Keys, Phase::Coming] {
             assert_eq!(nvmf_difference(&in_force, &new, phase), [], "made changes are noted");
         }
     }
@@ -383,6 +403,19 @@ nqn = "nqn.2026-01.io.tenon:h"
         check(BASE, &BASE.replace("\"m1\"", "\"m1\"\nanagrpid = 7"), &[], &["a group 2"]);
         check(BASE, &BASE.replace("tenon:h\"", "tenon:h\"\npsk = \"k\""), &[], &["a keys h"]);
         check(BASE, &BASE.replace("\"TCP\"", "\"TCP\"\nkas = 1"), &["-transport TCP"], &["+transport TCP"]);
+    }
+
+    #[test]
+    fn keys_come_before_devices_and_go_after_them() {
+        let one = "[[key]]\nname = \"k\"\npath = \"/a\"\n";
+        check(
+            "",
+            &format!("{one}{BASE}"),
+            &[],
+            &["+key k", "+transport TCP", "+a", "a +host h", "a +ns 1", "a +ns 2", "a +at 127.0.0.1"],
+        );
+        check(one, "", &[], &["-key k"]);
+        check(one, &one.replace("/a", "/b"), &["-key k"], &["+key k"]);
     }
 
     #[test]

@@ -3,28 +3,24 @@
 //!
 //! Every queue of a host with a key authenticates for itself: Connect tells the
 //! host so, and until it has, the queue takes nothing but the two commands. A
-//! host may authenticate again at any time. The transaction is [`exchange`]'s;
+//! host may authenticate again at any time. The transaction is `nvme-auth`'s;
 //! its exponentiations run on a worker. Keys are looked up when a transaction
 //! begins, so that a new key counts from the next one on.
 
-pub(crate) mod dh;
-pub(crate) mod digest;
-pub(crate) mod exchange;
-mod groups;
 pub(crate) mod psk;
-pub(crate) mod secret;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use nvme_auth::controller::{Exchange, Sent};
+use nvme_auth::{Parties, SECRET_BYTES};
 use nvme_spec::auth::{Authentication, DhGroupId, HashId, SECP_NVME, SPSP_AUTHENTICATION};
 use nvme_spec::command::Sqe;
 use nvme_spec::status::StatusCode;
 use tenon_abi::transport::CloseReason;
 use tenon_reactor::TimerId;
 
-use self::exchange::{Exchange, Parties, Sent};
 use crate::controller::Controller;
 use crate::error::TargetError;
 use crate::queue::interface::{Answer, Capsule, QueueKey};
@@ -42,17 +38,7 @@ pub struct AuthenticationOptions {
 
 impl Default for AuthenticationOptions {
     fn default() -> Self {
-        Self {
-            hashes: vec![HashId::SHA_512, HashId::SHA_384, HashId::SHA_256],
-            groups: vec![
-                DhGroupId::FFDHE_8192,
-                DhGroupId::FFDHE_6144,
-                DhGroupId::FFDHE_4096,
-                DhGroupId::FFDHE_3072,
-                DhGroupId::FFDHE_2048,
-                DhGroupId::NULL,
-            ],
-        }
+        Self { hashes: Parties::HASHES.to_vec(), groups: Parties::GROUPS.to_vec() }
     }
 }
 
@@ -255,6 +241,6 @@ fn check(sqe: &Sqe) -> Result<(), StatusCode> {
 /// How long a host may take to say that it heard of its failure.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// Random bytes of one message: a challenge, its number, and a secret exponent.
-const ENTROPY_BYTES: usize = 64 + 4 + dh::SECRET_BYTES;
+const ENTROPY_BYTES: usize = 64 + 4 + SECRET_BYTES;
 /// Longest message a host may send or ask for.
 pub(crate) const MAX_MESSAGE_BYTES: u32 = 16 << 10;

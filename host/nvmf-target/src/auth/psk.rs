@@ -6,10 +6,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use nvme_auth::secret::{Identity, TlsKey};
 use parking_lot::RwLock;
 use zeroize::Zeroizing;
 
-use super::secret::{Identity, TlsKey};
 use crate::subsystem::Subsystem;
 use crate::target::Target;
 

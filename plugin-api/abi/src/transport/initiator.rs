@@ -62,10 +62,22 @@ pub struct ConnectParams {
     pub local: TransportId,
     /// NQN of this host.
     pub hostnqn: Str,
-    /// Transport options as one JSON object (digests, priority, TLS key identity, …).
+    /// Transport options as one JSON object (digests, priority, …).
     pub options_json: Str,
     /// Time of `now_ns` by which CONNECTED or CLOSED is reported.
     pub deadline_ns: u64,
+    /// Identity of `psk`, as the peer knows it; empty: the channel is not secured.
+    pub psk_identity: Str,
+    /// TLS pre-shared key of the channel: `psk_len` bytes, borrowed for the call. Given only to transports with
+    /// [`super::TransportFlags::SECURE_INITIATOR`], which refuse a channel that they cannot secure with it.
+    pub psk: *const u8,
+    /// Length of `psk` in bytes.
+    pub psk_len: usize,
+}
+
+impl ConnectParams {
+    /// Bytes that every writer knows: up to `deadline_ns`.
+    pub const FIRST_SIZE: usize = core::mem::offset_of!(ConnectParams, psk_identity);
 }
 
 /// Kind of a connection event.

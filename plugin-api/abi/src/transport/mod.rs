@@ -56,6 +56,8 @@ impl TransportFlags {
     pub const ANY_MEMORY: TransportFlags = TransportFlags(1 << 2);
     /// Can secure a channel (TLS).
     pub const SECURE_CHANNEL: TransportFlags = TransportFlags(1 << 3);
+    /// Secures channels of its initiator role by the key of [`initiator::ConnectParams`].
+    pub const SECURE_INITIATOR: TransportFlags = TransportFlags(1 << 5);
     /// Reads may be answered from lent memory.
     pub const LENT_MEMORY: TransportFlags = TransportFlags(1 << 4);
 }

@@ -138,7 +138,10 @@ pub struct IdentifyController {
     _rsvd358: [u8; 10],
     /// Max Endurance Group Capacity, in bytes.
     pub megcap: U128,
-    _rsvd384: [u8; 128],
+    _rsvd384: [u8; 2],
+    /// Command Quiesce Time, in milliseconds; 0: not reported. Base 2.1.
+    pub cqt: U16,
+    _rsvd388: [u8; 124],
     /// Submission Queue Entry Size: required in bits 3:0, maximum in bits 7:4, as powers of two.
     pub sqes: u8,
     /// Completion Queue Entry Size: required in bits 3:0, maximum in bits 7:4, as powers of two.

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use tenon_abi::transport::TransportV1;
 use tenon_abi::transport::initiator::{InitiatorOpsV1, TransportFn, TransportTableApiV2};
-use tenon_abi::transport::{QUERY_TRANSPORT_TABLE, TransportId};
+use tenon_abi::transport::{QUERY_TRANSPORT_TABLE, TransportFlags, TransportId};
 use tenon_abi::{JsonSink, Str, reaches};
 
 use crate::{Error, Host, bridge};
@@ -49,6 +49,7 @@ pub struct FabricTransport {
 pub struct SharedTransport {
     host: Host,
     ops: &'static InitiatorOpsV1,
+    secures_channels: bool,
 }
 
 /// A transport's poll group on one reactor; ends with its last clone, after its queues.
@@ -61,6 +62,8 @@ pub(crate) struct GroupInner {
     pub(crate) host: Host,
     pub(crate) ops: &'static InitiatorOpsV1,
     pub(crate) raw: *mut c_void,
+    /// It secures channels with a key.
+    pub(crate) secures_channels: bool,
     _local: PhantomData<*const ()>,
 }
 
@@ -163,7 +166,9 @@ impl FabricTransport {
     /// Never: a transport without an initiator role is not given out.
     #[must_use]
     pub fn share(&self) -> SharedTransport {
-        SharedTransport { host: self.host, ops: self.ops().expect("checked when it was acquired") }
+        let ops = self.ops().expect("checked when it was acquired");
+        let secures_channels = self.table.flags.0 & TransportFlags::SECURE_INITIATOR.0 != 0;
+        SharedTransport { host: self.host, ops, secures_channels }
     }
 }
 
@@ -190,8 +195,10 @@ impl SharedTransport {
         // SAFETY: on a reactor; the text is borrowed for the call.
         let code = unsafe { (self.ops.poll_group_create)(Str::new(&options), &mut raw) };
         Error::check(code, "cannot make a poll group of the transport")?;
-        let inner = GroupInner { host: self.host, ops: self.ops, raw, _local: PhantomData };
-        Ok(FabricGroup { inner: Rc::new(inner) })
+        let Self { host, ops, secures_channels } = *self;
+        Ok(FabricGroup {
+            inner: Rc::new(GroupInner { host, ops, raw, secures_channels, _local: PhantomData }),
+        })
     }
 }
 

@@ -19,6 +19,7 @@ use tenon_abi::{IoVec, Str};
 
 use crate::channel::{Channel, Victim};
 use crate::fabric::{FabricAddress, FabricGroup};
+use crate::host::key::ChannelKey;
 use crate::host::memory::DmaBuf;
 use crate::io::Io;
 use crate::{Error, errno};
@@ -135,6 +136,8 @@ pub struct ConnectOptions {
     pub options: serde_json::Value,
     /// Time of [`crate::Host::now_ns`] by which it is connected or closed.
     pub deadline_ns: u64,
+    /// Secures the channel; `None`: it is not secured.
+    pub channel_key: Option<ChannelKey>,
 }
 
 /// What happens on a queue, told on its reactor.
@@ -235,6 +238,11 @@ impl<T: Carried> FabricQueue<T> {
         options: &ConnectOptions,
         on_event: impl Fn(FabricEvent<T>) + 'static,
     ) -> Result<Self, Error> {
+        let key = options.channel_key.as_ref();
+        if key.is_some() && !group.inner.secures_channels {
+            let reason = "the transport cannot secure a channel with a key";
+            return Err(Error::not_supported(reason).object(&*options.peer.traddr));
+        }
         let entries = options.queue_size.clamp(1, MAX_ENTRIES) as usize;
         let inner = Rc::new(Inner {
             group: group.clone(),
@@ -256,6 +264,9 @@ impl<T: Carried> FabricQueue<T> {
             hostnqn: Str::new(&options.hostnqn),
             options_json: Str::new(&text),
             deadline_ns: options.deadline_ns,
+            psk_identity: key.map_or(Str::EMPTY, |key| Str::new(key.identity())),
+            psk: key.map_or(std::ptr::null(), |key| key.secret().as_ptr()),
+            psk_len: key.map_or(0, |key| key.secret().len()),
         };
         let arg = Rc::into_raw(Rc::clone(&inner)).cast_mut().cast::<c_void>();
         for slot in 0..entries as u16 {
@@ -375,6 +386,19 @@ impl<T: Carried> FabricQueue<T> {
 }
 
 impl<C: Channel, K: 'static> FabricQueue<IoOrOwn<C, K>> {
+    /// Visits the I/Os on the way with the identifiers of their commands.
+    pub fn for_each_io(&self, mut visit: impl FnMut(u16, &Io<C>)) {
+        let slots = &self.inner.slots;
+        for slot in 0..slots.count as u16 {
+            // SAFETY: this is the queue's reactor; `visit` has no way to take the item out or to submit into the
+            // slot, which is in use.
+            let tail = unsafe { &*slots.at(slot).1 };
+            if let Some(IoOrOwn::Io(io)) = &tail.item {
+                visit(slots.cid(slot, tail.generation), io);
+            }
+        }
+    }
+
     /// The identifier of the command that carries the I/O an abort is about.
     #[must_use]
     pub fn identifier_of(&self, victim: Victim) -> Option<u16> {

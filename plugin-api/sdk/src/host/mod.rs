@@ -5,6 +5,7 @@
 // UNSAFETY: calls the functions of the host's table.
 
 pub(crate) mod event_loop;
+pub(crate) mod key;
 pub(crate) mod memory;
 pub(crate) mod publish;
 pub(crate) mod timer;

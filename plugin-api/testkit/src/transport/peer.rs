@@ -68,6 +68,9 @@ impl Peer {
             hostnqn: Str::new("nqn.2026-01.io.tenon:testkit"),
             options_json: Str::new(&rig.suite.connect_options),
             deadline_ns: rig.host.now_ns() + within_ns,
+            psk_identity: Str::EMPTY,
+            psk: std::ptr::null(),
+            psk_len: 0,
         };
         let mut raw = std::ptr::null_mut();
         let arg = Rc::into_raw(Rc::clone(&seen)).cast_mut().cast::<c_void>();

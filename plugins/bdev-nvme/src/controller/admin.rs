@@ -9,7 +9,7 @@ use nvme_spec::completion::Cqe;
 use tenon_sdk::abi::transport::CloseReason;
 use tenon_sdk::{
     ConnectOptions, DmaBuf, Error, FabricCommand, FabricEvent, FabricGroup, FabricQueue, Host, OwnPayload,
-    PayloadOf, Timer,
+    Timer,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -83,7 +83,7 @@ impl AdminQueue {
     /// Sends a command; without a timeout it may take for ever, as an asynchronous event request does. `reply` is
     /// called exactly once, never from inside this call unless the command is refused at once.
     pub(crate) fn send(&self, command: &AdminCommand, timeout: Option<Duration>, reply: Reply) {
-        let memory = match self.memory(&command.data) {
+        let memory = match AdminQueue::memory(self.host, &command.data) {
             Ok(memory) => memory,
             Err(error) => return reply(Err(error.code)),
         };
@@ -101,11 +101,7 @@ impl AdminQueue {
         });
         let mut sqe = [0; 64];
         sqe.copy_from_slice(command.sqe.as_bytes());
-        let payload = match command.data {
-            Data::None => PayloadOf::None,
-            Data::Out(_) => PayloadOf::ToController,
-            Data::In(_) => PayloadOf::FromController,
-        };
+        let payload = command.data.payload();
         let item = OwnPayload::new(memory, Kind { reply, _deadline: deadline });
         let result = self.fabric.submit(&FabricCommand { sqe, payload }, item);
         self.fabric.flush();
@@ -115,12 +111,13 @@ impl AdminQueue {
         }
     }
 
-    fn memory(&self, data: &Data) -> Result<Option<DmaBuf>, Error> {
+    /// Memory for the data of a command.
+    pub(crate) fn memory(host: Host, data: &Data) -> Result<Option<DmaBuf>, Error> {
         match data {
             Data::None => Ok(None),
-            Data::In(len) => self.host.alloc(*len, 4096, -1).map(Some),
+            Data::In(len) => host.alloc(*len, 4096, -1).map(Some),
             Data::Out(bytes) => {
-                let mut memory = self.host.alloc(bytes.len(), 64, -1)?;
+                let mut memory = host.alloc(bytes.len(), 64, -1)?;
                 memory.as_mut_slice().copy_from_slice(bytes);
                 Ok(Some(memory))
             }

@@ -2,6 +2,7 @@
 //! what the answers mean is in `setup` and `scan`.
 
 use nvme_spec::admin::{Abort, GetLogPage, Identify, LogSpecific, SetFeatures};
+use nvme_spec::auth::{Authentication, SECP_NVME, SPSP_AUTHENTICATION};
 use nvme_spec::command::{CommandFlags, Sqe};
 use nvme_spec::fabrics::{Connect, ConnectData, PropertyAttributes, PropertyGet, PropertySet};
 use nvme_spec::features::{AsyncEventConfig, FeatureId, NumberOfQueues};
@@ -10,6 +11,7 @@ use nvme_spec::log::LogPageId;
 use nvme_spec::nqn::{HostId, NqnError, NqnField};
 use nvme_spec::opcode::{AdminOpcode, FABRICS, FabricsType};
 use nvme_spec::property::PropertyOffset;
+use tenon_sdk::PayloadOf;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// An admin command, and its data.
@@ -26,6 +28,17 @@ pub(crate) enum Data {
     Out(Vec<u8>),
     /// As many bytes from the controller.
     In(usize),
+}
+
+impl Data {
+    /// Which way it travels.
+    pub(crate) fn payload(&self) -> PayloadOf<'static> {
+        match self {
+            Data::None => PayloadOf::None,
+            Data::Out(_) => PayloadOf::ToController,
+            Data::In(_) => PayloadOf::FromController,
+        }
+    }
 }
 
 /// Who this host is, as Connect tells it.
@@ -144,6 +157,17 @@ impl AdminCommand {
         AdminCommand::new(Sqe::from_view(&set), Data::None)
     }
 
+    /// A message of a transaction by which this host authenticates.
+    pub(crate) fn authentication_send(message: Vec<u8>) -> Self {
+        let sqe = authentication(FabricsType::AUTHENTICATION_SEND, message.len());
+        AdminCommand::new(sqe, Data::Out(message))
+    }
+
+    /// Asks for such a message, of at most `len` bytes.
+    pub(crate) fn authentication_receive(len: usize) -> Self {
+        AdminCommand::new(authentication(FabricsType::AUTHENTICATION_RECEIVE, len), Data::In(len))
+    }
+
     pub(crate) fn keep_alive() -> Self {
         Self::plain(AdminOpcode::KEEP_ALIVE)
     }
@@ -165,4 +189,16 @@ impl AdminCommand {
         sqe.opc = opcode.0;
         AdminCommand::new(sqe, Data::None)
     }
+}
+
+fn authentication(fctype: FabricsType, len: usize) -> Sqe {
+    let mut command = Authentication::new_zeroed();
+    command.head.opc = FABRICS;
+    command.head.flags = CommandFlags::PSDT_SGL;
+    command.head.fctype = fctype;
+    command.secp = SECP_NVME;
+    command.spsp0 = SPSP_AUTHENTICATION;
+    command.spsp1 = SPSP_AUTHENTICATION;
+    command.length.set(len as u32);
+    Sqe::from_view(&command)
 }

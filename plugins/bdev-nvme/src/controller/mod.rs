@@ -6,6 +6,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod command;
+mod keys;
 pub(crate) mod scan;
 pub(crate) mod setup;
 pub(crate) mod state;
@@ -24,7 +25,8 @@ use self::command::AdminCommand;
 use self::scan::{Found, Scan};
 use self::setup::{ControllerFacts, Progress, Setup, SetupError};
 use self::state::{Action, Event, Failure, Next, State};
-use crate::config::{NvmeParams, Timers};
+use crate::config::{ActionOnTimeout, NvmeParams, Timers};
+use crate::credentials::{HeldKeys, KeyNames};
 use crate::door::{Door, OpenFacts};
 use crate::registry::{Origin, Registry};
 use crate::side::Side;
@@ -40,6 +42,8 @@ pub(crate) struct Plan {
     /// Entries of an I/O queue, unless the parameters say.
     pub(crate) io_entries: u16,
     pub(crate) admin_timeout: Option<Duration>,
+    pub(crate) io_timeout_us: u64,
+    pub(crate) on_timeout: ActionOnTimeout,
     pub(crate) ns_absent_timeout: Option<Duration>,
     pub(crate) transport_options: serde_json::Value,
     /// It is tried again although it never served yet.
@@ -85,6 +89,9 @@ pub(crate) struct Controller {
     clocks: RefCell<Clocks>,
     scans: Cell<Scans>,
     ana_retry_sec: Cell<u64>,
+    /// Names of the keys in use, and the keys, which cannot be removed meanwhile.
+    pub(crate) key_names: RefCell<KeyNames>,
+    keys: RefCell<HeldKeys>,
 }
 
 /// Timers; each is cancelled by being dropped.
@@ -111,7 +118,9 @@ impl Controller {
         plan: Plan,
         door: Arc<Door>,
         transport: FabricTransport,
+        keys: HeldKeys,
     ) -> Rc<Self> {
+        let names = KeyNames::of(&plan.params);
         Rc::new_cyclic(|me| Controller {
             me: me.clone(),
             id: door.id,
@@ -132,6 +141,8 @@ impl Controller {
             clocks: RefCell::default(),
             scans: Cell::default(),
             ana_retry_sec: Cell::new(1),
+            key_names: RefCell::new(names),
+            keys: RefCell::new(keys),
         })
     }
 
@@ -203,6 +214,7 @@ impl Controller {
             queue_size: ADMIN_ENTRIES.into(),
             options: self.plan.transport_options.clone(),
             deadline_ns: self.host.now_ns() + door.connect_timeout_ns,
+            channel_key: door.channel_key.clone(),
         };
         let me = self.me.clone();
         let connected =
@@ -299,7 +311,8 @@ impl Controller {
             ADMIN_ENTRIES,
             self.plan.keep_alive_ms,
             queues,
-        );
+        )
+        .with_credentials(self.door.credentials());
         self.set_up_step(setup);
     }
 
@@ -316,6 +329,10 @@ impl Controller {
             let data = data.as_ref().map_or(&[][..], |data| data.as_slice());
             match setup.answered(&cqe, data) {
                 Ok(Progress::Go) => controller.set_up_step(setup),
+                Ok(Progress::Authenticate) => controller.authenticate(|controller, result| match result {
+                    Ok(()) => controller.set_up_step(setup),
+                    Err(reason) => controller.lost(reason),
+                }),
                 Ok(Progress::Wait { ms }) => controller.set_up_later(setup, ms),
                 Ok(Progress::Done) => {
                     *controller.facts.borrow_mut() = setup.facts;
@@ -453,6 +470,9 @@ impl Controller {
                 cntlid: facts.cntlid,
                 entries: u32::from(wanted).min(facts.max_queue_entries).max(2) as u16,
                 retry_delays_100ms: facts.retry_delays_100ms,
+                quiesce_ns: self.quiesce_ns(&facts),
+                io_timeout_ns: self.plan.io_timeout_us.saturating_mul(1000),
+                on_timeout: self.plan.on_timeout,
                 options,
             };
             self.door.open(open, facts.io_queues);
@@ -465,6 +485,16 @@ impl Controller {
         self.tell(Ok(()));
         self.scan_wanted();
         self.listen(News::Serves);
+    }
+
+    /// How long writes that were lost with a connection are held back: until the controller has found out, by its
+    /// keep alive timer, and has let go of its commands.
+    fn quiesce_ns(&self, facts: &ControllerFacts) -> u64 {
+        let ms = match self.plan.params.command_quiesce_time_ms {
+            Some(ms) => u64::from(ms),
+            None => facts.quiesce_ms(self.plan.keep_alive_ms),
+        };
+        ms * 1_000_000
     }
 
     fn listen(&self, news: News) {

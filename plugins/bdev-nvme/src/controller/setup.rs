@@ -2,10 +2,12 @@
 //! after the other, and what their answers say. Sans-IO: `controller` sends
 //! what [`Setup::command`] wants and hands the answer to [`Setup::answered`].
 
+use std::sync::Arc;
+
 use nvme_spec::completion::Cqe;
-use nvme_spec::fabrics::{AuthenticationRequirements, CNTLID_DYNAMIC, ConnectResult};
+use nvme_spec::fabrics::{CNTLID_DYNAMIC, ConnectResult};
 use nvme_spec::features::{AsyncEventConfig, NumberOfQueues};
-use nvme_spec::identify::controller::{Cmic, ControllerType, Fuses, Oncs, Vwc};
+use nvme_spec::identify::controller::{Cmic, ControllerType, Ctratt, Fuses, Oncs, Vwc};
 use nvme_spec::identify::{Cns, IdentifyController};
 use nvme_spec::property::{
     Capabilities, CommandSetSelected, ControllerConfiguration, ControllerStatus, PropertyOffset, Version,
@@ -15,6 +17,8 @@ use zerocopy::FromBytes;
 use zerocopy::little_endian::{U32, U64};
 
 use super::command::{AdminCommand, HostIdentity};
+use crate::authenticate;
+use crate::credentials::Credentials;
 use crate::text::ascii;
 
 /// What a controller says about itself, as far as this module uses it.
@@ -47,6 +51,10 @@ pub(crate) struct ControllerFacts {
     pub(crate) retry_delays_100ms: [u16; 3],
     /// Asynchronous event requests it takes at once.
     pub(crate) max_async_events: u16,
+    /// Time in which it lets go of its commands once it has lost its host; 0: it does not say.
+    pub(crate) command_quiesce_ms: u16,
+    /// Any command keeps it alive.
+    pub(crate) keeps_alive_by_traffic: bool,
     pub(crate) is_discovery: bool,
     pub(crate) has_keep_alive: bool,
     pub(crate) multiple_controllers: bool,
@@ -55,6 +63,16 @@ pub(crate) struct ControllerFacts {
 impl ControllerFacts {
     pub(crate) fn supports(&self, bit: Oncs) -> bool {
         self.oncs & bit.get() != 0
+    }
+
+    /// How long it may still carry out commands after its host has lost it; 0 if it does not say.
+    pub(crate) fn quiesce_ms(&self, keep_alive_ms: u32) -> u64 {
+        if self.command_quiesce_ms == 0 {
+            return 0;
+        }
+        // It notices after one whole period without a command; by traffic, after two.
+        let periods = if self.keeps_alive_by_traffic { 3 } else { 2 };
+        u64::from(keep_alive_ms) * periods + u64::from(self.command_quiesce_ms)
     }
 }
 
@@ -102,6 +120,8 @@ enum Step {
 pub(crate) enum Progress {
     /// The next command.
     Go,
+    /// The next command, once the queue has authenticated.
+    Authenticate,
     /// The same command again, after a pause.
     Wait { ms: u64 },
     /// Everything is known.
@@ -117,6 +137,7 @@ pub(crate) struct Setup {
     entries: u16,
     keep_alive_ms: u32,
     wanted_queues: u16,
+    credentials: Arc<Credentials>,
     waited_ms: u64,
     ready_timeout_ms: u64,
     page_shift: u32,
@@ -138,11 +159,17 @@ impl Setup {
             entries,
             keep_alive_ms,
             wanted_queues: queues.max(1),
+            credentials: Arc::default(),
             waited_ms: 0,
             ready_timeout_ms: 0,
             page_shift: 12,
             facts: ControllerFacts::default(),
         }
+    }
+
+    /// As one that can authenticate.
+    pub(crate) fn with_credentials(self, credentials: Arc<Credentials>) -> Self {
+        Setup { credentials, ..self }
     }
 
     /// What to send now.
@@ -182,13 +209,11 @@ impl Setup {
         match self.step {
             Step::Connect => {
                 let result = ConnectResult::from_dw0(cqe.dw0);
-                let wants = AuthenticationRequirements::ATR | AuthenticationRequirements::ASCR;
-                if result.authreq.intersects(wants) {
-                    let what = "the controller wants in-band authentication, which is not supported";
-                    return Err(SetupError::Unsupported(what.to_owned()));
-                }
+                let needed = authenticate::is_needed(&result, &self.credentials)
+                    .map_err(|reason| SetupError::Unsupported(reason.to_owned()))?;
                 self.facts.cntlid = result.cntlid.get();
-                self.go(Step::Capabilities)
+                self.step = Step::Capabilities;
+                Ok(if needed { Progress::Authenticate } else { Progress::Go })
             }
             Step::Capabilities => {
                 let capabilities = Capabilities(U64::new(cqe.result_u64()));
@@ -264,6 +289,8 @@ impl Setup {
         facts.ana_log_bytes = ana_log_bytes(id.nanagrpid.get(), facts.max_namespaces);
         facts.retry_delays_100ms = [id.crdt1.get(), id.crdt2.get(), id.crdt3.get()];
         facts.max_async_events = u16::from(id.aerl_z) + 1;
+        facts.command_quiesce_ms = id.cqt.get();
+        facts.keeps_alive_by_traffic = id.ctratt.contains(Ctratt::TRAFFIC_BASED_KEEP_ALIVE);
         facts.is_discovery = id.cntrltype == ControllerType::DISCOVERY;
         facts.has_keep_alive = id.kas.get() != 0;
         let capsule_bytes = id.ioccsz.get().saturating_mul(16);
@@ -401,6 +428,16 @@ mod tests {
             answer(&mut it, dw0, 0, &[]).unwrap();
         }
         assert_eq!(answer(&mut it, 2, 0, &[]), Err(SetupError::Fatal));
+    }
+
+    #[test]
+    fn a_controller_that_tells_its_quiesce_time_is_believed_after_its_keep_alive() {
+        let facts = ControllerFacts { command_quiesce_ms: 500, ..ControllerFacts::default() };
+        assert_eq!(facts.quiesce_ms(10_000), 20_500);
+        let by_traffic = ControllerFacts { keeps_alive_by_traffic: true, ..facts };
+        assert_eq!(by_traffic.quiesce_ms(10_000), 30_500);
+        assert_eq!(by_traffic.quiesce_ms(0), 500);
+        assert_eq!(ControllerFacts::default().quiesce_ms(10_000), 0, "it does not say");
     }
 
     #[test]

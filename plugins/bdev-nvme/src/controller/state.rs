@@ -266,6 +266,24 @@ mod tests {
         }
     }
 
+    /// Every state with every event, in words.
+    fn table() -> String {
+        let mut text = String::new();
+        for state in STATES {
+            for event in EVENTS {
+                let (next, action) = state.on(event);
+                let [state, event, next] = [format!("{state:?}"), format!("{event:?}"), format!("{next:?}")];
+                text += &format!("{state:<18} {event:<16} {next:<18} {action:?}\n");
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn the_transition_table_is_the_committed_one() {
+        assert_eq!(table(), include_str!("state_table.txt"), "the table is now:\n{}", table());
+    }
+
     #[track_caller]
     fn check(ready_sec: Option<u64>, lost_sec: u64, delay: u32, loss: i32, expected: Next) {
         let failure = Failure {

@@ -280,8 +280,12 @@ impl Discovery {
                             discovery.heard(&place, controller, news);
                         }
                     };
-                    let controller =
+                    let made =
                         registry.new_controller(transport, params, timers, true, Some(Box::new(listener)));
+                    let controller = match made {
+                        Ok(controller) => controller,
+                        Err(error) => return discovery.place_failed(&at, &error.to_string()),
+                    };
                     registry.discoverers.borrow_mut().insert(controller.id, Rc::clone(&controller));
                     discovery.place(&at, |place| place.controller = Some(Rc::clone(&controller)));
                     controller.start(Box::new(|_| {}));

@@ -28,12 +28,12 @@ macro_rules! with_hash {
 }
 
 /// Hash of `data`.
-pub(crate) fn hash(hash: HashId, data: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+pub fn hash(hash: HashId, data: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     with_hash!(hash, H => Zeroizing::new(H::digest(data).to_vec()))
 }
 
 /// HMAC of the concatenated `parts`.
-pub(crate) fn hmac(hash: HashId, key: &[u8], parts: &[&[u8]]) -> Option<Zeroizing<Vec<u8>>> {
+pub fn hmac(hash: HashId, key: &[u8], parts: &[&[u8]]) -> Option<Zeroizing<Vec<u8>>> {
     with_hash!(hash, H => {
         let mut mac = Hmac::<H>::new_from_slice(key).ok()?;
         parts.iter().for_each(|part| mac.update(part));
@@ -42,7 +42,7 @@ pub(crate) fn hmac(hash: HashId, key: &[u8], parts: &[&[u8]]) -> Option<Zeroizin
 }
 
 /// Whether `expected` is the HMAC of the concatenated `parts`; takes as long whatever differs.
-pub(crate) fn verifies(hash: HashId, key: &[u8], parts: &[&[u8]], expected: &[u8]) -> bool {
+pub fn verifies(hash: HashId, key: &[u8], parts: &[&[u8]], expected: &[u8]) -> bool {
     let checked = with_hash!(hash, H => {
         let Ok(mut mac) = Hmac::<H>::new_from_slice(key) else { return false };
         parts.iter().for_each(|part| mac.update(part));
@@ -54,7 +54,7 @@ pub(crate) fn verifies(hash: HashId, key: &[u8], parts: &[&[u8]], expected: &[u8
 /// HKDF-Extract without salt, then HKDF-Expand-Label of TLS 1.3 (RFC 8446 §7.1), as long as the hash.
 ///
 /// `None` if the hash is unknown or the context longer than a label can hold.
-pub(crate) fn derive(hash: HashId, input: &[u8], label: &str, context: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+pub fn derive(hash: HashId, input: &[u8], label: &str, context: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let len = hash.hash_len()?;
     let mut info = u16::try_from(len).ok()?.to_be_bytes().to_vec();
     info.push(u8::try_from(TLS_PREFIX.len() + label.len()).ok()?);

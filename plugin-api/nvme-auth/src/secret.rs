@@ -9,11 +9,11 @@ use base64::engine::general_purpose::STANDARD;
 use nvme_spec::auth::HashId;
 use zeroize::Zeroizing;
 
-use super::digest;
+use crate::digest;
 
 /// A key of a host or of a subsystem for DH-HMAC-CHAP: `DHHC-1:<hash>:<base64>:`. Base 2.0c §8.13.5.8.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct DhchapKey {
+pub struct DhchapKey {
     secret: Zeroizing<Vec<u8>>,
     /// Hash by which the secret is bound to a name; `None`: it is used as it is.
     transform: Option<HashId>,
@@ -21,7 +21,7 @@ pub(crate) struct DhchapKey {
 
 /// A configured pre-shared key for TLS: `NVMeTLSkey-1:<hash>:<base64>:`. NVMe/TCP 1.0d §3.6.1.5.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct TlsKey {
+pub struct TlsKey {
     secret: Zeroizing<Vec<u8>>,
     /// Hash by which the secret is bound to a host; `None`: it is used as it is.
     transform: Option<HashId>,
@@ -29,31 +29,39 @@ pub(crate) struct TlsKey {
 
 /// A key of either kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Secret {
+pub enum Secret {
+    /// For DH-HMAC-CHAP.
     Dhchap(DhchapKey),
+    /// For TLS.
     Tls(TlsKey),
 }
 
 /// Why a text is no key. Never holds any of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum SecretError {
+pub enum SecretError {
+    /// Another kind of key, or none.
     #[error("it begins with neither DHHC-1: nor NVMeTLSkey-1:")]
     Kind,
+    /// Not three parts.
     #[error("it does not have the form <kind>:<hash>:<base64>:")]
     Form,
+    /// An unknown hash.
     #[error("its hash is unknown")]
     Hash,
+    /// Broken base64.
     #[error("its base64 is broken")]
     Base64,
+    /// A wrong length.
     #[error("it has a wrong length")]
     Length,
+    /// A wrong checksum.
     #[error("its checksum is wrong")]
     Checksum,
 }
 
 impl Secret {
     /// The key in a text; white space around it does not matter.
-    pub(crate) fn parse(text: &str) -> Result<Self, SecretError> {
+    pub fn parse(text: &str) -> Result<Self, SecretError> {
         let text = text.trim();
         if let Some(rest) = text.strip_prefix("DHHC-1:") {
             let (hash, secret) = parts(rest)?;
@@ -81,8 +89,23 @@ impl Secret {
         Err(SecretError::Kind)
     }
 
+    /// The text form, as [`Secret::parse`] reads it.
+    #[must_use]
+    pub fn to_text(&self) -> Zeroizing<String> {
+        let (kind, transform, secret) = match self {
+            Self::Dhchap(key) => ("DHHC-1", key.transform, &key.secret),
+            Self::Tls(key) => ("NVMeTLSkey-1", key.transform, &key.secret),
+        };
+        let number = transform.map_or(0, |hash| hash.0);
+        let mut bytes = Zeroizing::new(secret.to_vec());
+        bytes.extend_from_slice(&crc32fast::hash(secret).to_le_bytes());
+        let encoded = Zeroizing::new(STANDARD.encode(&*bytes));
+        Zeroizing::new(format!("{kind}:{number:02}:{}:", &*encoded))
+    }
+
     /// What kind of key it is, for reports.
-    pub(crate) fn kind(&self) -> &'static str {
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
         match self {
             Self::Dhchap(_) => "dhchap",
             Self::Tls(_) => "tls",
@@ -92,7 +115,7 @@ impl Secret {
 
 impl DhchapKey {
     /// The key as the party of that name uses it.
-    pub(super) fn bound_to(&self, nqn: &str) -> Option<Zeroizing<Vec<u8>>> {
+    pub(crate) fn bound_to(&self, nqn: &str) -> Option<Zeroizing<Vec<u8>>> {
         match self.transform {
             None => Some(self.secret.clone()),
             Some(hash) => digest::hmac(hash, &self.secret, &[nqn.as_bytes(), BINDING]),
@@ -107,23 +130,44 @@ impl TlsKey {
         self.transform.unwrap_or(by_length)
     }
 
+    /// The identity by which a client names this key, in version 0 or 1; `None` for another. NVMe/TCP 1.0d §3.6.1.3.
+    #[must_use]
+    pub fn identity(&self, version: u8, hostnqn: &str, subnqn: &str) -> Option<String> {
+        let hash = self.hash();
+        let plain = format!("NVMe{version}R{:02} {hostnqn} {subnqn}", hash.0);
+        match version {
+            0 => Some(plain),
+            1 => Some(format!("{plain} {}", self.digest_for(hostnqn, subnqn)?)),
+            _ => None,
+        }
+    }
+
+    /// The secret, bound to the host.
+    fn retained(&self, hostnqn: &str) -> Option<Zeroizing<Vec<u8>>> {
+        match self.transform {
+            None => Some(self.secret.clone()),
+            Some(hash) => digest::derive(hash, &self.secret, "HostNQN", hostnqn.as_bytes()),
+        }
+    }
+
+    /// The digest of version 1 identities.
+    fn digest_for(&self, hostnqn: &str, subnqn: &str) -> Option<String> {
+        let parts: [&[u8]; 5] = [hostnqn.as_bytes(), b" ", subnqn.as_bytes(), b" ", BINDING];
+        Some(STANDARD.encode(&*digest::hmac(self.hash(), &*self.retained(hostnqn)?, &parts)?))
+    }
+
     /// The TLS pre-shared key of a connection whose client names `identity`; `None` if that is not an identity
     /// of this key for these names. NVMe/TCP 1.0d §3.6.1.3.
-    pub(crate) fn derive(&self, identity: &Identity<'_>) -> Option<Zeroizing<Vec<u8>>> {
+    pub fn derive(&self, identity: &Identity<'_>) -> Option<Zeroizing<Vec<u8>>> {
         let hash = self.hash();
         if identity.hash != hash {
             return None;
         }
-        let host = identity.hostnqn.as_bytes();
-        let retained = match self.transform {
-            None => self.secret.clone(),
-            Some(hash) => digest::derive(hash, &self.secret, "HostNQN", host)?,
-        };
+        let retained = self.retained(identity.hostnqn)?;
         match identity.digest {
             None => digest::derive(hash, &retained, TLS_LABEL, identity.text.as_bytes()),
             Some(named) => {
-                let parts: [&[u8]; 5] = [host, b" ", identity.subnqn.as_bytes(), b" ", BINDING];
-                let own = STANDARD.encode(&*digest::hmac(hash, &retained, &parts)?);
+                let own = self.digest_for(identity.hostnqn, identity.subnqn)?;
                 let context = format!("{:02} {own}", hash.0);
                 (own == named).then(|| digest::derive(hash, &retained, TLS_LABEL, context.as_bytes()))?
             }
@@ -133,18 +177,22 @@ impl TlsKey {
 
 /// Identity of a TLS pre-shared key: `NVMe0R01 <hostnqn> <subnqn>`, in version 1 with a digest behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Identity<'a> {
+pub struct Identity<'a> {
+    /// As a whole.
     pub text: &'a str,
+    /// Hash of its cipher suite.
     pub hash: HashId,
+    /// NQN of the host.
     pub hostnqn: &'a str,
+    /// NQN of the subsystem.
     pub subnqn: &'a str,
-    /// In version 1.
+    /// Digest of the key, in version 1.
     pub digest: Option<&'a str>,
 }
 
 impl<'a> Identity<'a> {
     /// The parts of an identity of a configured key; `None` if the text is none.
-    pub(crate) fn parse(text: &'a str) -> Option<Self> {
+    pub fn parse(text: &'a str) -> Option<Self> {
         let mut words = text.split(' ');
         let (kind, hostnqn, subnqn, digest) = (words.next()?, words.next()?, words.next()?, words.next());
         let (version, hash) = (kind.get(..6)?, kind.get(6..)?);
@@ -212,6 +260,13 @@ const CRC_BYTES: usize = 4;
 pub(crate) mod tests {
     use super::*;
 
+    pub(crate) fn dhchap_key(hash: &str, secret: &[u8]) -> DhchapKey {
+        match Secret::parse(&text("DHHC-1", hash, secret)) {
+            Ok(Secret::Dhchap(key)) => key,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(crate) fn text(kind: &str, hash: &str, secret: &[u8]) -> String {
         let mut bytes = secret.to_vec();
         bytes.extend_from_slice(&crc32fast::hash(secret).to_le_bytes());
@@ -238,6 +293,14 @@ pub(crate) mod tests {
         assert_eq!(Secret::parse(tls).map(|key| key.kind()), Ok("tls"));
         let wrong = key.replace("ia6z", "ia6y");
         assert_eq!(Secret::parse(&wrong), Err(SecretError::Checksum));
+    }
+
+    #[test]
+    fn a_key_is_written_as_it_was_read() {
+        for (kind, hash, len) in [("DHHC-1", "00", 48), ("DHHC-1", "03", 64), ("NVMeTLSkey-1", "02", 48)] {
+            let text = text(kind, hash, &vec![7; len]);
+            assert_eq!(*Secret::parse(&text).expect("a key").to_text(), text);
+        }
     }
 
     #[test]
@@ -292,5 +355,8 @@ pub(crate) mod tests {
         let named = STANDARD.encode(&*digest::hmac(HashId::SHA_256, &retained, &parts).expect("known"));
         let second = derive(&format!("NVMe1R01 nqn.h nqn.s {named}")).expect("a key");
         assert_ne!(one, second);
+        assert_eq!(key.identity(0, "nqn.h", "nqn.s").as_deref(), Some("NVMe0R01 nqn.h nqn.s"));
+        assert_eq!(key.identity(1, "nqn.h", "nqn.s"), Some(format!("NVMe1R01 nqn.h nqn.s {named}")));
+        assert_eq!(key.identity(2, "nqn.h", "nqn.s"), None);
     }
 }

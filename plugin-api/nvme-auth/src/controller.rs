@@ -19,28 +19,14 @@ use nvme_spec::auth::{
     AuthId, AuthType, Challenge, DhGroupId, Failure, FailureExplanation, FailureReason, HashId, MessageHead,
     Negotiate, Reply, SecureChannelConcatenation, Success1,
 };
-use zerocopy::{FromBytes, IntoBytes};
-use zeroize::Zeroizing;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::dh::{KeyPair, SECRET_BYTES};
-use super::digest;
-use super::secret::DhchapKey;
-use crate::queue::command::zeroed;
-
-/// Who authenticates whom, with what. Keys are those of the moment a transaction begins.
-#[derive(Clone, Debug)]
-pub(crate) struct Parties {
-    pub hostnqn: String,
-    pub subnqn: String,
-    pub host_key: Option<DhchapKey>,
-    pub controller_key: Option<DhchapKey>,
-    /// What may be used, the best first.
-    pub hashes: Vec<HashId>,
-    pub groups: Vec<DhGroupId>,
-}
+use crate::dh::{KeyPair, SECRET_BYTES};
+use crate::response::{Question, Role, Session, answer, verifies};
+use crate::{Parties, digest};
 
 /// A transaction, or the wait for one.
-pub(crate) struct Exchange {
+pub struct Exchange {
     state: State,
     /// What the last success was made with.
     pub proven: Option<(HashId, DhGroupId)>,
@@ -59,7 +45,7 @@ enum State {
 }
 
 /// A challenge and what is needed to check the answer.
-pub(crate) struct Challenged {
+pub struct Challenged {
     t_id: u16,
     hash: HashId,
     group: DhGroupId,
@@ -70,19 +56,21 @@ pub(crate) struct Challenged {
 }
 
 /// What takes long.
-pub(crate) enum Work {
+pub enum Work {
+    /// Make a key pair.
     Challenge(Box<ChallengeWork>),
+    /// Check an answer.
     Verify(Box<VerifyWork>),
 }
 
 /// Makes a key pair for a challenge.
-pub(crate) struct ChallengeWork {
+pub struct ChallengeWork {
     challenged: Challenged,
     secret: [u8; SECRET_BYTES],
 }
 
 /// Checks an answer.
-pub(crate) struct VerifyWork {
+pub struct VerifyWork {
     challenged: Box<Challenged>,
     response: Vec<u8>,
     peer_public: Vec<u8>,
@@ -91,22 +79,29 @@ pub(crate) struct VerifyWork {
 }
 
 /// What came of [`Work`].
-pub(crate) enum Worked {
+pub enum Worked {
+    /// The challenge is complete.
     Challenge(Box<Challenged>),
-    /// The answer to the host's challenge, if it sent one.
+    /// The host's answer is right.
     Verified {
+        /// The transaction.
         t_id: u16,
+        /// Hash function and group.
         made_with: (HashId, DhGroupId),
+        /// The answer to the host's challenge, if it sent one.
         response: Option<Vec<u8>>,
     },
+    /// It is not.
     Failed {
+        /// The transaction.
         t_id: u16,
+        /// Why.
         explanation: FailureExplanation,
     },
 }
 
 /// What a message from the host leads to.
-pub(crate) enum Sent {
+pub enum Sent {
     /// It is taken; nothing else happens.
     Taken,
     /// It is taken once this is done.
@@ -118,7 +113,8 @@ pub(crate) enum Sent {
 }
 
 /// What the host gets when it asks for a message.
-pub(crate) struct Received {
+pub struct Received {
+    /// The message.
     pub message: Vec<u8>,
     /// With this message the host has proven who it is.
     pub is_proven: bool,
@@ -127,17 +123,19 @@ pub(crate) struct Received {
 }
 
 impl Exchange {
-    pub(crate) fn new() -> Self {
+    /// The wait for a transaction.
+    #[must_use]
+    pub fn new() -> Self {
         Self { state: State::Idle, proven: None }
     }
 
     /// A transaction is under way.
-    pub(crate) fn is_running(&self) -> bool {
+    pub fn is_running(&self) -> bool {
         !matches!(self.state, State::Idle)
     }
 
     /// Authentication Send: a message from the host.
-    pub(crate) fn handle_message(
+    pub fn handle_message(
         &mut self,
         message: &[u8],
         parties: impl FnOnce() -> Parties,
@@ -234,7 +232,7 @@ impl Exchange {
     }
 
     /// What came of the work that [`Exchange::handle_message`] gave out.
-    pub(crate) fn worked(&mut self, worked: Worked) {
+    pub fn worked(&mut self, worked: Worked) {
         self.state = match (std::mem::replace(&mut self.state, State::Failed), worked) {
             (State::Challenging, Worked::Challenge(challenged)) => State::ChallengeReady(challenged),
             (State::Verifying, Worked::Verified { t_id, made_with, response }) => {
@@ -246,7 +244,7 @@ impl Exchange {
     }
 
     /// Length of the message that waits for the host; `None` if none does.
-    pub(crate) fn pending_len(&self) -> Option<usize> {
+    pub fn pending_len(&self) -> Option<usize> {
         match &self.state {
             State::ChallengeReady(challenged) => Some(challenged.message().len()),
             State::SuccessReady { made_with, response, .. } => Some(success1(0, made_with.0, response).len()),
@@ -261,7 +259,7 @@ impl Exchange {
     }
 
     /// Authentication Receive: the message that waits for the host.
-    pub(crate) fn poll_message(&mut self) -> Option<Received> {
+    pub fn poll_message(&mut self) -> Option<Received> {
         let more = |message| Received { message, is_proven: false, is_end: false };
         let (state, received) = match std::mem::replace(&mut self.state, State::Failed) {
             State::ChallengeReady(challenged) => {
@@ -295,7 +293,7 @@ impl Exchange {
 
 impl Challenged {
     fn message(&self) -> Vec<u8> {
-        let mut message: Challenge = zeroed();
+        let mut message = Challenge::new_zeroed();
         message.head = MessageHead::new(AuthType::DH_HMAC_CHAP, AuthId::CHALLENGE, self.t_id);
         message.hl = self.value.len() as u8;
         message.hashid = self.hash;
@@ -309,7 +307,7 @@ impl Challenged {
 
 impl Work {
     /// Does it. For a worker.
-    pub(crate) fn run(self) -> Worked {
+    pub fn run(self) -> Worked {
         match self {
             Work::Challenge(work) => {
                 let mut challenged = work.challenged;
@@ -335,56 +333,27 @@ impl VerifyWork {
     fn verify(&self) -> Result<Option<Vec<u8>>, FailureExplanation> {
         let refused = FailureExplanation::AUTHENTICATION_FAILED;
         let challenged = &self.challenged;
-        let (hash, parties) = (challenged.hash, &challenged.parties);
-        let session = match &challenged.pair {
+        let (hash, t_id, parties) = (challenged.hash, challenged.t_id, &challenged.parties);
+        let session: Session = match &challenged.pair {
             None => None,
             Some(pair) => {
                 let shared = pair.shared(&self.peer_public).ok_or(FailureExplanation::INCORRECT_PAYLOAD)?;
                 Some(digest::hash(hash, &shared).ok_or(refused)?)
             }
         };
-        let (host, sub) = (parties.hostnqn.as_str(), parties.subnqn.as_str());
-        let key = parties.host_key.as_ref().and_then(|key| key.bound_to(host)).ok_or(refused)?;
-        let value = augmented(hash, session.as_deref(), &challenged.value).ok_or(refused)?;
-        let sequence = challenged.sequence.to_le_bytes();
-        let t_id = challenged.t_id.to_le_bytes();
-        let parts = response_parts(&value, &sequence, &t_id, b"HostHost", host, sub);
-        if !digest::verifies(hash, &key, &parts, &self.response) {
+        let asked = Question { hash, t_id, sequence: challenged.sequence, value: challenged.value.clone() };
+        if !verifies(Role::Host, &asked, &session, parties, &self.response) {
             return Err(refused);
         }
         let Some((value, sequence)) = &self.counter_challenge else { return Ok(None) };
-        let key = parties.controller_key.as_ref().and_then(|key| key.bound_to(sub)).ok_or(refused)?;
-        let value = augmented(hash, session.as_deref(), value).ok_or(refused)?;
-        let sequence = sequence.to_le_bytes();
-        let parts = response_parts(&value, &sequence, &t_id, b"Controller", sub, host);
-        let response = digest::hmac(hash, &key, &parts).ok_or(refused)?;
+        let asked = Question { hash, t_id, sequence: *sequence, value: value.clone() };
+        let response = answer(Role::Controller, &asked, &session, parties).ok_or(refused)?;
         Ok(Some(response.to_vec()))
     }
 }
 
-/// A challenge, mixed with the session key if there is one.
-fn augmented(hash: HashId, session: Option<&Vec<u8>>, value: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-    match session {
-        None => Some(Zeroizing::new(value.to_vec())),
-        Some(key) => digest::hmac(hash, key, &[value]),
-    }
-}
-
-/// What a response is the HMAC of.
-fn response_parts<'a>(
-    value: &'a [u8],
-    sequence: &'a [u8],
-    t_id: &'a [u8],
-    role: &'a [u8],
-    own: &'a str,
-    other: &'a str,
-) -> [&'a [u8]; 8] {
-    // The zeroes are SC_C, and the end of the first name.
-    [value, sequence, t_id, &[0], role, own.as_bytes(), &[0], other.as_bytes()]
-}
-
 fn success1(t_id: u16, hash: HashId, response: &Option<Vec<u8>>) -> Vec<u8> {
-    let mut message: Success1 = zeroed();
+    let mut message = Success1::new_zeroed();
     message.head = MessageHead::new(AuthType::DH_HMAC_CHAP, AuthId::SUCCESS1, t_id);
     message.hl = hash.hash_len().unwrap_or_default() as u8;
     message.rvalid = u8::from(response.is_some());
@@ -394,7 +363,7 @@ fn success1(t_id: u16, hash: HashId, response: &Option<Vec<u8>>) -> Vec<u8> {
 }
 
 fn failure1(t_id: u16, explanation: FailureExplanation) -> Vec<u8> {
-    let mut message: Failure = zeroed();
+    let mut message = Failure::new_zeroed();
     message.head = MessageHead::new(AuthType::COMMON, AuthId::FAILURE1, t_id);
     message.reason = FailureReason::AUTHENTICATION_FAILED;
     message.explanation = explanation;
@@ -402,22 +371,15 @@ fn failure1(t_id: u16, explanation: FailureExplanation) -> Vec<u8> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use nvme_spec::auth::ProtocolDescriptor;
 
-    use super::super::secret::{Secret, tests::text};
     use super::*;
+    use crate::secret::tests::dhchap_key as key;
 
     const HOST: &str = "nqn.2026-01.io.tenon:host";
     const SUB: &str = "nqn.2026-01.io.tenon:one";
     const HASHES: [HashId; 3] = [HashId::SHA_256, HashId::SHA_384, HashId::SHA_512];
-
-    fn key(hash: &str, secret: &[u8]) -> DhchapKey {
-        match Secret::parse(&text("DHHC-1", hash, secret)) {
-            Ok(Secret::Dhchap(key)) => key,
-            other => panic!("{other:?}"),
-        }
-    }
 
     fn parties(hash: HashId, group: DhGroupId) -> Parties {
         Parties {
@@ -431,7 +393,7 @@ pub(crate) mod tests {
     }
 
     fn negotiate(hashes: &[HashId], groups: &[DhGroupId]) -> Vec<u8> {
-        let mut message: Negotiate = zeroed();
+        let mut message = Negotiate::new_zeroed();
         message.head = MessageHead::new(AuthType::COMMON, AuthId::NEGOTIATE, 7);
         message.napd = 1;
         let descriptor = ProtocolDescriptor::new(hashes, groups).expect("short");
@@ -447,7 +409,10 @@ pub(crate) mod tests {
             .as_ref()
             .map(|pair| digest::hash(hash, &pair.shared(public).expect("a good value")).expect("known"));
         let own = parties.host_key.as_ref().expect("a key").bound_to(HOST).expect("known");
-        let augment = |value: &[u8]| augmented(hash, session.as_deref(), value).expect("known");
+        let augment = |value: &[u8]| match &session {
+            None => value.to_vec(),
+            Some(session) => digest::hmac(hash, session, &[value]).expect("known").to_vec(),
+        };
         let sequence = head.seqnum.get().to_le_bytes();
         let parts =
             [&augment(value)[..], &sequence, &t_id, &[0], b"HostHost", HOST.as_bytes(), &[0], SUB.as_bytes()];
@@ -468,7 +433,7 @@ pub(crate) mod tests {
             ];
             digest::hmac(hash, &key, &parts).expect("known").to_vec()
         });
-        let mut message: Reply = zeroed();
+        let mut message = Reply::new_zeroed();
         message.head = MessageHead::new(AuthType::DH_HMAC_CHAP, AuthId::REPLY, head.head.t_id.get());
         message.hl = value.len() as u8;
         message.cvalid = u8::from(both_ways);

@@ -5,7 +5,7 @@ use crypto_bigint::{BoxedUint, Odd, Resize};
 use nvme_spec::auth::DhGroupId;
 use zeroize::Zeroizing;
 
-use super::groups;
+use crate::groups;
 
 /// Our half of an exchange.
 pub(crate) struct KeyPair {
@@ -63,7 +63,7 @@ fn prime_of(group: DhGroupId) -> Option<Odd<BoxedUint>> {
 }
 
 /// Bytes of a secret exponent: more than twice the strength of the largest group.
-pub(crate) const SECRET_BYTES: usize = 64;
+pub const SECRET_BYTES: usize = 64;
 
 #[cfg(test)]
 mod tests {
