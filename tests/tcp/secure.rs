@@ -187,7 +187,7 @@ fn a_channel_is_for_the_subsystem_its_key_is_for() {
 /// A second process whose table attaches to the first over secured channels, and exports what it finds in the clear.
 #[track_caller]
 fn attaches_over_tls(key: &Key, version: u8) {
-    let (mut host, address) = serve(key);
+    let (host, address) = serve(key);
     let scratch = Scratch::new();
     let path = scratch.write("key", key.text);
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("the file is ours");

@@ -122,6 +122,12 @@ pub struct Received {
     pub is_end: bool,
 }
 
+impl Default for Exchange {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Exchange {
     /// The wait for a transaction.
     #[must_use]

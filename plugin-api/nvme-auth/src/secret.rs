@@ -153,7 +153,7 @@ impl TlsKey {
     /// The digest of version 1 identities.
     fn digest_for(&self, hostnqn: &str, subnqn: &str) -> Option<String> {
         let parts: [&[u8]; 5] = [hostnqn.as_bytes(), b" ", subnqn.as_bytes(), b" ", BINDING];
-        Some(STANDARD.encode(&*digest::hmac(self.hash(), &*self.retained(hostnqn)?, &parts)?))
+        Some(STANDARD.encode(&*digest::hmac(self.hash(), &self.retained(hostnqn)?, &parts)?))
     }
 
     /// The TLS pre-shared key of a connection whose client names `identity`; `None` if that is not an identity

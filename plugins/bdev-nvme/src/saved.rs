@@ -28,10 +28,15 @@ impl Registry {
     /// The first controller of a name, and in what the others differ from it.
     fn group_table(&self, group: &str) -> Option<NvmeParams> {
         let controllers = self.controllers(Some(group));
-        let mut controllers = controllers.iter().map(|controller| &controller.plan.params);
-        let mut first = controllers.next()?.clone();
+        // With the keys of now, which may not be those it was attached with.
+        let mut controllers = controllers.iter().map(|controller| {
+            let names = controller.key_names.borrow().clone();
+            let (dhchap_key, dhchap_ctrlr_key) = (names.dhchap_key, names.dhchap_ctrlr_key);
+            NvmeParams { dhchap_key, dhchap_ctrlr_key, ..controller.plan.params.clone() }
+        });
+        let mut first = controllers.next()?;
         let whole = serde_json::to_value(&first).ok()?;
-        first.paths = controllers.map(|other| difference(&whole, other)).collect();
+        first.paths = controllers.map(|other| difference(&whole, &other)).collect();
         Some(first)
     }
 }
