@@ -1691,6 +1691,17 @@ typedef struct TenonModuleOpsV1 {
      A further table by name and version, e.g. `nvmf-transport` 1; null if not offered. Any thread. Optional.
      */
     const void *(*query)(struct TenonStr id, uint32_t version);
+    /*
+     Checks the module's table of the configuration as `validate` checks `create` parameters. Any thread. Optional.
+     */
+    int32_t (*validate_config)(struct TenonStr config_json, char *err, size_t err_len);
+    /*
+     Writes the options in force as one JSON object of the shape of `config_json`; what has its default may be
+     left out. The host asks after each method of the module, saves the answer, and gives it to a module that
+     takes this one's place. Absent, or writing nothing: `config_json` and `configure` alone say what is in
+     force. Optional.
+     */
+    void (*config_json)(const struct TenonJsonSink *sink);
 } TenonModuleOpsV1;
 
 /*

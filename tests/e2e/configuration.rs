@@ -249,6 +249,49 @@ fn mistakes_are_named_with_line_and_remedy() {
         &["bad.toml:5", "r_mbytes_per_sec"],
     );
     check_refused("[host]\ncpus = \"3-1\"\n", &["3-1"]);
+    let raid = "[[module]]\nname = \"raid\"\n";
+    check_refused(
+        &format!("{raid}process_window_size_kb = \"wide\"\n"),
+        &["bad.toml:3", "process_window_size_kb", "wide"],
+    );
+    check_refused(&format!("{raid}process_window_size_kb = 0\n"), &["bad.toml:3", "must be from 1"]);
+    check_refused(
+        &format!("{raid}process_windo_size_kb = 1\n"),
+        &["bad.toml:3", "did you mean `process_window_size_kb`"],
+    );
+}
+
+#[test]
+fn options_of_a_module_set_by_a_call_are_saved() {
+    let mut host = Host::start("[[module]]\nname = \"raid\"\nprocess_priority = \"high\"\n");
+    host.ok("bdev_raid_set_options", json!({ "process_window_size_kb": 2048 }));
+    host.ok("bdev_nvme_set_options", json!({ "bdev_retry_count": 7 }));
+    let text = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    let has = |line: &str| assert!(text.lines().any(|one| one == line), "`{line}` is missing in: {text}");
+    has("process_priority = \"high\"");
+    has("process_window_size_kb = 2048");
+    has("bdev_retry_count = 7");
+    assert!(!text.contains("timeout_admin_us"), "defaults are left out: {text}");
+    // Those of the next instance are the same.
+    host.ok("module_unregister", json!({ "name": "raid" }));
+    host.ok("module_load", json!({ "name": "raid" }));
+    host.ok("bdev_raid_set_options", json!({ "process_priority": "low" }));
+    let text = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    assert!(text.contains("process_window_size_kb = 2048"), "{text}");
+    host.stop();
+    Host::start(&text).stop();
+}
+
+#[test]
+fn calls_of_the_configuration_make_what_waits_as_well() {
+    let mut host = Host::start("[[bdev]]\nmodule = \"passthru\"\nname = \"p\"\nbase_bdev_name = \"later\"\n");
+    let calls = host.ok("framework_get_config", json!({ "name": "bdev" }));
+    let call = json!({
+        "method": "bdev_passthru_create",
+        "params": { "name": "p", "base_bdev_name": "later" },
+    });
+    assert!(calls.as_array().unwrap().contains(&call), "{calls}");
+    host.stop();
 }
 
 #[test]

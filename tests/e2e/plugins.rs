@@ -93,6 +93,18 @@ fn a_plugin_dropped_into_a_watched_directory_can_be_used() {
 }
 
 #[test]
+fn a_module_that_lists_no_method_makes_devices_by_its_name() {
+    let mut host = Host::start("");
+    host.ok("module_load", json!({ "path": plugin("example_ramdisk") }));
+    host.ok("bdev_ramdisk_create", json!({ "name": "r0", "size": "1MiB" }));
+    host.ok("bdev_ramdisk_delete", json!({ "name": "r0" }));
+    assert!(host.bdevs().is_empty());
+    let error = host.err("bdev_transport_tcp_create", json!({}));
+    assert!(error.message.contains("not found"), "{error:?}");
+    host.stop();
+}
+
+#[test]
 fn unregistering_a_module_removes_its_devices_and_it_can_be_loaded_again() {
     let mut host = Host::start("");
     let malloc = json!({ "name": "m0", "num_blocks": 8, "block_size": 512 });

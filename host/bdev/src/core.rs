@@ -11,7 +11,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenon_modules::{Catalog, Modules, ModulesOptions};
+use tenon_modules::{Catalog, ModuleRef, Modules, ModulesOptions};
 
 use crate::activity::Activities;
 use crate::deadline::Deadlines;
@@ -181,6 +181,16 @@ impl Core {
 
     pub(crate) fn keep_module_config(&self, name: &str, config: &str) {
         self.inner.module_configs.borrow_mut().insert(name.to_owned(), config.to_owned());
+    }
+
+    /// A method of `module` may have changed its options: those in force are kept, if it tells them.
+    pub(crate) fn keep_options_in_force(&self, module: Option<ModuleRef>) {
+        let Some(module) = module else { return };
+        let Some(text) = module.config() else { return };
+        match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&text) {
+            Ok(_) => self.keep_module_config(module.name(), &text),
+            Err(error) => log::warn!("options are no JSON object module={} error=\"{error}\"", module.name()),
+        }
     }
 
     /// The options of modules that have any, by name.

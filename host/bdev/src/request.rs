@@ -288,7 +288,10 @@ impl Core {
                 }
             }
             Request::Update { name, params } => self.saved_update(&name, &params),
-            Request::Rpc { method, params, .. } => self.saved_rpc(&method, &params, module),
+            Request::Rpc { method, params, .. } => {
+                self.saved_rpc(&method, &params, module);
+                self.keep_options_in_force(module);
+            }
             // A later load of the module begins with what is in force now.
             Request::Configure { module, params } => self.keep_module_config(&module, &params),
             Request::Create { .. } => {}

@@ -43,6 +43,12 @@ pub fn transport_keys(schema: &Value) -> Option<Vec<String>> {
     keys(schema, "transport")
 }
 
+/// The keys a module knows in its `[[module]]` table, if it says.
+#[must_use]
+pub fn module_keys(schema: &Value) -> Option<Vec<String>> {
+    keys(schema, "module")
+}
+
 fn keys(schema: &Value, kind: &str) -> Option<Vec<String>> {
     let properties = part(schema, kind)?.get("properties")?.as_object()?;
     Some(properties.keys().cloned().collect())

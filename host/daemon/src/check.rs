@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use serde_json::Value;
-use tenon_control::config::{BdevEntry, Config, ConfigError, Table, TransportEntry, nearest};
+use tenon_control::config::{BdevEntry, Config, ConfigError, ModuleEntry, Table, TransportEntry, nearest};
 use tenon_control::schema::{ModuleSchema, of_file};
-use tenon_modules::{Catalog, LayoutCheck, ModuleRef, Trust, open_unstarted};
+use tenon_modules::{Catalog, LayoutCheck, Module, ModuleRef, Refusal, Trust, open_unstarted};
 
 use crate::cli::{CheckArgs, SchemaArgs};
 use crate::exit::{CONFIG, Exit};
@@ -27,9 +27,7 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
         problems.push(format!("{}: [host] `cpus`: {reason}", args.file.display()));
     }
     for entry in &config.modules {
-        if let Err(reason) = plugins.get(&entry.name) {
-            problems.push(format!("{}: {reason}", entry.options.location()));
-        }
+        problems.extend(plugins.check_module(entry));
     }
     for entry in &config.bdevs {
         problems.extend(plugins.check_bdev(entry));
@@ -180,7 +178,7 @@ impl Plugins {
             let keys = tenon_control::schema::transport_keys(schema)?;
             entry.options.check_keys(keys.iter().map(String::as_str)).err()
         });
-        plugin.complaint(&entry.options, unknown_key)
+        plugin.complaint(&entry.options, unknown_key, Module::validate)
     }
 
     /// Transports there are plugins for.
@@ -189,21 +187,38 @@ impl Plugins {
         names.filter_map(|plugin| plugin.name.strip_prefix("transport_").map(str::to_uppercase)).collect()
     }
 
+    fn check_module(&mut self, entry: &ModuleEntry) -> Option<String> {
+        let plugin = match self.get(&entry.name) {
+            Ok(plugin) => plugin,
+            Err(reason) => return Some(format!("{}: {reason}", entry.options.location())),
+        };
+        let unknown_key = plugin.schema.as_ref().and_then(|schema| {
+            let keys = tenon_control::schema::module_keys(schema)?;
+            entry.options.check_keys(keys.iter().map(String::as_str)).err()
+        });
+        plugin.complaint(&entry.options, unknown_key, Module::validate_config)
+    }
+
     fn check_bdev(&mut self, entry: &BdevEntry) -> Option<String> {
         let plugin = match self.get(&entry.module) {
             Ok(plugin) => plugin,
             Err(reason) => return Some(format!("{}: {reason}", entry.params.location_of("module"))),
         };
         let unknown_key = plugin.schema.as_ref().and_then(|schema| host::check_keys(entry, schema).err());
-        plugin.complaint(&entry.params, unknown_key)
+        plugin.complaint(&entry.params, unknown_key, Module::validate)
     }
 }
 
 impl Plugin {
     /// What the module says against a table, with its line; `unknown_key` is what its schema says.
-    fn complaint(&self, table: &Table, unknown_key: Option<ConfigError>) -> Option<String> {
+    fn complaint(
+        &self,
+        table: &Table,
+        unknown_key: Option<ConfigError>,
+        validate: fn(&Module, &str) -> Result<(), Refusal>,
+    ) -> Option<String> {
         let params = Value::Object(table.value.clone()).to_string();
-        let reason = self.module.validate(&params).err()?.text;
+        let reason = validate(self.module, &params).err()?.text;
         Some(match unknown_key {
             // The module knows more names for its keys than its schema tells; it has the last word.
             Some(error @ ConfigError::UnknownKey { .. }) if names_key(&error, &reason) => error.to_string(),

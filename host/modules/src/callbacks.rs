@@ -10,8 +10,8 @@ use core::ffi::{c_char, c_void};
 use std::mem::{align_of, offset_of, size_of};
 
 use tenon_abi::{
-    ABI_MAJOR, AbiSizes, BdevHandle, ExamineToken, HostApiV1, HostModule, HotplugEvent, MAGIC, ModuleOpsV1,
-    OpToken, PluginDescV1, Str, reaches,
+    ABI_MAJOR, AbiSizes, BdevHandle, ExamineToken, HostApiV1, HostModule, HotplugEvent, JsonSink, MAGIC,
+    ModuleOpsV1, OpToken, PluginDescV1, Str, reaches,
 };
 
 use crate::error::LoadError;
@@ -45,6 +45,8 @@ pub(crate) struct Callbacks {
     pub(crate) validate: Option<unsafe extern "C" fn(Str, *mut c_char, usize) -> i32>,
     pub(crate) set_log_level: Option<unsafe extern "C" fn(u32)>,
     pub(crate) query: Option<unsafe extern "C" fn(Str, u32) -> *const c_void>,
+    pub(crate) validate_config: Option<unsafe extern "C" fn(Str, *mut c_char, usize) -> i32>,
+    pub(crate) config_json: Option<unsafe extern "C" fn(*const JsonSink)>,
 }
 
 /// What is kept of a plugin's descriptor.
@@ -179,11 +181,13 @@ unsafe fn read_callbacks(ops: *const ModuleOpsV1) -> Result<Callbacks, LoadError
         validate: callback!(validate),
         set_log_level: callback!(set_log_level),
         query: callback!(query),
+        validate_config: callback!(validate_config),
+        config_json: callback!(config_json),
     })
 }
 
 const _: () = assert!(size_of::<Option<Init>>() == size_of::<usize>());
-const _: () = assert!(offset_of!(ModuleOpsV1, query) + size_of::<usize>() == size_of::<ModuleOpsV1>());
+const _: () = assert!(offset_of!(ModuleOpsV1, config_json) + size_of::<usize>() == size_of::<ModuleOpsV1>());
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
-use tenon_abi::{BdevHandle, ExamineToken, HostApiV1, HostModule, HotplugEvent, OpToken, Str};
+use tenon_abi::{BdevHandle, ExamineToken, HostApiV1, HostModule, HotplugEvent, JsonSink, OpToken, Str};
 
 use crate::callbacks::{Callbacks, Descriptor};
 use crate::image::Image;
@@ -314,6 +314,17 @@ impl Module {
         })
     }
 
+    /// The options in force, as the module tells them: one JSON object; `None` if it does not. Control reactor.
+    #[must_use]
+    pub fn config(&self) -> Option<String> {
+        let config = self.callbacks().config_json.filter(|_| self.state().is_in_service())?;
+        let mut text = String::new();
+        let sink = JsonSink { write: append, arg: (&raw mut text).cast() };
+        // SAFETY: the sink and the text behind it live until the call returns.
+        unsafe { config(&sink) };
+        (!text.is_empty()).then_some(text)
+    }
+
     // ---- callbacks, on any thread ---------------------------------------------------------------------------
 
     /// The JSON Schema of its parameters; `None` if it has none, it is not UTF-8, or the module has come to its
@@ -338,6 +349,17 @@ impl Module {
             Some(validate) => Refusal::from_call(|text, len| {
                 // SAFETY: text and buffer live for the call; the contract allows any thread and any time.
                 unsafe { validate(Str::new(params_json), text, len) }
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks the module's table of the configuration, as [`Module::validate`] does parameters.
+    pub fn validate_config(&self, config_json: &str) -> Result<(), Refusal> {
+        match self.callbacks().validate_config.filter(|_| !self.state().is_final()) {
+            Some(validate) => Refusal::from_call(|text, len| {
+                // SAFETY: as in `validate`.
+                unsafe { validate(Str::new(config_json), text, len) }
             }),
             None => Ok(()),
         }
@@ -479,6 +501,17 @@ impl Module {
 
     fn callbacks(&self) -> &Callbacks {
         &self.descriptor.callbacks
+    }
+}
+
+/// Appends to the text of a sink, up to a bound.
+unsafe extern "C" fn append(text: *mut c_void, piece: Str) {
+    // SAFETY: `arg` of the sink is the text, which is borrowed by nobody else during the call.
+    let text = unsafe { &mut *text.cast::<String>() };
+    // SAFETY: the module lends the piece for the call.
+    let piece = unsafe { piece.as_str() }.unwrap_or_default();
+    if text.len() + piece.len() <= MAX_SCHEMA_BYTES {
+        text.push_str(piece);
     }
 }
 

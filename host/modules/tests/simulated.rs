@@ -58,6 +58,8 @@ static OPS: ModuleOpsV1 = ModuleOpsV1 {
     validate: None,
     set_log_level: None,
     query: Some(query),
+    validate_config: None,
+    config_json: None,
 };
 
 static DESCRIPTOR: PluginDescV1 = PluginDescV1 {

@@ -104,7 +104,7 @@ frozen! {
     }
     crate::ModuleOpsV1 as "ModuleOpsV1" {
         size, flags, init, init_complete, configure, create, update, delete, examine_config, examine_disk, hotplug,
-        quiesce, fini, schema, validate, set_log_level, query,
+        quiesce, fini, schema, validate, set_log_level, query, validate_config, config_json,
     }
     crate::HostApiV1 as "HostApiV1" {
         size, abi_major, abi_minor, query, log, now_ns, ticks, ticks_hz, alloc, free, memory_subscribe,

@@ -3,7 +3,7 @@
 
 use core::ffi::{c_char, c_void};
 
-use crate::{BdevHandle, ExamineToken, HostApiV1, HostModule, HotplugEvent, OpToken, Str};
+use crate::{BdevHandle, ExamineToken, HostApiV1, HostModule, HotplugEvent, JsonSink, OpToken, Str};
 
 /// Sizes of the frozen types as the plugin's compiler saw them; compared by the host before anything is called.
 #[repr(C)]
@@ -143,6 +143,14 @@ pub struct ModuleOpsV1 {
     pub set_log_level: Option<unsafe extern "C" fn(level: u32)>,
     /// A further table by name and version, e.g. `nvmf-transport` 1; null if not offered. Any thread. Optional.
     pub query: Option<unsafe extern "C" fn(id: Str, version: u32) -> *const c_void>,
+    /// Checks the module's table of the configuration as `validate` checks `create` parameters. Any thread. Optional.
+    pub validate_config:
+        Option<unsafe extern "C" fn(config_json: Str, err: *mut c_char, err_len: usize) -> i32>,
+    /// Writes the options in force as one JSON object of the shape of `config_json`; what has its default may be
+    /// left out. The host asks after each method of the module, saves the answer, and gives it to a module that
+    /// takes this one's place. Absent, or writing nothing: `config_json` and `configure` alone say what is in
+    /// force. Optional.
+    pub config_json: Option<unsafe extern "C" fn(sink: *const JsonSink)>,
 }
 
 // SAFETY: a table is immutable static data of the plugin.

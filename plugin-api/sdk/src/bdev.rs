@@ -329,7 +329,7 @@ unsafe extern "C" fn reset_stats<B: Bdev>(ctx: *mut c_void) {
 
 /// # Safety
 /// `sink` is valid for the call.
-unsafe fn write_json(value: &serde_json::Value, sink: *const JsonSink) {
+pub(crate) unsafe fn write_json(value: &serde_json::Value, sink: *const JsonSink) {
     let text = value.to_string();
     // SAFETY: as the caller promises; the text is borrowed for the call.
     unsafe { ((*sink).write)((*sink).arg, Str::new(&text)) };

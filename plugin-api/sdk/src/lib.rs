@@ -131,7 +131,7 @@ pub use host::{Host, Reactor};
 pub use io::Io;
 pub use lend::Lender;
 pub use let_go::LetGo;
-pub use module::{Exported, Module, NoConfig, NoParams, transport_schema};
+pub use module::{Exported, Module, NoConfig, NoParams, changed_options, transport_schema};
 pub use op::{BdevOp, OpSet};
 pub use queue::IoQueue;
 pub use spec::BdevSpec;

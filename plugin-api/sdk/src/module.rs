@@ -14,13 +14,14 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tenon_abi::{
-    BdevHandle, ExamineToken as RawExamine, HostApiV1, HostModule, HotplugEvent, ModuleFlags, ModuleOpsV1,
-    OpToken as RawToken, Str, reaches,
+    BdevHandle, ExamineToken as RawExamine, HostApiV1, HostModule, HotplugEvent, JsonSink, ModuleFlags,
+    ModuleOpsV1, OpToken as RawToken, Str, reaches,
 };
 
+use crate::bdev::write_json;
 use crate::host::publish::hotplug_of;
 use crate::{Error, ExamineToken, Examined, Host, Hotplug, OpToken, bridge, errno};
 
@@ -54,6 +55,22 @@ pub trait Module: Sized + Send + 'static {
     fn validate(params: &Self::Params) -> Result<(), Error> {
         let _ = params;
         Ok(())
+    }
+
+    /// Checks options as [`Module::validate`] checks parameters: [`Module::init`] and [`Module::configure`] get
+    /// only options that pass. Any thread.
+    ///
+    /// # Errors
+    /// What is wrong, with the bad value and what would be right.
+    fn validate_config(config: &Self::Config) -> Result<(), Error> {
+        let _ = config;
+        Ok(())
+    }
+
+    /// The options in force, for a module whose methods change them: the host saves them. [`changed_options`]
+    /// makes it of a [`Module::Config`]. The default leaves it at what `init` and `configure` were given.
+    fn config(&self) -> Option<serde_json::Value> {
+        None
     }
 
     /// The module is part of the host now: register methods, pollers, watches.
@@ -243,6 +260,8 @@ impl<M: Exported> Callbacks<M> {
         validate: Some(Self::validate),
         set_log_level: Some(set_log_level),
         query: Some(Self::query),
+        validate_config: Some(Self::validate_config),
+        config_json: Some(Self::config_json),
     };
 
     unsafe extern "C" fn init(
@@ -267,7 +286,12 @@ impl<M: Exported> Callbacks<M> {
         let slot = M::slot();
         slot.api.store(std::ptr::from_ref(host.api).cast_mut(), Ordering::Release);
         slot.me.store(host.me, Ordering::Release);
-        let module = bridge::guard("init", || M::init(host, parse(config)?))??;
+        let init = || {
+            let config = parse(config)?;
+            M::validate_config(&config)?;
+            M::init(host, config)
+        };
+        let module = bridge::guard("init", init)??;
         *lock(&slot.fresh) = Some(module);
         Ok(())
     }
@@ -279,7 +303,14 @@ impl<M: Exported> Callbacks<M> {
 
     unsafe extern "C" fn configure(params_json: Str, token: RawToken) {
         // SAFETY: the host calls on the control thread, with a text valid for the call and a token of its own.
-        unsafe { Self::ask("configure", token, text(params_json), M::configure) };
+        unsafe {
+            Self::ask("configure", token, text(params_json), |module: &M, config, token| {
+                match M::validate_config(&config) {
+                    Ok(()) => module.configure(config, token),
+                    Err(error) => token.fail(error),
+                }
+            });
+        }
     }
 
     unsafe extern "C" fn create(params_json: Str, token: RawToken) {
@@ -363,6 +394,24 @@ impl<M: Exported> Callbacks<M> {
         let result = bridge::guard("validate", || M::validate(&parse(params)?)).and_then(|inner| inner);
         // SAFETY: the host passes a buffer of `err_len` bytes, or null.
         unsafe { code_and_text(result, err, err_len) }
+    }
+
+    unsafe extern "C" fn validate_config(config_json: Str, err: *mut c_char, err_len: usize) -> i32 {
+        // SAFETY: the host passes a text that is valid for the call.
+        let config = unsafe { text(config_json) };
+        let check = || M::validate_config(&parse(config)?);
+        let result = bridge::guard("validate_config", check).and_then(|inner| inner);
+        // SAFETY: the host passes a buffer of `err_len` bytes, or null.
+        unsafe { code_and_text(result, err, err_len) }
+    }
+
+    unsafe extern "C" fn config_json(sink: *const JsonSink) {
+        // SAFETY: the host calls on the control thread.
+        let Some(module) = (unsafe { M::slot().current() }) else { return };
+        if let Ok(Some(value)) = bridge::guard("config", || module.config()) {
+            // SAFETY: the sink is valid for the call.
+            unsafe { write_json(&value, sink) };
+        }
     }
 
     unsafe extern "C" fn query(id: Str, version: u32) -> *const c_void {
@@ -492,6 +541,15 @@ unsafe fn write_text(text: &str, buffer: *mut c_char, len: usize) {
     }
 }
 
+/// Options that differ from their defaults. For [`Module::config`].
+#[must_use]
+pub fn changed_options<T: Serialize + Default>(options: &T) -> Option<serde_json::Value> {
+    let mut all = serde_json::to_value(options).ok()?;
+    let defaults = serde_json::to_value(T::default()).ok()?;
+    all.as_object_mut()?.retain(|key, value| defaults.get(key) != Some(value));
+    Some(all)
+}
+
 /// JSON Schema of a transport: the options of its `[[transport]]` table. For [`Module::schema`].
 #[must_use]
 pub fn transport_schema<T: schemars::JsonSchema>() -> serde_json::Value {
@@ -534,6 +592,18 @@ mod tests {
         // SAFETY: four bytes.
         unsafe { write_text("aaé", buffer.as_mut_ptr(), buffer.len()) };
         assert_eq!(buffer.map(|c| c as u8), [b'a', b'a', 0, 0x55]);
+    }
+
+    #[test]
+    fn only_options_that_were_changed_are_told() {
+        #[derive(Default, Serialize)]
+        struct Options {
+            depth: u32,
+            paths: Vec<u32>,
+        }
+        assert_eq!(changed_options(&Options::default()), Some(serde_json::json!({})));
+        let changed = Options { depth: 3, paths: Vec::new() };
+        assert_eq!(changed_options(&changed), Some(serde_json::json!({ "depth": 3 })));
     }
 
     #[test]

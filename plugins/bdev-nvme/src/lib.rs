@@ -73,9 +73,16 @@ impl Module for NvmeModule {
         Some(|module, name, token| module.registry().delete(name, token));
 
     fn init(host: Host, config: NvmeConfig) -> Result<Self, Error> {
-        config.check()?;
         let identity = HostIdentity::of_machine();
         Ok(NvmeModule { host, config, identity, registry: ControlCell::new() })
+    }
+
+    fn validate_config(config: &NvmeConfig) -> Result<(), Error> {
+        config.check()
+    }
+
+    fn config(&self) -> Option<serde_json::Value> {
+        tenon_sdk::changed_options(&*self.registry().config.borrow())
     }
 
     fn validate(params: &NvmeParams) -> Result<(), Error> {
@@ -91,9 +98,6 @@ impl Module for NvmeModule {
     }
 
     fn configure(&self, config: NvmeConfig, token: OpToken) {
-        if let Err(error) = config.check() {
-            return token.fail(error);
-        }
         *self.registry().config.borrow_mut() = config;
         token.done();
     }

@@ -80,8 +80,15 @@ impl Module for RaidModule {
         Some(|module, name, token| module.delete(name, false, token));
 
     fn init(host: Host, config: RaidOptions) -> Result<Self, Error> {
-        config.check()?;
         Ok(RaidModule { host, first_options: config, control: ControlCell::new() })
+    }
+
+    fn validate_config(config: &RaidOptions) -> Result<(), Error> {
+        config.check()
+    }
+
+    fn config(&self) -> Option<serde_json::Value> {
+        tenon_sdk::changed_options(&self.options())
     }
 
     fn init_complete(&self) {
@@ -128,7 +135,6 @@ impl Module for RaidModule {
 
     fn configure(&self, config: RaidOptions, token: OpToken) {
         token.run(|_| {
-            config.check()?;
             self.control.with(|control| control.options = Some(config));
             Ok(true)
         });

@@ -614,6 +614,8 @@ const fn ops<const M: usize>() -> ModuleOpsV1 {
         set_log_level: None,
         query: None,
         validate: None,
+        validate_config: None,
+        config_json: None,
     }
 }
 

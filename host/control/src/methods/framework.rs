@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tenon_bdev::SavedEntry;
 
 use super::{Method, NoParams, names, with};
 use crate::context::{Control, Stop};
@@ -133,9 +132,12 @@ fn bdev_calls(control: &Control) -> Vec<Value> {
     let mut calls = vec![json!({ "method": "bdev_set_options", "params": examine })];
     for entry in core.saved_config() {
         let limits: Vec<Value> = entry.bdevs.iter().filter_map(|name| limit_call(control, name)).collect();
-        calls.push(call_of(entry));
+        calls.push(create_call(entry.method, &entry.module, entry.params));
         calls.extend(limits);
     }
+    // What waits for its base is configured as much as what is there.
+    let coming = control.engine().waiting_tables().into_iter();
+    calls.extend(coming.map(|(module, params, _)| create_call(None, &module, Value::Object(params))));
     calls
 }
 
@@ -148,9 +150,9 @@ fn limit_call(control: &Control, name: &str) -> Option<Value> {
 }
 
 /// The call that makes a device again.
-fn call_of(entry: SavedEntry) -> Value {
-    let method = entry.method.unwrap_or_else(|| format!("bdev_{}_create", entry.module));
-    json!({ "method": method, "params": entry.params })
+fn create_call(method: Option<String>, module: &str, params: Value) -> Value {
+    let method = method.unwrap_or_else(|| format!("bdev_{module}_create"));
+    json!({ "method": method, "params": params })
 }
 
 fn get_waiting(control: &Control, params: Value, reply: Reply) {

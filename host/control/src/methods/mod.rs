@@ -48,11 +48,12 @@ enum DeviceVerb {
     Delete,
 }
 
-/// The module and verb of a method by which that module makes or ends devices, as its plugin lists it.
+/// The module and verb of a method by which that module makes or ends devices: as a plugin lists it, or else
+/// after the module's name, so that whatever a file can make a call can.
 fn device_call(control: &Control, method: &str) -> Option<(String, DeviceVerb)> {
-    let verb = match method.strip_prefix("bdev_")?.rsplit_once('_')? {
-        (_, "create") => DeviceVerb::Create,
-        (_, "delete") => DeviceVerb::Delete,
+    let (namesake, verb) = match method.strip_prefix("bdev_")?.rsplit_once('_')? {
+        (namesake, "create") => (namesake, DeviceVerb::Create),
+        (namesake, "delete") => (namesake, DeviceVerb::Delete),
         _ => return None,
     };
     let modules = control.core().modules();
@@ -60,9 +61,24 @@ fn device_call(control: &Control, method: &str) -> Option<(String, DeviceVerb)> 
     let loaded = modules.running().into_iter().rev().find(|module| lists(module.rpc_methods()));
     let module = match loaded {
         Some(module) => module.name().to_owned(),
-        None => modules.catalog().for_rpc(method)?.name.clone(),
+        None => match modules.catalog().for_rpc(method) {
+            Some(plugin) => plugin.name.clone(),
+            None => made_by_name(control, namesake)?,
+        },
     };
     Some((module, verb))
+}
+
+/// A module of that name that makes devices, loaded or not.
+fn made_by_name(control: &Control, name: &str) -> Option<String> {
+    let modules = control.core().modules();
+    let is_loaded = || modules.current(name).is_some_and(|module| provides_bdevs(module.provides()));
+    let is_installed = || modules.catalog().newest(name).is_some_and(|found| provides_bdevs(&found.provides));
+    (is_loaded() || is_installed()).then(|| name.to_owned())
+}
+
+fn provides_bdevs(provides: &[String]) -> bool {
+    provides.iter().any(|what| what == "bdev")
 }
 
 impl DeviceVerb {

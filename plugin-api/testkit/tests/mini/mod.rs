@@ -95,6 +95,8 @@ pub const fn plain_ops(
         validate: None,
         set_log_level: None,
         query: None,
+        validate_config: None,
+        config_json: None,
     }
 }
 
