@@ -2,6 +2,7 @@
 //! promises, and what becomes of data when members go. A test that proves a
 //! scenario carries its id. What stands on an array is a passthru, and an array.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,34 @@ fn s4_b_every_level_is_registered_examined_and_claimed_when_its_create_is_answer
             host.ok("bdev_raid_destroy", json!({ "name": "r0", "wipe": superblock }));
         }
     }
+    host.stop();
+}
+
+#[test]
+fn s4_c_others_never_see_an_array_that_is_half_created() {
+    let mut host = Host::start("");
+    slow_members(&mut host, 3);
+    let (mut first, mut second) = (host.connect(), host.connect());
+    first.send("bdev_raid_create", array("r0", "raid1", &["d0", "d1"], true));
+    wait_for("the create has begun", || (the_array(&mut host, "r0") != Value::Null).then_some(()));
+    second.send("bdev_wait_for_examine", json!({}));
+    second.send("bdev_get_bdevs", json!({}));
+    second.send("bdev_raid_get_bdevs", json!({ "category": "all" }));
+    second.send("bdev_raid_create", array("r0", "raid1", &["d0", "d1"], true));
+    second.send("bdev_raid_create", array("r1", "raid1", &["d0", "d2"], false));
+    let replies: Vec<Value> = (0..5).map(|_| second.receive().unwrap()).collect();
+    let reply = |id: u64| replies.iter().find(|reply| reply["id"] == id).unwrap();
+    let names = outcome(reply(2)).unwrap().to_string();
+    assert!(!names.contains("Raid Volume"), "{names}");
+    assert_eq!(outcome(reply(3)).unwrap()[0]["state"], "configuring");
+    assert_eq!(outcome(reply(4)).unwrap_err().code, -17);
+    let claimed = outcome(reply(5)).unwrap_err();
+    assert_eq!((claimed.code, &claimed.data["object"]), (-1, &json!("d0")));
+    // The second create of the name is answered when the first is over, as is who waits for that.
+    let before: BTreeSet<u64> = replies[..3].iter().filter_map(|reply| reply["id"].as_u64()).collect();
+    assert_eq!(before, [2, 3, 5].into(), "the wait for examine does not count the create: {replies:?}");
+    assert_eq!(reply_of(&mut first), Ok(json!(true)));
+    assert_eq!(the_array(&mut host, "r0")["state"], "online");
     host.stop();
 }
 
@@ -271,4 +300,23 @@ fn members_that_go_and_return_under_load_lose_nothing() {
         assert_eq!(report["total"]["mismatched_blocks"], 0, "{level} {report}");
         assert!(report["bdevs"][0]["verified_blocks"].as_u64().unwrap() > 1000, "{level} {report}");
     }
+}
+
+#[test]
+fn a_rebuild_is_on_the_status_screen_and_among_the_metrics() {
+    let mut host = Host::start("");
+    for nth in 0..2 {
+        host.ok("bdev_malloc_create", malloc(&format!("m{nth}")));
+    }
+    host.ok("bdev_raid_create", array("r0", "raid1", &["m0", "m1"], true));
+    host.ok("bdev_raid_set_options", json!({ "process_max_bandwidth_mb_sec": 1 }));
+    host.ok("bdev_raid_remove_base_bdev", named("m1"));
+    host.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "m1" }));
+    host.ok("bdev_raid_pause_process", named("r0"));
+    let socket = host.socket();
+    let screen = tenon_tests::run(&["status", "--rpc-socket", socket.to_str().unwrap()]);
+    assert_eq!(screen.code, 0, "{}", screen.stderr);
+    let line = screen.stdout.lines().find(|line| line.contains("rebuild")).unwrap_or_default();
+    assert!(line.contains("r0") && line.contains("paused") && line.contains('%'), "{}", screen.stdout);
+    host.stop();
 }
