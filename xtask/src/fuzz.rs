@@ -17,8 +17,12 @@ use crate::workspace::Workspace;
 
 const PACKAGE: &str = "tests/fuzz";
 const OUTPUT: &str = "target/fuzz";
-/// What one target gets within the test suite.
-const SLICE_SECONDS: u64 = 60;
+/// What one target gets by default.
+const SECONDS: u64 = 60;
+/// Targets of every host's own doors, which get as much within the test suite.
+const DOORS: [&str; 3] = ["config", "plugin_metadata", "rpc_frame"];
+/// What each other target gets there, since people wait for the suite.
+const SLICE_SECONDS: u64 = 20;
 /// An input that needs more is a finding.
 const MAX_MEMORY_MIB: u32 = 2048;
 const MAX_SECONDS_PER_INPUT: u32 = 10;
@@ -28,7 +32,7 @@ pub struct Options {
     /// The target to run; all of them without it
     target: Option<String>,
     /// How long to run each target
-    #[arg(long, default_value_t = SLICE_SECONDS)]
+    #[arg(long, default_value_t = SECONDS)]
     seconds: u64,
     /// Which driver feeds the targets
     #[arg(long, value_enum, default_value_t = Driver::Auto)]
@@ -80,7 +84,8 @@ pub fn slices(workspace: &Workspace) -> Result<Vec<(String, Command)>> {
     let driver = resolve(workspace, Driver::Auto)?;
     let seed = seed_of_the_day();
     let slice = |target: String| {
-        let command = command(workspace, driver, &target, SLICE_SECONDS, seed)?;
+        let seconds = if DOORS.contains(&target.as_str()) { SECONDS } else { SLICE_SECONDS };
+        let command = command(workspace, driver, &target, seconds, seed)?;
         Ok((target, command))
     };
     targets(workspace)?.into_iter().map(slice).collect()
