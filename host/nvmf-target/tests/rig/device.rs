@@ -325,6 +325,8 @@ static OPS: ModuleOpsV1 = ModuleOpsV1 {
     validate: None,
     set_log_level: None,
     query: None,
+    validate_config: None,
+    config_json: None,
 };
 
 pub static PLUGIN: PluginDescV1 = PluginDescV1 {
