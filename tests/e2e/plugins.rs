@@ -105,6 +105,24 @@ fn a_module_that_lists_no_method_makes_devices_by_its_name() {
 }
 
 #[test]
+fn a_module_loaded_from_its_file_takes_its_options_and_wrong_ones_are_not_kept() {
+    let mut host = Host::start("");
+    let file = plugin("bdev-nvme");
+    let saved = |host: &mut Host| host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    let error = host.err("module_load", json!({ "path": file, "config": { "bdev_retry_count": "many" } }));
+    assert!(error.message.contains("bdev_retry_count"), "{error:?}");
+    assert!(!saved(&mut host).contains("bdev_retry_count"));
+    host.ok("module_load", json!({ "path": file, "config": { "bdev_retry_count": 7 } }));
+    assert!(saved(&mut host).contains("bdev_retry_count = 7"), "{}", saved(&mut host));
+    // By name it is found as it runs; other options are another matter.
+    host.ok("module_load", json!({ "name": "nvme" }));
+    let error = host.err("module_load", json!({ "name": "nvme", "config": { "bdev_retry_count": 8 } }));
+    assert_eq!(error.code, -17, "{error:?}");
+    assert!(saved(&mut host).contains("bdev_retry_count = 7"));
+    host.stop();
+}
+
+#[test]
 fn unregistering_a_module_removes_its_devices_and_it_can_be_loaded_again() {
     let mut host = Host::start("");
     let malloc = json!({ "name": "m0", "num_blocks": 8, "block_size": 512 });

@@ -9,6 +9,7 @@
 use std::path::Path;
 use std::rc::{Rc, Weak};
 
+use serde_json::{Map, Value, json};
 use tenon_abi::{HotplugKind, OpToken, PluginDescV1, Reason, errno};
 use tenon_modules::{
     CatalogChange, DrainCause, Existing, Listener, ModuleError, ModuleRef, ModuleState, PluginError,
@@ -35,23 +36,41 @@ impl Core {
         *self.inner.module_events.borrow_mut() = Some(events);
     }
 
-    /// Loads a module of the catalog, or finds it loaded.
-    pub fn module_load(&self, name: &str, done: impl FnOnce(Result<ModuleRef, OpError>) + 'static) {
-        let config = self.module_config(name);
-        let done = self.load_activity(name.to_owned(), done);
+    /// Loads a module of the catalog, or finds it loaded. `config` are its options from now on if it comes into
+    /// service; without, it gets those it was given before.
+    ///
+    /// # Errors
+    /// To `done`: `EEXIST` if it runs with other options than `config`.
+    pub fn module_load(
+        &self,
+        name: &str,
+        config: Option<&Map<String, Value>>,
+        done: impl FnOnce(Result<ModuleRef, OpError>) + 'static,
+    ) {
+        let config = config.map_or_else(|| self.module_config(name), |config| json!(config).to_string());
+        if self.inner.modules.current(name).is_some() && config != self.module_config(name) {
+            let reason = "module runs with other options; module_configure may change them";
+            let error = OpError::new(errno::EEXIST, name, reason);
+            return self.later(move |_| done(Err(error)));
+        }
+        let done = self.load_activity(name.to_owned(), config.clone(), done);
         self.inner.modules.ensure(name, &config, done);
     }
 
-    /// Loads a module from its file.
+    /// Loads a module from its file; `config` as for [`module_load`](Self::module_load).
     pub fn module_load_file(
         &self,
         path: &Path,
         existing: Existing,
+        config: Option<&Map<String, Value>>,
         done: impl FnOnce(Result<ModuleRef, OpError>) + 'static,
     ) {
-        let name = tenon_modules::inspect(path, self.inner.options.modules.trust).map(|plugin| plugin.name);
-        let config = name.map_or_else(|_| "{}".to_owned(), |name| self.module_config(&name));
-        let done = self.load_activity(path.display().to_string(), done);
+        let before = || {
+            let plugin = tenon_modules::inspect(path, self.inner.options.modules.trust);
+            plugin.map_or_else(|_| "{}".to_owned(), |plugin| self.module_config(&plugin.name))
+        };
+        let config = config.map_or_else(before, |config| json!(config).to_string());
+        let done = self.load_activity(path.display().to_string(), config.clone(), done);
         self.inner.modules.load_file(path, &config, existing, done);
     }
 
@@ -66,21 +85,26 @@ impl Core {
         existing: Existing,
         done: impl FnOnce(Result<ModuleRef, OpError>) + 'static,
     ) {
-        let done = self.load_activity("static".to_owned(), done);
+        let config = config.to_string();
+        let done = self.load_activity("static".to_owned(), config.clone(), done);
         // SAFETY: as the caller promises.
-        unsafe { self.inner.modules.load_static(descriptor, &config.to_string(), existing, done) };
+        unsafe { self.inner.modules.load_static(descriptor, &config, existing, done) };
     }
 
-    /// Makes a load an activity that others can wait for.
+    /// Makes a load an activity that others can wait for. The options are kept if the module takes them.
     fn load_activity(
         &self,
         object: String,
+        config: String,
         done: impl FnOnce(Result<ModuleRef, OpError>) + 'static,
     ) -> impl FnOnce(Result<ModuleRef, PluginError>) + 'static {
         let activity = self.activity_begin(Origin::Requested);
         let core = self.downgrade();
         move |result| {
             if let Some(core) = core.upgrade() {
+                if let Ok(module) = &result {
+                    core.keep_module_config(module.name(), &config);
+                }
                 core.later(move |core| core.activity_end(activity));
             }
             done(result.map_err(|error| load_error(&object, &error)));

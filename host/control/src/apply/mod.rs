@@ -158,7 +158,7 @@ impl Engine {
         for entry in modules {
             let (step, name) = (progress.clone(), entry.name.clone());
             step.begin();
-            self.0.core.module_load(&name, move |result| {
+            self.0.core.module_load(&name, None, move |result| {
                 if let Err(error) = result {
                     step.fail(format!("{}: {error}", entry.options.location()), entry.required);
                 }

@@ -163,7 +163,7 @@ impl Engine {
             } else {
                 self.0.core.set_module_config(&name, &options);
                 match entry {
-                    Some(_) => self.0.core.module_load(&name, move |result| finish(result.map(drop))),
+                    Some(_) => self.0.core.module_load(&name, None, move |result| finish(result.map(drop))),
                     None => finish(Ok(())),
                 }
             }

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
-use tenon_modules::Existing;
+use serde_json::{Map, Value, json};
+use tenon_abi::errno;
+use tenon_bdev::OpError;
+use tenon_modules::{Existing, ModuleRef};
 
 use super::{Method, NoParams, answer_true, with};
 use crate::context::Control;
@@ -27,29 +29,26 @@ struct Load {
     /// Load beside a running module of the same name, which then drains.
     #[serde(default)]
     replace: bool,
-    /// The module's options.
-    config: Option<Value>,
+    /// The module's options; without, those it was given before.
+    config: Option<Map<String, Value>>,
 }
 
 fn load(control: &Control, params: Value, reply: Reply) {
     with("module_load", params, reply, |params: Load, reply| {
         let core = control.core();
-        if let (Some(name), Some(config)) = (&params.name, params.config) {
-            core.set_module_config(name, &config);
-        }
-        let done = move |result: Result<tenon_modules::ModuleRef, tenon_bdev::OpError>| {
+        let done = move |result: Result<ModuleRef, OpError>| {
             let info = result.map(|module| json!(module.info()));
             reply.send(info.map_err(RpcError::from));
         };
         match (params.name, params.path) {
-            (Some(name), None) => core.module_load(&name, done),
+            (Some(name), None) => core.module_load(&name, params.config.as_ref(), done),
             (None, Some(path)) => {
                 let existing = if params.replace { Existing::Supersede } else { Existing::Refuse };
-                core.module_load_file(&path, existing, done);
+                core.module_load_file(&path, existing, params.config.as_ref(), done);
             }
             _ => {
                 let reason = "give exactly one of name and path";
-                done(Err(tenon_bdev::OpError::new(tenon_abi::errno::EINVAL, "module_load", reason)));
+                done(Err(OpError::new(errno::EINVAL, "module_load", reason)));
             }
         }
     });
