@@ -191,7 +191,7 @@ fn a_persistent_reservation_outlives_the_target() {
 }
 
 /// A key for a secure channel, in the interchange format.
-fn channel_key(hash: u32) -> String {
+pub fn channel_key(hash: u32) -> String {
     sh(&format!("nvme gen-tls-key -m {hash}")).trim().to_owned()
 }
 

@@ -12,15 +12,8 @@ const T: bool = true;
 const F: bool = false;
 
 fn attach(host: &mut Host, target: &Nvmet, path: usize, more: &str) -> serde_json::Value {
-    let mut params: serde_json::Value = serde_json::from_str(&format!("{{{more}}}")).unwrap();
-    let way = &target.paths()[path];
-    for (key, value) in
-        [("name", "nvme0"), ("trtype", "TCP"), ("traddr", way.traddr.as_str()), ("subnqn", NQN)]
-    {
-        params[key] = value.into();
-    }
-    params["trsvcid"] = way.trsvcid.to_string().into();
-    host.ok("bdev_nvme_attach_controller", params)
+    let more = serde_json::from_str(&format!("{{{more}}}")).unwrap();
+    host.ok("bdev_nvme_attach_controller", target.way(path, more))
 }
 
 const PATIENT: &str = r#""ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1"#;

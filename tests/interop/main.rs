@@ -13,6 +13,7 @@ mod connect;
 mod data;
 mod faults;
 mod initiator;
+mod initiator_access;
 mod kernel;
 mod nvmet;
 mod paths;

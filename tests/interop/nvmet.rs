@@ -27,11 +27,18 @@ pub struct Nvmet {
 impl Nvmet {
     /// Exports [`DISK`] by so many ports, to all hosts.
     pub fn start(ports: u16) -> Nvmet {
-        Self::start_secured(ports, |_| ())
+        Self::start_with(ports, |_| ())
     }
 
-    /// The same; `secure` may change a port before it listens.
-    pub fn start_secured(ports: u16, secure: impl Fn(&Path)) -> Nvmet {
+    /// The same with one port that takes only secure channels.
+    pub fn start_secured() -> Nvmet {
+        Self::start_with(1, |port| {
+            set(&port.join("addr_tsas"), "tls1.3");
+            set(&port.join("addr_treq"), "required");
+        })
+    }
+
+    fn start_with(ports: u16, secure: impl Fn(&Path)) -> Nvmet {
         sh("mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config");
         sh(&format!("truncate -s 16M {DISK}; truncate -s 16M {DISK}.other"));
         fs::create_dir(subsystem()).unwrap();
@@ -56,6 +63,29 @@ impl Nvmet {
     /// Ways to it.
     pub fn paths(&self) -> &[initiator::Path] {
         &self.ports
+    }
+
+    /// Parameters that attach one of them; `more` are further ones.
+    pub fn way(&self, path: usize, more: Value) -> Value {
+        let (mut params, way) = (more, &self.ports[path]);
+        for (key, value) in
+            [("name", "nvme0"), ("trtype", "TCP"), ("traddr", way.traddr.as_str()), ("subnqn", NQN)]
+        {
+            params[key] = value.into();
+        }
+        params["trsvcid"] = way.trsvcid.to_string().into();
+        params
+    }
+
+    /// Takes all of it back.
+    pub fn stop(self) {
+        for at in 0..self.ports.len() {
+            self.stop_listening(at);
+            fs::remove_dir(self.port(at)).unwrap();
+        }
+        self.enable(1, false);
+        fs::remove_dir(namespace(1)).unwrap();
+        fs::remove_dir(subsystem()).unwrap();
     }
 
     /// A verified load by all of its ports.
@@ -106,6 +136,30 @@ impl Nvmet {
     /// Has a port serve the subsystem.
     pub fn listen(&self, port: usize) {
         std::os::unix::fs::symlink(subsystem(), self.port(port).join("subsystems").join(NQN)).unwrap();
+    }
+
+    /// Lets only this host in, which proves who it is.
+    pub fn require_key(&self, hostnqn: &str, key: &str, of_controller: Option<&str>) {
+        let host = Path::new(ROOT).join("hosts").join(hostnqn);
+        fs::create_dir(&host).unwrap();
+        set(&host.join("dhchap_key"), key);
+        if let Some(key) = of_controller {
+            set(&host.join("dhchap_ctrl_key"), key);
+        }
+        set(&subsystem().join("attr_allow_any_host"), "0");
+        std::os::unix::fs::symlink(&host, subsystem().join("allowed_hosts").join(hostnqn)).unwrap();
+    }
+
+    /// Has it prove itself by another key.
+    pub fn set_key(&self, hostnqn: &str, key: &str) {
+        set(&Path::new(ROOT).join("hosts").join(hostnqn).join("dhchap_key"), key);
+    }
+
+    /// Which hash and group it proves with.
+    pub fn set_algorithms(&self, hostnqn: &str, hash: &str, group: &str) {
+        let host = Path::new(ROOT).join("hosts").join(hostnqn);
+        set(&host.join("dhchap_hash"), hash);
+        set(&host.join("dhchap_dhgroup"), group);
     }
 
     fn port(&self, at: usize) -> PathBuf {
