@@ -574,13 +574,7 @@ mod tests {
     #[test]
     fn no_message_whatever_its_bytes_breaks_a_transaction() {
         let own = parties(HashId::SHA_256, DhGroupId::NULL);
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut chance = move || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed
-        };
+        let mut chance = crate::chance();
         for _ in 0..20_000 {
             let mut exchange = Exchange::new();
             for _ in 0..3 {

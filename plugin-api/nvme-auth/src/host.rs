@@ -436,13 +436,7 @@ mod tests {
 
     #[test]
     fn no_message_of_a_controller_whatever_its_bytes_proves_it() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut chance = move || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed
-        };
+        let mut chance = crate::chance();
         for _ in 0..20_000 {
             let mut own = Transaction::new(7, parties(), [0x5c; ENTROPY_BYTES]);
             let mut step = own.start();

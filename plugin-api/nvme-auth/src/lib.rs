@@ -59,3 +59,15 @@ impl Parties {
 
 /// Longest message of a transaction, with room to spare.
 pub const MAX_MESSAGE_BYTES: usize = 4096;
+
+/// Draws for tests, always the same.
+#[cfg(test)]
+fn chance() -> impl FnMut() -> u64 {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    }
+}
