@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod initiator;
+pub mod multipath;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

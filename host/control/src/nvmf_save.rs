@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use tenon_bdev::QosLimits;
 use tenon_nvmf_target::{
     AnaState, AuthenticationOptions, HostKeys, KeySnapshot, ListenerSnapshot, NamespaceSnapshot,
-    SubsystemSnapshot, SubsystemState, TargetOptions, ana_state_name,
+    SubsystemSnapshot, SubsystemState, TargetOptions,
 };
 
 use crate::config::{
@@ -172,12 +172,9 @@ fn listener_table(listener: &ListenerSnapshot) -> ListenerTable {
         traddr,
         trsvcid,
         secure_channel: listener.is_secure,
-        ana_state: (default != AnaState::OPTIMIZED).then(|| ana_state_name(default).to_owned()),
+        ana_state: (default != AnaState::OPTIMIZED).then(|| default.word().to_owned()),
         ana_groups: others
-            .map(|(group, state)| AnaGroupTable {
-                anagrpid: *group,
-                ana_state: ana_state_name(*state).to_owned(),
-            })
+            .map(|(group, state)| AnaGroupTable { anagrpid: *group, ana_state: state.word().to_owned() })
             .collect(),
     }
 }

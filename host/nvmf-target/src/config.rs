@@ -5,7 +5,6 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nvme_spec::log::AnaState;
 use serde::{Deserialize, Serialize};
 
 /// Bounds and times of a target.
@@ -223,30 +222,6 @@ impl DiscoveryFilter {
         (!self.transport || came.trtype.eq_ignore_ascii_case(&other.trtype))
             && (!self.address || came.traddr == other.traddr)
             && (!self.service || came.trsvcid == other.trsvcid)
-    }
-}
-
-/// ANA state by the name operators use.
-pub fn ana_state_of(name: &str) -> Option<AnaState> {
-    Some(match name {
-        "optimized" => AnaState::OPTIMIZED,
-        "non_optimized" => AnaState::NON_OPTIMIZED,
-        "inaccessible" => AnaState::INACCESSIBLE,
-        "persistent_loss" => AnaState::PERSISTENT_LOSS,
-        "change" => AnaState::CHANGE,
-        _ => return None,
-    })
-}
-
-/// The name operators use for an ANA state.
-pub fn ana_state_name(state: AnaState) -> &'static str {
-    match state {
-        AnaState::OPTIMIZED => "optimized",
-        AnaState::NON_OPTIMIZED => "non_optimized",
-        AnaState::INACCESSIBLE => "inaccessible",
-        AnaState::PERSISTENT_LOSS => "persistent_loss",
-        AnaState::CHANGE => "change",
-        _ => "unknown",
     }
 }
 

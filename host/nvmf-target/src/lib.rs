@@ -63,8 +63,7 @@ mod transports;
 
 pub use auth::{AuthenticationOptions, AuthenticationSnapshot};
 pub use config::{
-    Address, DiscoveryFilter, HostKeys, MAX_NAMESPACES, NamespaceSpec, Referral, SubsystemSpec,
-    TargetOptions, ana_state_name, ana_state_of,
+    Address, DiscoveryFilter, HostKeys, MAX_NAMESPACES, NamespaceSpec, Referral, SubsystemSpec, TargetOptions,
 };
 pub use controller::ControllerSnapshot;
 pub use error::TargetError;

@@ -19,7 +19,7 @@ use tenon_sdk::{
 use crate::encode::{Travels, Wanted, encode};
 use crate::module;
 use crate::queue::IoQueue;
-use crate::select::{Cursor, PathFacts, is_current, select};
+use crate::select::{Cursor, PathFacts, Rules, is_current, select};
 use crate::side::Side;
 use crate::status::{ABORTED_BY_HOST, NO_PATH, Verdict, judge};
 use crate::table::{Entry, Table};
@@ -39,6 +39,8 @@ pub struct Flight {
     sent_ns: u64,
     /// What its path has done, if that is counted.
     tally: Option<Rc<Tally>>,
+    /// The controller that failed it last by a fault of the path; 0 if none did. The next try goes elsewhere.
+    shunned: u64,
 }
 
 /// A device on one reactor.
@@ -50,7 +52,7 @@ pub struct NvmeChannel {
     paths: RefCell<Vec<Path>>,
     /// As `paths`; what changes by itself is filled in before each use.
     facts: RefCell<Vec<PathFacts>>,
-    rules: Cell<crate::select::Rules>,
+    rules: Cell<Rules>,
     cursor: Cell<Cursor>,
     is_gone: Cell<bool>,
     /// No path, or no room.
@@ -172,9 +174,9 @@ impl NvmeChannel {
         }
     }
 
-    /// The path for the next I/O.
+    /// The path for the next I/O; if there is another, not the one by the controller `shunned`.
     #[inline]
-    fn choose(&self) -> Option<usize> {
+    fn choose(&self, shunned: u64) -> Option<usize> {
         let paths = self.paths.borrow();
         let mut facts = self.facts.borrow_mut();
         let rules = self.rules.get();
@@ -187,7 +189,10 @@ impl NvmeChannel {
             }
         }
         let cursor = self.cursor.get();
-        let at = select(&facts, &rules, cursor)?;
+        let at = match shunned {
+            0 => select(&facts, &rules, cursor),
+            _ => select_but(shunned, &paths, &mut facts, &rules, cursor),
+        }?;
         let run = if cursor.last == at { cursor.run.saturating_add(1) } else { 1 };
         self.cursor.set(Cursor { last: at, run });
         Some(at)
@@ -199,7 +204,7 @@ impl NvmeChannel {
             self.reset(io);
             return None;
         }
-        let Some(at) = self.choose() else {
+        let Some(at) = self.choose(io.context().shunned) else {
             self.park(io);
             return None;
         };
@@ -392,12 +397,7 @@ impl NvmeChannel {
             }
             Verdict::Elsewhere => {
                 io.context_mut().retries += 1;
-                let others = self.paths.borrow().len() > 1;
-                if others {
-                    // Not the same one at once, if there is another.
-                    let cursor = self.cursor.get();
-                    self.cursor.set(Cursor { last: cursor.last + 1, run: u32::MAX });
-                }
+                io.context_mut().shunned = queue.door.id;
                 self.delay(io, LEAST_RETRY_MS);
             }
         }
@@ -502,6 +502,26 @@ impl NvmeChannel {
         };
         paths.iter().enumerate().map(report).collect()
     }
+}
+
+/// The path for an I/O that `shunned` has just failed: the same only if there is no other.
+#[cold]
+fn select_but(
+    shunned: u64,
+    paths: &[Path],
+    facts: &mut [PathFacts],
+    rules: &Rules,
+    cursor: Cursor,
+) -> Option<usize> {
+    if let Some(at) = paths.iter().position(|path| path.queue.door.id == shunned) {
+        let is_connected = std::mem::replace(&mut facts[at].is_connected, false);
+        let other = select(facts, rules, cursor);
+        facts[at].is_connected = is_connected;
+        if other.is_some() {
+            return other;
+        }
+    }
+    select(facts, rules, cursor)
 }
 
 /// Whether a path is to be expected.

@@ -221,7 +221,7 @@ impl Registry {
         if let Some(device) = self.devices().into_iter().find(is_same) {
             log::info!("path added name={} traddr={}", device.name, controller.door.address.traddr);
             let entry = self.wished(&device.name, &device.table, entry);
-            device.table.change(|entries| entries.push(entry));
+            device.table.add(entry);
             return self.update_device(&device, namespace);
         }
         if let Some(most) = controller.plan.params.max_bdevs
@@ -249,7 +249,7 @@ impl Registry {
         let id = self.next_id();
         let table = self.new_table(id);
         let entry = self.wished(&name, &table, entry);
-        table.change(|entries| entries.push(entry));
+        table.add(entry);
         let device = Rc::new(Device {
             id,
             group: group.clone(),

@@ -13,7 +13,7 @@ use crate::config::family_name;
 use crate::controller::Controller;
 use crate::controller::state::State;
 use crate::registry::Registry;
-use crate::select::{Cursor, PathFacts, ana_name, is_current};
+use crate::select::{Cursor, PathFacts, is_current};
 use crate::side::Side;
 use crate::table::Entry;
 use crate::tally::Counted;
@@ -85,7 +85,7 @@ impl Registry {
                 let (major, minor, _) = facts.version;
                 let mut ns_data = json!({ "id": entry.nsid, "can_share": device.facts.borrow().is_shared });
                 if facts.has_ana {
-                    ns_data["ana_state"] = ana_name(entry.ana).into();
+                    ns_data["ana_state"] = entry.ana.word().into();
                 }
                 Some(json!({
                     "trid": trid(controller.transport.name(), &entry.door.address),
@@ -246,7 +246,7 @@ impl Registry {
                         "failed_commands": report.failed,
                         "in_flight": report.in_flight,
                         "latency_us": f64::from(report.latency_ns) / 1000.0,
-                        "ana_state": entry.map_or("unknown", |entry| ana_name(entry.ana)),
+                        "ana_state": entry.map_or("unknown", |entry| entry.ana.word()),
                         "transport": transport,
                     });
                     if let Some(obstacle) = &report.obstacle {

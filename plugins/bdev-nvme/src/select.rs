@@ -53,7 +53,7 @@ pub(crate) struct Rules {
     pub(crate) selector: Selector,
     /// I/Os in turn of `RoundRobin`, at least 1.
     pub(crate) rr_min_io: u32,
-    /// `active_passive` goes back to a better path when it returns.
+    /// `active_passive` goes back to a better or an earlier path when it returns.
     pub(crate) fails_back: bool,
 }
 
@@ -89,7 +89,7 @@ impl PathFacts {
         if self.is_updating {
             return Some("its ANA state is being asked for".to_owned());
         }
-        (!self.ana.is_accessible()).then(|| format!("its ANA state is {}", ana_name(self.ana)))
+        (!self.ana.is_accessible()).then(|| format!("its ANA state is {}", self.ana.word()))
     }
 
     /// What an I/O that joins those in flight may take; one that was never measured is tried.
@@ -117,9 +117,8 @@ pub(crate) fn select(paths: &[PathFacts], rules: &Rules, cursor: Cursor) -> Opti
                 return Some(cursor.last);
             }
             let preferred = paths.iter().position(|path| path.is_preferred && is_candidate(path));
-            // The path in use stays in use: paths do not flap.
-            let same = paths.get(cursor.last).filter(|path| is_candidate(path)).map(|_| cursor.last);
-            preferred.or(same).or_else(|| paths.iter().position(is_candidate))
+            // Of equal ones the first: which of them was connected first, or used last, is chance.
+            preferred.or_else(|| paths.iter().position(is_candidate))
         }
         (Policy::ActiveActive, Selector::RoundRobin) => {
             let has_turn = cursor.run < rules.rr_min_io.max(1);
@@ -147,18 +146,6 @@ pub(crate) fn is_current(paths: &[PathFacts], rules: &Rules, cursor: Cursor, at:
     match rules.policy {
         Policy::ActivePassive => select(paths, rules, cursor) == Some(at),
         Policy::ActiveActive => best_class(paths) == Some(path.class()),
-    }
-}
-
-/// The word operators use for an ANA state.
-pub(crate) fn ana_name(state: AnaState) -> &'static str {
-    match state {
-        AnaState::OPTIMIZED => "optimized",
-        AnaState::NON_OPTIMIZED => "non_optimized",
-        AnaState::INACCESSIBLE => "inaccessible",
-        AnaState::PERSISTENT_LOSS => "persistent_loss",
-        AnaState::CHANGE => "change",
-        _ => "unknown",
     }
 }
 
@@ -311,13 +298,14 @@ mod tests {
     }
 
     #[test]
-    fn the_path_in_use_stays_in_use_until_a_better_one_comes() {
+    fn the_first_of_equal_paths_is_used_wherever_the_last_io_went() {
         let rules = rules(Policy::ActivePassive);
         let mut paths = [path(AnaState::NON_OPTIMIZED); 2];
         let cursor = Cursor { last: 1, run: 1 };
-        assert_eq!(select(&paths, &rules, cursor), Some(1));
-        paths[0].ana = AnaState::OPTIMIZED;
         assert_eq!(select(&paths, &rules, cursor), Some(0));
+        paths[1].ana = AnaState::OPTIMIZED;
+        assert_eq!(select(&paths, &rules, Cursor::default()), Some(1));
+        paths.swap(0, 1);
         paths[1].is_preferred = true;
         assert_eq!(select(&paths, &rules, cursor), Some(0), "a worse path is not preferred");
         paths[0].ana = AnaState::NON_OPTIMIZED;

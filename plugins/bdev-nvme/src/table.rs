@@ -68,6 +68,14 @@ impl Table {
         (inner.entries.clone(), inner.rules, inner.is_gone)
     }
 
+    /// Adds a path; they stand in the order in which their controllers were attached.
+    pub(crate) fn add(&self, entry: Entry) {
+        self.change(|entries| {
+            let at = entries.partition_point(|other| other.door.id <= entry.door.id);
+            entries.insert(at, entry);
+        });
+    }
+
     /// Changes the paths; the caller tells the channels.
     pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Vec<Entry>) -> R) -> R {
         change(&mut self.lock().entries)

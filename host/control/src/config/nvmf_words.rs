@@ -4,7 +4,7 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
-use tenon_nvmf_target::{AnaState, AuthenticationOptions, DhGroupId, HashId, ana_state_of};
+use tenon_nvmf_target::{AnaState, AuthenticationOptions, DhGroupId, HashId};
 
 /// A key and what is wrong with its value.
 pub type Wrong = (&'static str, String);
@@ -129,7 +129,7 @@ const GROUPS: &[(&str, DhGroupId)] = &[
 /// # Errors
 /// The name is unknown.
 pub fn ana_state(name: &str) -> Result<AnaState, Wrong> {
-    ana_state_of(name).ok_or_else(|| {
+    AnaState::from_word(name).ok_or_else(|| {
         let reason =
             format!("`{name}` is none of optimized, non_optimized, inaccessible, persistent_loss, change");
         ("ana_state", reason)

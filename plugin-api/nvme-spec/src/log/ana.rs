@@ -26,6 +26,27 @@ impl AnaState {
     pub const fn is_accessible(self) -> bool {
         matches!(self, Self::OPTIMIZED | Self::NON_OPTIMIZED)
     }
+
+    /// The word for it in configurations and reports; `"unknown"` for a state that the specification does not have.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::OPTIMIZED => "optimized",
+            Self::NON_OPTIMIZED => "non_optimized",
+            Self::INACCESSIBLE => "inaccessible",
+            Self::PERSISTENT_LOSS => "persistent_loss",
+            Self::CHANGE => "change",
+            _ => "unknown",
+        }
+    }
+
+    /// The state that [`word`](Self::word) has this word for.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        let states =
+            [Self::OPTIMIZED, Self::NON_OPTIMIZED, Self::INACCESSIBLE, Self::PERSISTENT_LOSS, Self::CHANGE];
+        states.into_iter().find(|state| state.word() == word)
+    }
 }
 
 /// Header of the ANA log page. Base 2.0c §5.16.1.13.

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tenon_nvmf_target::{Address, ListenerSnapshot, SubsystemSnapshot, ana_state_name};
+use tenon_nvmf_target::{Address, ListenerSnapshot, SubsystemSnapshot};
 
 use super::{TargetName, answer, answer_ended, answer_settled, of_subsystem, wrong};
 use crate::config::{AddressTable, ana_state};
@@ -90,10 +90,9 @@ fn describe(subsystem: &SubsystemSnapshot, listener: &ListenerSnapshot) -> Value
     });
     if subsystem.spec.ana_reporting {
         let states = listener.ana_states.iter();
-        object["ana_states"] = states
-            .map(|(group, state)| json!({ "ana_group": group, "ana_state": ana_state_name(*state) }))
-            .collect();
-        object["ana_state"] = json!(ana_state_name(listener.default_ana_state));
+        object["ana_states"] =
+            states.map(|(group, state)| json!({ "ana_group": group, "ana_state": state.word() })).collect();
+        object["ana_state"] = json!(listener.default_ana_state.word());
     }
     object
 }
