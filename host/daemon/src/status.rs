@@ -110,10 +110,11 @@ impl Sample {
     }
 
     fn render_modules(&self, text: &mut String) {
-        *text += &format!("\n{:<12} {:<9} {}\n", "MODULE", "VERSION", "STATE");
+        let width = widest(&self.modules["modules"], "name", 12);
+        *text += &format!("\n{:<width$} {:<9} {}\n", "MODULE", "VERSION", "STATE");
         for module in self.modules["modules"].as_array().into_iter().flatten() {
             *text += &format!(
-                "{:<12} {:<9} {}\n",
+                "{:<width$} {:<9} {}\n",
                 word(&module["name"]),
                 word(&module["version"]),
                 word(&module["state"]).to_lowercase(),
@@ -176,8 +177,9 @@ impl Sample {
         let hz = number(&self.iostat["tick_rate"]);
         let since = before.map_or(0.0, |sample| number(&sample.iostat["ticks"]));
         let seconds = (number(&self.iostat["ticks"]) - since) / hz.max(1.0);
+        let (name_width, module_width) = (widest(&self.bdevs, "name", 20), widest(&self.bdevs, "module", 8));
         *text += &format!(
-            "\n{:<20} {:<8} {:<10} {:>10} {:>12} {:>12} {:>10} {:>10}\n",
+            "\n{:<name_width$} {:<module_width$} {:<10} {:>10} {:>12} {:>12} {:>10} {:>10}\n",
             "BDEV", "MODULE", "STATE", "SIZE", "READS", "WRITES", "R MiB/s", "W MiB/s"
         );
         for bdev in self.bdevs.as_array().into_iter().flatten() {
@@ -187,7 +189,7 @@ impl Sample {
             let delta = |key: &str| number(&now[key]) - old.map_or(0.0, |old| number(&old[key]));
             let rate = |key: &str| if before.is_some() { delta(key) / seconds / 1048576.0 } else { 0.0 };
             *text += &format!(
-                "{:<20} {:<8} {:<10} {:>10} {:>12} {:>12} {:>10.1} {:>10.1}\n",
+                "{:<name_width$} {:<module_width$} {:<10} {:>10} {:>12} {:>12} {:>10.1} {:>10.1}\n",
                 name,
                 word(&bdev["module"]),
                 word(&bdev["state"]),
@@ -202,6 +204,12 @@ impl Sample {
             }
         }
     }
+}
+
+/// Width of a column that holds this text of each of `list`.
+fn widest(list: &Value, key: &str, least: usize) -> usize {
+    let lengths = list.as_array().into_iter().flatten().map(|one| word(&one[key]).len());
+    lengths.max().unwrap_or(0).max(least)
 }
 
 /// Remote controllers, and beneath each the paths of devices over it, of all reactors that use them.
@@ -320,6 +328,12 @@ mod tests {
         {
             assert_eq!(size(bytes), expected);
         }
+    }
+
+    #[test]
+    fn a_column_is_as_wide_as_its_widest_text() {
+        let bdevs = json!([{ "module": "null" }, { "module": "c_ramdisk" }]);
+        assert_eq!((widest(&bdevs, "module", 8), widest(&json!([]), "module", 8)), (9, 8));
     }
 
     #[test]

@@ -375,7 +375,7 @@ impl LoadError {
             }
             E::Uncertified => "build it with the certificate, or set layout_check to \"warn\"".into(),
             E::BadCertificate { .. } => "rebuild the plugin, or set layout_check to \"off\"".into(),
-            E::AlreadyLoaded { .. } => "unregister that module first, or ask for an upgrade".into(),
+            E::AlreadyLoaded { .. } => "unregister that module first, or load this one with `replace`".into(),
             E::Busy { .. } => "try again when that has finished".into(),
             E::UnknownModule { .. } => "install its plugin or correct the name".into(),
             E::Replaced => "try again".into(),
