@@ -5,6 +5,7 @@
 
 mod authenticate;
 mod discover;
+mod inject;
 mod load;
 mod multipath;
 mod network;

@@ -16,7 +16,9 @@ use tenon_sdk::{
     Reactor, Victim,
 };
 
+use crate::commands::CommandType;
 use crate::encode::{Travels, Wanted, encode};
+use crate::inject::Injected;
 use crate::module;
 use crate::queue::IoQueue;
 use crate::select::{Cursor, PathFacts, Rules, is_current, select};
@@ -41,6 +43,8 @@ pub struct Flight {
     tally: Option<Rc<Tally>>,
     /// The controller that failed it last by a fault of the path; 0 if none did. The next try goes elsewhere.
     shunned: u64,
+    /// How an operator wants it to end.
+    injected: Option<Box<(Rc<IoQueue>, Injected)>>,
 }
 
 /// A device on one reactor.
@@ -231,6 +235,12 @@ impl NvmeChannel {
             Travels::Out => PayloadOf::ToController,
             Travels::Range(range) => PayloadOf::Inline(range),
         };
+        if let Some(injected) = queue.door.injections.take(CommandType::Io, sqe[0])
+            && let Some(delay_ns) = inject(&mut io, &queue, injected)
+        {
+            self.delay_until(io, self.host.now_ns() + delay_ns);
+            return None;
+        }
         let is_timed = queue.counts.is_timed() || tally.is_some();
         let flight = io.context_mut();
         flight.channel = self.me.upgrade();
@@ -337,7 +347,8 @@ impl NvmeChannel {
     /// An I/O came back from a queue.
     pub(crate) fn finished(&self, mut io: Io<Self>, queue: &Rc<IoQueue>, result: Result<Cqe, i32>) {
         io.context_mut().channel = None;
-        match result {
+        let injected = io.context_mut().injected.take();
+        match injected.map_or(result, |injected| result.map(|_| injected.1.completion())) {
             Ok(cqe) if cqe.status.is_success() => {
                 if io.context().sent_ns != 0 {
                     self.timed(&mut io, queue);
@@ -410,6 +421,14 @@ impl NvmeChannel {
         }
     }
 
+    /// The pause of an I/O is over; it may be one that only seemed to be on its way.
+    fn due(&self, mut io: Io<Self>) {
+        match io.context_mut().injected.take() {
+            Some(injected) => self.finished(io, &injected.0, Ok(injected.1.completion())),
+            None => self.again(io),
+        }
+    }
+
     fn delay(&self, io: Io<Self>, delay_ms: u64) {
         self.delay_until(io, self.host.now_ns() + delay_ms * 1_000_000);
     }
@@ -453,7 +472,7 @@ impl NvmeChannel {
         for _ in 0..self.delayed.len() {
             let Some(io) = self.delayed.pop_front() else { break };
             if io.context().due_ns <= now_ns {
-                self.again(io);
+                self.due(io);
             } else {
                 next_ns = next_ns.min(io.context().due_ns);
                 self.delayed.push_back(io);
@@ -502,6 +521,13 @@ impl NvmeChannel {
         };
         paths.iter().enumerate().map(report).collect()
     }
+}
+
+/// Notes how an I/O is to end; how long it only seems to be on its way, if it is not to be sent.
+#[cold]
+fn inject(io: &mut Io<NvmeChannel>, queue: &Rc<IoQueue>, injected: Injected) -> Option<u64> {
+    io.context_mut().injected = Some(Box::new((Rc::clone(queue), injected)));
+    injected.unsent_for_ns
 }
 
 /// The path for an I/O that `shunned` has just failed: the same only if there is no other.

@@ -13,7 +13,7 @@ use nvme_spec::log::health::HealthInformation;
 use nvme_spec::opcode::{AdminOpcode, FABRICS};
 use nvme_spec::status::CommandKind;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tenon_sdk::{Error, OpToken, errno};
 use zerocopy::{FromBytes, IntoBytes};
@@ -45,7 +45,7 @@ pub(crate) struct SendCommand {
 }
 
 /// Which queue a command goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CommandType {
     Admin,

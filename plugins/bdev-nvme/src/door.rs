@@ -15,6 +15,7 @@ use tenon_sdk::{ChannelKey, FabricAddress, Host, SharedTransport};
 use crate::config::ActionOnTimeout;
 use crate::controller::command::HostIdentity;
 use crate::credentials::Credentials;
+use crate::inject::Injections;
 
 /// A controller as reactors know it.
 pub(crate) struct Door {
@@ -28,6 +29,7 @@ pub(crate) struct Door {
     pub(crate) connect_timeout_ns: u64,
     /// Secures every channel.
     pub(crate) channel_key: Option<ChannelKey>,
+    pub(crate) injections: Injections,
     credentials: Mutex<Arc<Credentials>>,
     state: Mutex<DoorState>,
     queues: AtomicUsize,
@@ -107,6 +109,7 @@ impl Door {
             identity,
             connect_timeout_ns,
             channel_key,
+            injections: Injections::default(),
             credentials: Mutex::new(Arc::new(credentials)),
             state: Mutex::new(state),
             queues: AtomicUsize::new(0),

@@ -10,7 +10,8 @@
 //!   which paths a device has, `module` carries messages to the control thread;
 //! * reactors: `side` has all of a reactor, `queue` a controller's I/O queue,
 //!   `channel` the data path of a device, `select` chooses a path and reports it,
-//!   `encode` makes commands, `status` judges their ends, `tally` counts them.
+//!   `encode` makes commands, `status` judges their ends, `tally` counts them, `inject` has ends that
+//!   operators want.
 #![forbid(unsafe_code)]
 
 mod attach;
@@ -24,6 +25,7 @@ mod credentials;
 mod discovery;
 mod door;
 mod encode;
+mod inject;
 mod module;
 mod namespace;
 mod options;
@@ -167,6 +169,8 @@ export_plugin! {
         "bdev_nvme_apply_firmware",
         "bdev_nvme_set_hotplug",
         "bdev_nvme_set_keys",
+        "bdev_nvme_add_error_injection",
+        "bdev_nvme_remove_error_injection",
         "bdev_nvme_get_transport_statistics",
     ],
 }

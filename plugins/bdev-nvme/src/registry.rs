@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvme_spec::log::AnaState;
-use tenon_sdk::{BdevId, Host, Reactor, Reason, Timer};
+use tenon_sdk::{BdevId, Error, Host, Reactor, Reason, Timer};
 
 use crate::attach::Asked;
 use crate::bdev::NvmeBdev;
@@ -118,6 +118,13 @@ impl Registry {
         controllers.values().filter(wanted).cloned().collect()
     }
 
+    /// The controllers of a name, or the one of them that has this identifier; there is at least one.
+    pub(crate) fn paths_named(&self, name: &str, cntlid: Option<u16>) -> Result<Vec<Rc<Controller>>, Error> {
+        let is_meant = |one: &Rc<Controller>| cntlid.is_none_or(|cntlid| one.facts.borrow().cntlid == cntlid);
+        let found: Vec<Rc<Controller>> = self.controllers(Some(name)).into_iter().filter(is_meant).collect();
+        if found.is_empty() { Err(Error::not_found(name)) } else { Ok(found) }
+    }
+
     pub(crate) fn devices(&self) -> Vec<Rc<Device>> {
         self.devices.borrow().values().cloned().collect()
     }
@@ -144,6 +151,10 @@ impl Registry {
                 self.namespace_found(controller, &facts, namespace);
             }
             self.namespaces_missing(controller, &found.namespaces, origin);
+        }
+        if origin == Origin::Setup && found.is_ana_unreadable {
+            // What it was before the connection was lost says nothing.
+            self.mark_updating(controller);
         }
         self.ana_found(controller, &facts, found.ana.as_deref());
         let mut touched = before;
@@ -334,13 +345,17 @@ impl Registry {
 
     /// The states of a controller's namespaces are being asked for: its paths are not used meanwhile.
     pub(crate) fn ana_updating(&self, controller: &Controller) {
+        self.mark_updating(controller);
+        self.devices_of(controller.id).iter().for_each(|device| self.tell_channels(device));
+    }
+
+    fn mark_updating(&self, controller: &Controller) {
         for device in self.devices_of(controller.id) {
             device.table.change(|entries| {
                 for entry in entries.iter_mut().filter(|entry| entry.door.id == controller.id) {
                     entry.is_updating = true;
                 }
             });
-            self.tell_channels(&device);
         }
     }
 

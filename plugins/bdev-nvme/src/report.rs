@@ -45,6 +45,9 @@ impl Controller {
                 "svcid": self.door.local.trsvcid,
             },
         });
+        if let Some(injections) = self.door.injections.describe() {
+            entry["error_injections"] = injections;
+        }
         let last_error = self.last_error.borrow();
         if !last_error.is_empty() {
             entry["reason"] = last_error.clone().into();

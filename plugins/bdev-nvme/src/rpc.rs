@@ -13,6 +13,7 @@ use crate::config::{NvmeConfig, NvmeParams};
 use crate::controller::state::Event;
 use crate::controller::{Controller, Waiter};
 use crate::credentials::{Credentials, KeyNames};
+use crate::inject::{AddInjection, RemoveInjection};
 use crate::select::{Policy, Rules, Selector};
 use crate::wishes::Preferred;
 
@@ -138,6 +139,12 @@ pub(crate) fn register(host: Host) -> Result<(), Error> {
     host.rpc::<NvmeModule, NoParams>("bdev_nvme_get_discovery_info", |module, _, token| {
         token.run(|_| Ok(module.registry().describe_discoveries()));
     })?;
+    host.rpc::<NvmeModule, AddInjection>("bdev_nvme_add_error_injection", |module, params, token| {
+        module.registry().add_injection(&params, token);
+    })?;
+    host.rpc::<NvmeModule, RemoveInjection>("bdev_nvme_remove_error_injection", |module, params, token| {
+        module.registry().remove_injection(&params, token);
+    })?;
     host.rpc::<NvmeModule, SetKeys>("bdev_nvme_set_keys", set_keys)?;
     host.rpc::<NvmeModule, NoParams>("bdev_nvme_get_transport_statistics", |module, _, token| {
         module.registry().report_statistics(token);
@@ -224,15 +231,10 @@ fn all_of(count: usize, token: OpToken) -> impl Fn() -> Waiter {
 
 /// Resets, enables or disables; answers when all that are meant have come to an end.
 fn change(module: &NvmeModule, params: &OnePath, event: Event, token: OpToken) {
-    let is_meant = |controller: &Rc<Controller>| {
-        params.cntlid.is_none_or(|cntlid| controller.facts.borrow().cntlid == cntlid)
+    let controllers = match module.registry().paths_named(&params.name, params.cntlid) {
+        Ok(controllers) => controllers,
+        Err(error) => return token.fail(error),
     };
-    let registry = module.registry();
-    let controllers: Vec<Rc<Controller>> =
-        registry.controllers(Some(&params.name)).into_iter().filter(is_meant).collect();
-    if controllers.is_empty() {
-        return token.fail(Error::not_found(&*params.name));
-    }
     let ended = all_of(controllers.len(), token);
     for controller in controllers {
         controller.ask(event, ended());

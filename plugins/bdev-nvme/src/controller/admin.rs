@@ -1,8 +1,9 @@
 //! The admin queue of a controller, on the control reactor: commands with a
 //! deadline, their answers by closure.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nvme_spec::completion::Cqe;
@@ -14,6 +15,9 @@ use tenon_sdk::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::command::{AdminCommand, Data};
+use crate::commands::CommandType;
+use crate::door::Door;
+use crate::inject::Injected;
 
 /// What came of a command: its completion and data, or the error of the connection.
 pub(crate) type Answer = Result<(Cqe, Option<DmaBuf>), i32>;
@@ -32,21 +36,32 @@ pub(crate) enum AdminEvent {
 
 struct Kind {
     reply: Reply,
+    /// What an operator wants the controller to have said.
+    injected: Option<Injected>,
     /// Ends with the command.
     _deadline: Option<Timer>,
+}
+
+impl Kind {
+    fn answer(self, answer: Answer) {
+        (self.reply)(answer);
+    }
 }
 
 /// An admin queue.
 pub(crate) struct AdminQueue {
     host: Host,
+    door: Arc<Door>,
     fabric: FabricQueue<OwnPayload<Kind>>,
     is_closing: Rc<Cell<bool>>,
     on_event: Rc<dyn Fn(AdminEvent)>,
+    /// Commands that only seem to be on their way, with the time of their end; given up with the queue.
+    unsent: RefCell<Vec<(u64, Timer)>>,
 }
 
 impl AdminQueue {
     pub(crate) fn connect(
-        host: Host,
+        door: &Arc<Door>,
         group: &FabricGroup,
         options: &ConnectOptions,
         on_event: impl Fn(AdminEvent) + 'static,
@@ -61,9 +76,10 @@ impl AdminQueue {
                     let (memory, kind) = item.into_parts();
                     let result = result.map(|cqe| {
                         let cqe = Cqe::read_from_bytes(&cqe[..]);
-                        (cqe.expect("a completion queue entry has 16 bytes"), memory)
+                        let cqe = cqe.expect("a completion queue entry has 16 bytes");
+                        (kind.injected.map_or(cqe, |injected| injected.completion()), memory)
                     });
-                    (kind.reply)(result);
+                    kind.answer(result);
                 }
                 FabricEvent::Closing { detail, status, .. } => {
                     if !closing.replace(true) {
@@ -77,7 +93,8 @@ impl AdminQueue {
                     tell(AdminEvent::Closed);
                 }
             })?;
-        Ok(AdminQueue { host, fabric, is_closing, on_event })
+        let (host, door, unsent) = (door.host, Arc::clone(door), RefCell::default());
+        Ok(AdminQueue { host, door, fabric, is_closing, on_event, unsent })
     }
 
     /// Sends a command; without a timeout it may take for ever, as an asynchronous event request does. `reply` is
@@ -99,15 +116,36 @@ impl AdminQueue {
             };
             self.host.timer(timeout, late).ok()
         });
+        let injected = self.door.injections.take(CommandType::Admin, command.sqe.opc);
+        let kind = Kind { reply, injected, _deadline: deadline };
+        if let Some((injected, delay_ns)) = injected.and_then(|one| Some((one, one.unsent_for_ns?))) {
+            return self.answer_unsent(injected, Duration::from_nanos(delay_ns), memory, kind);
+        }
         let mut sqe = [0; 64];
         sqe.copy_from_slice(command.sqe.as_bytes());
         let payload = command.data.payload();
-        let item = OwnPayload::new(memory, Kind { reply, _deadline: deadline });
+        let item = OwnPayload::new(memory, kind);
         let result = self.fabric.submit(&FabricCommand { sqe, payload }, item);
         self.fabric.flush();
         if let Err(refused) = result {
             let (_, kind) = refused.item.into_parts();
-            (kind.reply)(Err(tenon_sdk::errno::EAGAIN));
+            kind.answer(Err(tenon_sdk::errno::EAGAIN));
+        }
+    }
+
+    /// Answers a command that the controller does not get.
+    #[cold]
+    fn answer_unsent(&self, injected: Injected, delay: Duration, memory: Option<DmaBuf>, kind: Kind) {
+        // As a whole: its deadline goes on.
+        let timer = self.host.timer(delay, move || kind.answer(Ok((injected.completion(), memory))));
+        match timer {
+            Ok(timer) => {
+                let now_ns = self.host.now_ns();
+                let mut unsent = self.unsent.borrow_mut();
+                unsent.retain(|(due_ns, _)| *due_ns > now_ns);
+                unsent.push((now_ns.saturating_add(delay.as_nanos() as u64), timer));
+            }
+            Err(error) => log::error!("a command that was to end with an error has none error=\"{error}\""),
         }
     }
 
@@ -127,6 +165,8 @@ impl AdminQueue {
     /// Ends the queue; `Closed` follows, `Lost` does not any more.
     pub(crate) fn close(&self, drain_by_ns: u64) {
         self.is_closing.set(true);
+        let unsent = self.unsent.take();
+        drop(unsent);
         self.fabric.disconnect(CloseReason::LOCAL, drain_by_ns);
     }
 }

@@ -219,7 +219,7 @@ impl Controller {
         let me = self.me.clone();
         let connected =
             Side::current(self.host).group(&door.transport, door.address.trtype).and_then(|group| {
-                AdminQueue::connect(self.host, &group, &options, move |event| {
+                AdminQueue::connect(&self.door, &group, &options, move |event| {
                     if let Some(controller) = me.upgrade() {
                         controller.admin_event(attempt, event);
                     }
