@@ -32,10 +32,10 @@ fn check_table(host: &mut Host, target: &mut Target, is_busy: bool) {
 }
 
 /// More I/Os than a load has in flight: one of them began after the last change.
-const IN_FLIGHT: u64 = 64;
+pub const IN_FLIGHT: u64 = 64;
 
 /// Commands that all paths have taken.
-fn commands(host: &mut Host) -> u64 {
+pub fn commands(host: &mut Host) -> u64 {
     let report = host.ok("bdev_nvme_get_io_paths", json!({ "name": "nvme0n1" }));
     let groups = report["poll_groups"].as_array().cloned().unwrap_or_default();
     let of_group = |group: &serde_json::Value| group["io_paths"].as_array().cloned().unwrap_or_default();
@@ -151,4 +151,56 @@ fn s2_h_round_robin_shares_the_work() {
         assert!(done.iter().all(|part| part * 100 / total >= 45), "rr_min_io {rr_min_io}: {done:?}");
     }
     load.finish();
+}
+
+#[test]
+fn s2_g_a_path_whose_ana_page_cannot_be_read_is_used_again_once_it_can() {
+    let mut target = Target::start(2);
+    let mut load = target.load(&json!({}));
+    load.goes_on();
+    let report = load.host.ok("bdev_nvme_get_io_paths", json!({ "name": "nvme0n1" }));
+    let all = report["poll_groups"][0]["io_paths"].as_array().unwrap().clone();
+    let port = target.ports[0].to_string();
+    let first = all.iter().find(|path| path["transport"]["trsvcid"] == port.as_str()).unwrap();
+    // The page cannot be read twice: after a second, and after two more, it is asked for again.
+    let error = json!({
+        "name": "nvme0", "cntlid": first["cntlid"], "cmd_type": "admin", "opc": 2, "err_count": 2,
+        "sct": 0, "sc": 6,
+    });
+    load.host.ok("bdev_nvme_add_error_injection", error);
+    target.set_ana(0, "non_optimized");
+    target.set_ana(0, OPTIMIZED);
+    let ways = target.paths();
+    within(Duration::from_secs(1), "the other path", || {
+        paths(&mut load.host, &ways) == [[T, F, F], [T, T, T]]
+    });
+    load.goes_on();
+    within(Duration::from_secs(5), "its return", || paths(&mut load.host, &ways) == [[T, T, T], [T, T, F]]);
+    load.finish();
+}
+
+#[test]
+fn s2_i_paths_policy_and_preferred_path_come_back_in_another_process() {
+    let target = Target::start(2);
+    let ways = target.paths();
+    for (policy, expected) in [
+        (json!({ "policy": "active_passive" }), [[T, T, F], [T, T, T]]),
+        (json!({ "policy": "active_active", "selector": "queue_depth" }), [[T, T, T], [T, T, T]]),
+    ] {
+        let mut host = attach_both(&target, PATIENT);
+        set_policy(&mut host, policy.clone());
+        let preferred =
+            json!({ "name": "nvme0n1", "traddr": "127.0.0.1", "trsvcid": ways[1].trsvcid.to_string() });
+        host.ok("bdev_nvme_set_preferred_path", preferred);
+        assert_eq!(paths(&mut host, &ways), expected);
+        let saved = host.ok("save_config", json!({}));
+        host.stop();
+        let mut host = Host::start(saved.as_str().unwrap());
+        within(Duration::from_secs(5), "both paths", || paths(&mut host, &ways) == expected);
+        let device = host.ok("bdev_get_bdevs", json!({ "name": "nvme0n1" }));
+        let told = &device[0]["driver_specific"];
+        assert_eq!((&told["mp_policy"], &told["selector"]), (&policy["policy"], &policy["selector"]));
+        assert_eq!(host.ok("save_config", json!({})), saved, "nothing was lost on the way");
+        host.stop();
+    }
 }

@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tenon_tests::initiator::{num_blocks, paths, states, uuid, within};
+use tenon_tests::initiator::{Load, num_blocks, paths, states, uuid, within};
 use tenon_tests::wait_for;
 
-use crate::world::{ONE, PATIENT, TWO, Target, initiator};
+use crate::paths::{IN_FLIGHT, commands};
+use crate::world::{NQN, ONE, PATIENT, TWO, Target, initiator};
 
 /// A device that never blocks, of so many MiB, on the target.
 fn null(target: &mut Target, name: &str, mib: u64) {
@@ -184,5 +185,44 @@ fn s0_j_a_target_dies_over_and_over_and_nothing_is_lost() {
         within(Duration::from_secs(3), "the reconnect", || states(&mut load.host) == ["enabled"]);
     }
     load.goes_on();
+    load.finish();
+}
+
+/// Hosts that the target tells apart: one for each path.
+const HOSTS: [&str; 2] = ["nqn.2026-01.io.tenon:host-a", "nqn.2026-01.io.tenon:host-b"];
+
+/// Shows or hides namespace 1 from the host of a path.
+fn show(target: &mut Target, path: usize, is_visible: bool) {
+    let method = if is_visible { "nvmf_ns_add_host" } else { "nvmf_ns_remove_host" };
+    target.host().ok(method, json!({ "nqn": NQN, "nsid": 1, "host": HOSTS[path] }));
+}
+
+#[test]
+fn s0_i_a_load_goes_on_by_the_other_path_while_one_comes_back_empty() {
+    let mut target = Target::empty(2);
+    let namespace = json!({ "nsid": 1, "bdev_name": "f0", "uuid": ONE, "no_auto_visible": true });
+    target.host().ok("nvmf_subsystem_add_ns", json!({ "nqn": NQN, "namespace": namespace }));
+    show(&mut target, 0, true);
+    show(&mut target, 1, true);
+    let ways = target.paths();
+    let mut load = Load::start(NQN, &ways[..1], &json!({ "hostnqn": HOSTS[0] }));
+    let second = target.path(1, &format!(r#""hostnqn": "{}""#, HOSTS[1]));
+    load.host.ok("bdev_nvme_attach_controller", second);
+    load.goes_on();
+    target.stop_listening(0);
+    show(&mut target, 0, false);
+    let [lost, empty, usable, used] = [[false; 3], [true, false, false], [true, true, false], [true; 3]];
+    within(Duration::from_secs(2), "the other path", || paths(&mut load.host, &ways) == [lost, used]);
+    load.goes_on();
+    target.listen(0);
+    within(Duration::from_secs(3), "the empty one", || paths(&mut load.host, &ways) == [empty, used]);
+    load.goes_on();
+    show(&mut target, 0, true);
+    within(Duration::from_secs(2), "its return", || paths(&mut load.host, &ways) == [used, usable]);
+    load.goes_on();
+    // What was in flight when the path was lost was sent once more, and nothing else.
+    let sent = commands(&mut load.host);
+    let done = load.ios();
+    assert!(sent <= done + 2 * IN_FLIGHT, "{sent} commands for {done} i/os");
     load.finish();
 }
