@@ -4,12 +4,14 @@
 //! `TENON_TEST_SEED=<seed>` repeats it alone.
 
 mod authenticate;
+mod command;
 mod discover;
 mod inject;
 mod load;
 mod multipath;
 mod network;
 mod operate;
+mod passthru;
 mod saved;
 mod survive;
 mod timeouts;

@@ -115,3 +115,80 @@ fn a_write_lost_with_its_path_is_not_repeated_before_the_old_one_is_known_dead()
     });
     assert!(held_back.get() > 0, "some write was on its way");
 }
+
+#[test]
+fn an_io_fails_at_its_deadline_wherever_it_waits() {
+    for_seeds(10, |world| {
+        world
+            .rpc("bdev_nvme_set_options", json!({ "io_deadline_ms": 2000, "bdev_retry_count": -1 }))
+            .expect("set");
+        world.device("m0", 1024);
+        world.subsystem(&["a"]);
+        world.add_namespace(1, "m0", ONE);
+        world.attach("a", json!({})).expect("attaches");
+        let load = Load::open(world, "nvme0n1", 0);
+        run(world, &load, 5);
+        drain(world, &load, 1);
+        let waits_for_its_deadline = |what: &str| {
+            let failed = load.failed.borrow().len();
+            load.submit_at(world, 512, world.roll(2) == 0);
+            world.advance(Duration::from_millis(1990));
+            load.collect();
+            assert_eq!((load.in_flight(), load.failed.borrow().len()), (1, failed), "{what}: not too early");
+            world.advance(Duration::from_millis(20));
+            load.collect();
+            assert_eq!(load.in_flight(), 0, "{what}: two seconds are over");
+            assert_eq!(load.failed.borrow()[failed].as_nvme(), Some((3, 0x71)), "{what}");
+        };
+        // Not ready, again and again.
+        for opc in [1, 2] {
+            let never_ready = json!({
+                "name": "nvme0", "cmd_type": "io", "opc": opc, "err_count": 1_000_000, "sct": 0, "sc": 0x82,
+            });
+            world.rpc("bdev_nvme_add_error_injection", never_ready).expect("injects");
+        }
+        waits_for_its_deadline("it is tried again and again");
+        for opc in [1, 2] {
+            let remove = json!({ "name": "nvme0", "cmd_type": "io", "opc": opc });
+            world.rpc("bdev_nvme_remove_error_injection", remove).expect("removes");
+        }
+        world.stop_listening("a");
+        world.advance(Duration::from_millis(100));
+        waits_for_its_deadline("there is no path");
+        world.listen("a");
+        world.serves_within(5);
+        run(world, &load, 5);
+        drain(world, &load, 1);
+        load.close(world);
+    });
+}
+
+#[test]
+fn an_io_on_its_way_is_aborted_at_its_deadline_and_its_controller_reset_if_that_does_not_help() {
+    for_seeds(10, |world| {
+        let is_deaf = world.roll(2) == 0;
+        let load = slow(world, 60_000_000, json!({ "io_deadline_ms": 2000 }));
+        if is_deaf {
+            let abort = json!({
+                "name": "nvme0", "cmd_type": "admin", "opc": 8, "do_not_submit": true, "timeout_in_us": 9_000_000,
+            });
+            world.rpc("bdev_nvme_add_error_injection", abort).expect("injects");
+        }
+        load.submit_at(world, 0, false);
+        world.advance(Duration::from_millis(1990));
+        load.collect();
+        assert_eq!(load.in_flight(), 1, "not too early");
+        // Looked at four times in a deadline: aborted at the next look, lost at the one after it.
+        world.advance(Duration::from_millis(if is_deaf { 1100 } else { 600 }));
+        load.collect();
+        assert_eq!(load.in_flight(), 0);
+        let failed: Vec<_> = load.failed.borrow().iter().map(|status| status.as_nvme()).collect();
+        match is_deaf {
+            true => assert_eq!(failed, [Some((3, 0x71))]),
+            // The delay is over by that; the device below may have been through with it.
+            false => assert!(failed.iter().all(|status| *status == Some((0, 0x07))), "{failed:?}"),
+        }
+        world.serves_within(5);
+        load.close(world);
+    });
+}

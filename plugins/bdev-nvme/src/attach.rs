@@ -233,6 +233,7 @@ impl Registry {
             admin_timeout: (config.timeout_admin_us > 0)
                 .then(|| Duration::from_micros(config.timeout_admin_us)),
             io_timeout_us: config.timeout_us,
+            io_deadline_ms: config.io_deadline_ms,
             on_timeout: config.action_on_timeout,
             ns_absent_timeout: (absent_sec > 0).then(|| Duration::from_secs(absent_sec.into())),
             transport_options: params.transport_options(&config),

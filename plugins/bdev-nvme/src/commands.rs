@@ -1,5 +1,6 @@
 //! Commands that operators send to a controller themselves, and what it says of
-//! its health. On the control thread, over the admin queue.
+//! its health. On the control thread, over the admin queue; those of I/O queues
+//! are sent in `io_commands`.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 use tenon_sdk::{Error, OpToken, errno};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::channel::passthru::is_kept;
 use crate::controller::Controller;
 use crate::controller::admin::Answer;
 use crate::controller::command::{AdminCommand, Data};
@@ -30,6 +32,8 @@ use crate::registry::Registry;
 pub(crate) struct SendCommand {
     /// Name of the controller.
     pub(crate) name: String,
+    /// One of its paths; without it, the first that serves.
+    cntlid: Option<u16>,
     pub(crate) cmd_type: CommandType,
     pub(crate) data_direction: Direction,
     /// Submission queue entry of 64 bytes, as base64.
@@ -97,8 +101,7 @@ impl SendCommand {
         if sqe.opc == FABRICS {
             return wrong("opcode 0x7f: fabrics commands are sent by the host only".to_owned());
         }
-        let kept = [AdminOpcode::ASYNCHRONOUS_EVENT_REQUEST, AdminOpcode::KEEP_ALIVE];
-        if self.cmd_type == CommandType::Admin && kept.contains(&AdminOpcode(sqe.opc)) {
+        if self.cmd_type == CommandType::Admin && is_kept(AdminOpcode(sqe.opc)) {
             return wrong(format!("opcode {:#04x}: is sent by the host only", sqe.opc));
         }
         let len = self.data_len.unwrap_or(0);
@@ -123,34 +126,28 @@ impl SendCommand {
 }
 
 impl Registry {
-    /// The controller of that name that serves.
-    fn serving(&self, name: &str) -> Result<Rc<Controller>, Error> {
-        let controllers = self.controllers(Some(name));
+    /// The controller of that name, or the one of them with this identifier, that serves.
+    fn serving(&self, name: &str, cntlid: Option<u16>) -> Result<Rc<Controller>, Error> {
+        let controllers = self.paths_named(name, cntlid)?;
         let is_serving = |controller: &&Rc<Controller>| controller.state.get() == State::Ready;
-        match (controllers.iter().find(is_serving), controllers.first()) {
-            (Some(controller), _) => Ok(Rc::clone(controller)),
-            (None, Some(other)) => {
-                let reason =
-                    format!("the controller is {}: it takes no commands", other.state.get().as_str());
-                Err(Error::new(errno::EAGAIN, reason).object(name))
-            }
-            (None, None) => Err(Error::not_found(name)),
-        }
+        controllers.iter().find(is_serving).cloned().ok_or_else(|| {
+            let state = controllers[0].state.get().as_str();
+            Error::new(errno::EAGAIN, format!("the controller is {state}: it takes no commands")).object(name)
+        })
     }
 
     /// `bdev_nvme_send_cmd`.
     pub(crate) fn send_command(&self, params: &SendCommand, token: OpToken) {
-        let command = params.command().and_then(|command| match params.cmd_type {
-            CommandType::Admin => Ok((self.serving(&params.name)?, command)),
-            CommandType::Io => Err(Error::not_supported(
-                "cmd_type is io: i/o commands are sent to a device, as i/o of type nvme_io",
-            )
-            .object(&*params.name)),
-        });
+        let command =
+            params.command().and_then(|command| Ok((self.serving(&params.name, params.cntlid)?, command)));
         let (controller, command) = match command {
             Ok(found) => found,
             Err(error) => return token.fail(error),
         };
+        if params.cmd_type == CommandType::Io {
+            let timeout = params.timeout_ms.filter(|ms| *ms > 0).map_or(IO_TIMEOUT, Duration::from_millis);
+            return self.send_io_command(&controller, command, timeout, token);
+        }
         let (owed, returns) = (Owed::new(token), matches!(command.data, Data::In(_)));
         let timeout = params.timeout_ms.filter(|ms| *ms > 0).map(Duration::from_millis);
         let timeout = timeout.or(controller.plan.admin_timeout);
@@ -159,7 +156,7 @@ impl Registry {
 
     /// `bdev_nvme_get_controller_health_info`.
     pub(crate) fn health(&self, name: &str, token: OpToken) {
-        let controller = match self.serving(name) {
+        let controller = match self.serving(name, None) {
             Ok(controller) => controller,
             Err(error) => return token.fail(error),
         };
@@ -180,11 +177,16 @@ impl Registry {
 }
 
 fn completed(answer: Answer, returns: bool) -> Result<Value, Error> {
+    told(answer.map(|(cqe, data)| (cqe, data.filter(|_| returns).map(|data| data.as_slice().to_vec()))))
+}
+
+/// The result of `bdev_nvme_send_cmd`.
+pub(crate) fn told(said: Result<(Cqe, Option<Vec<u8>>), i32>) -> Result<Value, Error> {
     let (cqe, data) =
-        answer.map_err(|code| Error::new(code, "the command was not answered by the controller"))?;
+        said.map_err(|code| Error::new(code, "the command was not answered by the controller"))?;
     let mut result = json!({ "cpl": URL_SAFE.encode(cqe.as_bytes()) });
-    if let Some(data) = data.filter(|_| returns) {
-        result["data"] = URL_SAFE.encode(data.as_slice()).into();
+    if let Some(data) = data {
+        result["data"] = URL_SAFE.encode(data).into();
     }
     Ok(result)
 }
@@ -237,6 +239,8 @@ fn decode(what: &str, text: &str) -> Result<Vec<u8>, Error> {
     bytes.map_err(|error| Error::invalid(format!("{what} is not base64: {error}")))
 }
 
+/// Most time for an I/O command that does not say.
+const IO_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most data of one command.
 const MAX_DATA: usize = 1 << 20;
 

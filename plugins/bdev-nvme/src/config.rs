@@ -185,7 +185,9 @@ pub struct NvmeConfig {
     pub timeout_admin_us: u64,
     /// Time for an I/O, in microseconds; 0: for ever [default: 0].
     pub timeout_us: u64,
-    /// What is done about an I/O that takes longer [default: none].
+    /// Time for an I/O with all its tries, in milliseconds; 0: for ever [default: 0].
+    pub io_deadline_ms: u64,
+    /// What is done about an I/O that takes longer than timeout_us [default: none].
     pub action_on_timeout: ActionOnTimeout,
     /// How often an I/O that failed may be tried again; -1: without limit [default: 3].
     pub bdev_retry_count: i32,
@@ -245,6 +247,7 @@ impl Default for NvmeConfig {
             transport_ack_timeout: 0,
             timeout_admin_us: 30_000_000,
             timeout_us: 0,
+            io_deadline_ms: 0,
             action_on_timeout: ActionOnTimeout::None,
             bdev_retry_count: 3,
             dhchap_digests: DhchapDigest::ALL.to_vec(),

@@ -67,6 +67,10 @@ pub(crate) struct OpenFacts {
     /// Time for an I/O; 0: for ever.
     pub(crate) io_timeout_ns: u64,
     pub(crate) on_timeout: ActionOnTimeout,
+    /// Time for an I/O with all its tries; 0: for ever.
+    pub(crate) io_deadline_ns: u64,
+    /// Most bytes of one transfer.
+    pub(crate) max_transfer_bytes: u64,
     /// Options of the transport.
     pub(crate) options: Value,
 }

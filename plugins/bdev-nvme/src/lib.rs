@@ -4,7 +4,7 @@
 //! * control thread: `config` and `options` have the parameters, `registry` the controllers and
 //!   devices, `attach` and `discovery` bring them, `wishes` how paths are used, `saved` the tables that make it all again, `controller` one controller (its life in `state`, what is asked of
 //!   it in `setup` and `scan`, its admin queue in `admin`), `namespace` what makes
-//!   a device, `rpc`, `commands` and `report` what operators say and see, `bdev` a device;
+//!   a device, `rpc`, `commands`, `io_commands` and `report` what operators say and see, `bdev` a device;
 //! * both: `credentials` has the keys of a controller, `authenticate` proves with them who is at either end;
 //! * between: `door` says whether a controller's queues may be opened, `table`
 //!   which paths a device has, `module` carries messages to the control thread;
@@ -26,6 +26,7 @@ mod discovery;
 mod door;
 mod encode;
 mod inject;
+mod io_commands;
 mod module;
 mod namespace;
 mod options;

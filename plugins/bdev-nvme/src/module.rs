@@ -66,29 +66,41 @@ pub(crate) fn abort_wanted(host: Host, controller: u64, qid: u16, cid: u16) {
     });
 }
 
-/// Calls `message` on the control thread; tries again while its queue is full.
-fn tell(host: Host, message: impl FnOnce(&Registry) + Send + 'static) {
-    send(host, Arc::new(Mutex::new(Some(message))), 0);
+/// Calls `message` on the control thread.
+pub(crate) fn tell(host: Host, message: impl FnOnce(&Registry) + Send + 'static) {
+    post(host, host.control(), move || {
+        if let Some(registry) = registry() {
+            message(&registry);
+        }
+    });
 }
 
-fn send<F: FnOnce(&Registry) + Send + 'static>(host: Host, message: Arc<Mutex<Option<F>>>, attempt: u32) {
+/// Calls `message` on a reactor; tries again while its queue is full.
+pub(crate) fn post(host: Host, reactor: Reactor, message: impl FnOnce() + Send + 'static) {
+    send(host, reactor, Arc::new(Mutex::new(Some(message))), 0);
+}
+
+fn send<F>(host: Host, reactor: Reactor, message: Arc<Mutex<Option<F>>>, attempt: u32)
+where
+    F: FnOnce() + Send + 'static,
+{
     let sent = Arc::clone(&message);
-    let result = host.send(host.control(), move || {
+    let result = host.send(reactor, move || {
         let message = sent.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let (Some(message), Some(registry)) = (message, registry()) {
-            message(&registry);
+        if let Some(message) = message {
+            message();
         }
     });
     if result.is_ok() {
         return;
     }
     if attempt == MAX_ATTEMPTS {
-        log::error!("the control thread takes no messages: one is lost");
+        log::error!("a reactor takes no messages: one is lost");
         return;
     }
-    match host.timer(RETRY, move || send(host, message, attempt + 1)) {
+    match host.timer(RETRY, move || send(host, reactor, message, attempt + 1)) {
         Ok(timer) => timer.detach(),
-        Err(error) => log::error!("a message to the control thread is lost error=\"{error}\""),
+        Err(error) => log::error!("a message to a reactor is lost error=\"{error}\""),
     }
 }
 

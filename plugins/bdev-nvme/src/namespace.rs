@@ -29,6 +29,7 @@ pub(crate) struct NamespaceFacts {
     pub(crate) reads_zeroes: bool,
     pub(crate) boundary_blocks: u16,
     pub(crate) granularity: Option<Granularity>,
+    pub(crate) copy: Option<CopyLimits>,
     pub(crate) atomic_compare_write_blocks: u32,
     pub(crate) atomic_write_blocks: u32,
 }
@@ -41,6 +42,15 @@ pub(crate) struct Granularity {
     pub(crate) unmap: u32,
     pub(crate) unmap_alignment: u32,
     pub(crate) optimal_write: u32,
+}
+
+/// What a copy command may copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CopyLimits {
+    /// Blocks of one source range, and of all together.
+    pub(crate) blocks: u32,
+    /// Source ranges.
+    pub(crate) ranges: u16,
 }
 
 impl Identity {
@@ -86,6 +96,9 @@ impl NamespaceFacts {
             unmap_alignment: u32::from(id.npda_z.get()) + 1,
             optimal_write: u32::from(id.nows_z.get()) + 1,
         });
+        let copy_blocks = u32::from(id.mssrl.get()).min(id.mcl.get());
+        let copy =
+            (copy_blocks > 0).then(|| CopyLimits { blocks: copy_blocks, ranges: u16::from(id.msrc_z) + 1 });
         let own_atomics = id.nsfeat.contains(Nsfeat::NAMESPACE_ATOMICS);
         let atomic = |z: u16| if own_atomics { u32::from(z) + 1 } else { 0 };
         Some(NamespaceFacts {
@@ -99,6 +112,7 @@ impl NamespaceFacts {
             reads_zeroes: id.dlfeat.0 & DLFEAT_READ_MASK == Dlfeat::READS_ZEROES.0,
             boundary_blocks: id.noiob.get(),
             granularity,
+            copy,
             atomic_compare_write_blocks: atomic(id.nacwu_z.get()),
             atomic_write_blocks: atomic(id.nawupf_z.get()),
         })
@@ -130,6 +144,11 @@ impl NamespaceFacts {
                 ops.push(op);
             }
         }
+        ops.extend([BdevOp::NvmeAdmin, BdevOp::NvmeIo]);
+        let copy = self.copy.filter(|_| controller.supports(Oncs::COPY) && controller.copies_by_ranges);
+        if copy.is_some() {
+            ops.push(BdevOp::Copy);
+        }
         let mut flags = BdevFlags(0);
         let mut set = |flag: BdevFlags, wanted: bool| {
             if wanted {
@@ -156,6 +175,7 @@ impl NamespaceFacts {
                 limits.max_transfer_blocks = by_size.clamp(1, MAX_COMMAND_BLOCKS) as u32;
                 limits.max_write_zeroes_blocks = MAX_COMMAND_BLOCKS as u32;
                 limits.max_unmap_blocks = u32::MAX;
+                limits.max_copy_blocks = copy.map_or(0, |copy| copy.blocks);
                 limits.optimal_io_boundary = self.boundary_blocks.into();
                 limits.atomic_compare_write_blocks = self.atomic_compare_write_blocks;
                 limits.atomic_write_blocks = self.atomic_write_blocks;
@@ -196,6 +216,8 @@ const UUID_SPACE: uuid::Uuid = uuid::Uuid::from_u128(0x9c2e_6b14_52f3_4e0c_a1d7_
 
 #[cfg(test)]
 mod tests {
+    use zerocopy::FromZeros;
+
     use super::*;
 
     fn identity(uuid: u8, nguid: u8, eui64: u8) -> Identity {
@@ -206,6 +228,20 @@ mod tests {
     fn check(a: Identity, b: Identity, same: bool) {
         assert_eq!(a.is_same(&b), same);
         assert_eq!(b.is_same(&a), same);
+    }
+
+    #[test]
+    fn a_copy_is_as_large_as_both_of_its_limits_allow() {
+        let copy = |mssrl: u16, mcl: u32, msrc_z| {
+            let mut id = IdentifyNamespace::new_zeroed();
+            id.nsze.set(100);
+            id.lbaf[0].lbads = 9;
+            (id.msrc_z, id.mssrl, id.mcl) = (msrc_z, mssrl.into(), mcl.into());
+            NamespaceFacts::parse(1, &id).unwrap().copy
+        };
+        assert_eq!(copy(8, 20, 3), Some(CopyLimits { blocks: 8, ranges: 4 }));
+        assert_eq!(copy(8, 5, 255), Some(CopyLimits { blocks: 5, ranges: 256 }));
+        assert_eq!(copy(0, 0, 0), None, "it says nothing: it has none");
     }
 
     #[test]

@@ -60,11 +60,15 @@ pub(crate) struct IoQueue {
     pub(crate) counts: Counts,
     /// Own commands that found no room; at most one per transaction.
     own_waiting: RefCell<VecDeque<(AdminCommand, Reply)>>,
+    /// Commands of operators that wait for the queue to be live.
+    early: RefCell<Vec<(AdminCommand, Reply)>>,
     is_authenticating: Cell<bool>,
     /// Ends a queue that does not become live in time; later it watches the time of I/Os.
     deadline: RefCell<Option<Timer>>,
     /// Grows twice per I/O timeout: how long an I/O is on its way, without a look at the clock.
     age: Cell<u32>,
+    /// Looks for I/Os that have come to their deadline.
+    overdue_watch: RefCell<Option<Timer>>,
     /// Until when its controller may carry out commands of the connection that was lost last.
     quiet_at_ns: Cell<u64>,
 }
@@ -108,9 +112,11 @@ impl IoQueue {
             delays: Cell::new([0; 3]),
             counts: Counts::default(),
             own_waiting: RefCell::default(),
+            early: RefCell::default(),
             is_authenticating: Cell::new(false),
             deadline: RefCell::default(),
             age: Cell::new(0),
+            overdue_watch: RefCell::default(),
             quiet_at_ns: Cell::new(0),
         })
     }
@@ -118,6 +124,11 @@ impl IoQueue {
     #[inline]
     pub(crate) fn is_live(&self) -> bool {
         self.phase.get() == Phase::Live
+    }
+
+    /// Whether its controller has no queue for this reactor.
+    pub(crate) fn is_left_out(&self) -> bool {
+        self.is_left_out.get()
     }
 
     /// Whether it may become live.
@@ -240,7 +251,9 @@ impl IoQueue {
                 let pass = self.pass.borrow_mut().take();
                 drop(pass);
                 self.phase.set(Phase::Idle);
-                drop(self.deadline.take());
+                let unsent = self.own_waiting.take().into_iter().chain(self.early.take());
+                unsent.for_each(|(_, reply)| reply(Err(errno::ECANCELED)));
+                drop((self.deadline.take(), self.overdue_watch.take()));
                 module::queue_released(self.door.host, self.door.id);
                 self.follow();
                 self.tell_channels();
@@ -307,6 +320,10 @@ impl IoQueue {
             self.phase.set(Phase::Live);
             drop(self.deadline.take());
             self.watch();
+            self.watch_deadlines();
+            for (command, reply) in self.early.take() {
+                self.send_own(command, reply);
+            }
             self.tell_channels();
         }
     }
@@ -362,6 +379,51 @@ impl IoQueue {
             ActionOnTimeout::Reset if late.is_empty() => {}
             ActionOnTimeout::Reset => self.lost("an i/o took too long".to_owned()),
         }
+    }
+
+    /// Looks for I/Os that have come to their deadline, four times in it.
+    fn watch_deadlines(self: &Rc<Self>) {
+        let deadline_ns = self.pass.borrow().as_ref().map_or(0, |pass| pass.facts.io_deadline_ns);
+        if deadline_ns == 0 {
+            return;
+        }
+        let weak = Rc::downgrade(self);
+        let period_ns = (deadline_ns / 4).max(MIN_WATCH_NS);
+        let timer = self.door.host.timer(Duration::from_nanos(period_ns), move || {
+            if let Some(queue) = weak.upgrade().filter(|queue| queue.is_live()) {
+                queue.check_deadlines(period_ns);
+                queue.watch_deadlines();
+            }
+        });
+        match timer {
+            Ok(timer) => *self.overdue_watch.borrow_mut() = Some(timer),
+            Err(error) => log::error!("deadlines of i/o are not watched error=\"{error}\""),
+        }
+    }
+
+    /// Has I/Os aborted that have come to their deadline since the last look; one from before it does not end by that.
+    fn check_deadlines(&self, period_ns: u64) {
+        let now_ns = self.door.host.now_ns();
+        let qid = self.pass.borrow().as_ref().map(|pass| pass.qid);
+        let (Some(fabric), Some(qid)) = (self.fabric(), qid) else { return };
+        let (mut late, mut is_hopeless) = (Vec::new(), false);
+        fabric.for_each_io(|cid, io| match io.context().deadline_ns {
+            0 => {}
+            deadline_ns if deadline_ns > now_ns => {}
+            deadline_ns if now_ns - deadline_ns < period_ns => late.push(cid),
+            _ => is_hopeless = true,
+        });
+        if is_hopeless {
+            return self.lost("an i/o outlived its deadline and its abort".to_owned());
+        }
+        for cid in late {
+            module::abort_wanted(self.door.host, self.door.id, qid, cid);
+        }
+    }
+
+    /// Most bytes of one transfer.
+    pub(crate) fn max_transfer_bytes(&self) -> u64 {
+        self.pass.borrow().as_ref().map_or(0, |pass| pass.facts.max_transfer_bytes)
     }
 
     /// Whether an I/O has taken too long.
@@ -437,6 +499,16 @@ impl IoQueue {
             } else {
                 reply(Err(errno::ECANCELED));
             }
+        }
+    }
+
+    /// Sends a command of an operator, as soon as the queue is live; the reply is called once, if only to say that the
+    /// queue has ended before.
+    pub(crate) fn send_for_operator(&self, command: AdminCommand, reply: Reply) {
+        match self.phase.get() {
+            Phase::Live => self.send_own(command, reply),
+            Phase::Connecting => self.early.borrow_mut().push((command, reply)),
+            Phase::Idle | Phase::Closing => reply(Err(errno::EAGAIN)),
         }
     }
 

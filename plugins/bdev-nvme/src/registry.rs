@@ -22,14 +22,15 @@ use crate::controller::Controller;
 use crate::controller::command::HostIdentity;
 use crate::controller::scan::{AnaEntry, Found};
 use crate::controller::setup::ControllerFacts;
-use crate::controller::state::Event;
+use crate::controller::state::{Event, State};
 use crate::discovery::Discovery;
+use crate::io_commands::Pending;
 use crate::module;
 use crate::namespace::NamespaceFacts;
 use crate::select::Rules;
 use crate::side::Side;
 use crate::status::NO_PATH;
-use crate::table::{Entry, Table};
+use crate::table::{Entry, Table, TableOptions};
 
 /// Why namespaces were asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,8 @@ pub(crate) struct Registry {
     pub(crate) attaching: RefCell<BTreeMap<u64, Asked>>,
     /// What operators want of devices, there or not.
     pub(crate) wishes: RefCell<BTreeMap<String, DeviceWish>>,
+    /// Operations that wait for the answer to an I/O command.
+    pub(crate) io_commands: RefCell<BTreeMap<u64, Pending>>,
     waits: RefCell<Vec<Wait>>,
 }
 
@@ -95,6 +98,7 @@ impl Registry {
             discoveries: RefCell::default(),
             attaching: RefCell::default(),
             wishes: RefCell::default(),
+            io_commands: RefCell::default(),
             waits: RefCell::default(),
         });
         module::install(&registry);
@@ -167,6 +171,19 @@ impl Registry {
                 self.settle(&device, controller.plan.ns_absent_timeout);
             }
         }
+    }
+
+    /// A controller to which a device's admin commands may go: one by which the namespace is accessible, else any
+    /// that serves.
+    pub(crate) fn controller_of(&self, device: u64) -> Option<Rc<Controller>> {
+        let device = self.devices.borrow().get(&device).cloned()?;
+        let (entries, _, _) = device.table.read();
+        let serving = |entry: &Entry| {
+            let controller = self.controller(entry.door.id)?;
+            (controller.state.get() == State::Ready).then_some(controller)
+        };
+        let accessible = entries.iter().filter(|entry| entry.is_present && entry.ana.is_accessible());
+        accessible.chain(&entries).find_map(serving)
     }
 
     fn devices_of(&self, controller: u64) -> Vec<Rc<Device>> {
@@ -258,7 +275,7 @@ impl Registry {
         let is_taken = self.devices().iter().any(|device| device.name == plain);
         let name = if is_taken { format!("{plain}-{}", &uuid[..8]) } else { plain };
         let id = self.next_id();
-        let table = self.new_table(id);
+        let table = self.new_table(id, namespace);
         let entry = self.wished(&name, &table, entry);
         table.add(entry);
         let device = Rc::new(Device {
@@ -294,9 +311,15 @@ impl Registry {
         }
     }
 
-    fn new_table(&self, device: u64) -> Arc<Table> {
+    fn new_table(&self, device: u64, namespace: &NamespaceFacts) -> Arc<Table> {
         let config = self.config.borrow();
-        let table = Table::new(device, config.bdev_retry_count, config.io_path_stat);
+        let options = TableOptions {
+            retry_limit: config.bdev_retry_count,
+            io_deadline_ns: config.io_deadline_ms.saturating_mul(1_000_000),
+            counts_paths: config.io_path_stat,
+            copy_ranges: namespace.copy.map_or(0, |copy| copy.ranges),
+        };
+        let table = Table::new(device, options);
         table.set_rules(Rules { fails_back: !config.disable_auto_failback, ..Rules::default() });
         table
     }

@@ -135,7 +135,7 @@ impl Registry {
     /// `bdev_nvme_get_path_iostat`: what each path of a device has done, on all reactors.
     pub(crate) fn report_path_iostat(self: &Rc<Self>, name: String, token: OpToken) {
         let Some(device) = self.device_named(&name) else { return token.fail(Error::not_found(name)) };
-        if !device.table.counts_paths {
+        if !device.table.options.counts_paths {
             let reason = "i/o is not counted by path: set the option io_path_stat before it is attached";
             return token.fail(Error::new(tenon_sdk::errno::EPERM, reason).object(name));
         }

@@ -43,11 +43,21 @@ impl Entry {
 pub(crate) struct Table {
     /// The device; never reused.
     pub(crate) device: u64,
+    pub(crate) options: TableOptions,
+    inner: Mutex<Inner>,
+}
+
+/// What does not change as long as there is the device.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TableOptions {
     /// How often an I/O is tried again; -1: without limit.
     pub(crate) retry_limit: i32,
+    /// How long an I/O may take with all its tries; 0: no limit.
+    pub(crate) io_deadline_ns: u64,
     /// I/O is counted by path.
     pub(crate) counts_paths: bool,
-    inner: Mutex<Inner>,
+    /// Source ranges that a copy command of the namespace may have.
+    pub(crate) copy_ranges: u16,
 }
 
 #[derive(Default)]
@@ -58,8 +68,8 @@ struct Inner {
 }
 
 impl Table {
-    pub(crate) fn new(device: u64, retry_limit: i32, counts_paths: bool) -> Arc<Self> {
-        Arc::new(Table { device, retry_limit, counts_paths, inner: Mutex::default() })
+    pub(crate) fn new(device: u64, options: TableOptions) -> Arc<Self> {
+        Arc::new(Table { device, options, inner: Mutex::default() })
     }
 
     /// What there is now.

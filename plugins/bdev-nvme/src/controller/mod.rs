@@ -43,6 +43,7 @@ pub(crate) struct Plan {
     pub(crate) io_entries: u16,
     pub(crate) admin_timeout: Option<Duration>,
     pub(crate) io_timeout_us: u64,
+    pub(crate) io_deadline_ms: u64,
     pub(crate) on_timeout: ActionOnTimeout,
     pub(crate) ns_absent_timeout: Option<Duration>,
     pub(crate) transport_options: serde_json::Value,
@@ -473,6 +474,8 @@ impl Controller {
                 quiesce_ns: self.quiesce_ns(&facts),
                 io_timeout_ns: self.plan.io_timeout_us.saturating_mul(1000),
                 on_timeout: self.plan.on_timeout,
+                io_deadline_ns: self.plan.io_deadline_ms.saturating_mul(1_000_000),
+                max_transfer_bytes: facts.max_transfer_bytes.unwrap_or(u64::MAX),
                 options,
             };
             self.door.open(open, facts.io_queues);

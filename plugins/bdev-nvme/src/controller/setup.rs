@@ -42,6 +42,8 @@ pub(crate) struct ControllerFacts {
     pub(crate) oncs: u16,
     pub(crate) oacs: u16,
     pub(crate) can_fuse: bool,
+    /// Its copy commands take source ranges of format 0.
+    pub(crate) copies_by_ranges: bool,
     pub(crate) has_write_cache: bool,
     pub(crate) has_ana: bool,
     pub(crate) anatt_sec: u8,
@@ -278,6 +280,7 @@ impl Setup {
         facts.oncs = id.oncs.get();
         facts.oacs = id.oacs.get();
         facts.can_fuse = id.fuses.contains(Fuses::COMPARE_AND_WRITE);
+        facts.copies_by_ranges = id.cdfs.get() & 1 != 0;
         facts.has_write_cache = id.vwc.contains(Vwc::PRESENT);
         facts.has_ana = id.cmic.contains(Cmic::ANA);
         facts.multiple_controllers = id.cmic.contains(Cmic::MULTIPLE_CONTROLLERS);

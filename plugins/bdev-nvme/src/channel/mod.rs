@@ -3,7 +3,11 @@
 //!
 //! An I/O that no path takes now waits here, as long as a path may come. There
 //! is no lock and no allocation per I/O; what paths there are is looked up when
-//! the control thread says that it changed.
+//! the control thread says that it changed. `copy` has copies, `passthru` the
+//! NVMe commands that consumers give themselves.
+
+mod copy;
+pub(crate) mod passthru;
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -35,16 +39,27 @@ pub struct Flight {
     retries: u32,
     /// Age of the queue when it was submitted.
     pub(crate) submitted_at_age: u32,
+    /// A copy's source ranges that are done, or the number of an admin command.
+    tag: u32,
     /// When it is tried again.
     due_ns: u64,
+    /// When it fails, however often it may still be tried; 0 if there is no such time.
+    pub(crate) deadline_ns: u64,
     /// When it was sent, if it is timed; else 0.
     sent_ns: u64,
-    /// What its path has done, if that is counted.
-    tally: Option<Rc<Tally>>,
     /// The controller that failed it last by a fault of the path; 0 if none did. The next try goes elsewhere.
     shunned: u64,
     /// How an operator wants it to end.
     injected: Option<Box<(Rc<IoQueue>, Injected)>>,
+}
+
+const _: () = assert!(size_of::<Flight>() <= 64, "one cache line per I/O");
+
+impl Flight {
+    /// When something is to be done about an I/O that is delayed.
+    fn next_ns(&self) -> u64 {
+        if self.deadline_ns > 0 { self.due_ns.min(self.deadline_ns) } else { self.due_ns }
+    }
 }
 
 /// A device on one reactor.
@@ -64,6 +79,9 @@ pub struct NvmeChannel {
     /// To be tried again later.
     delayed: Waiting<NvmeChannel>,
     resets: Waiting<NvmeChannel>,
+    /// Admin commands of consumers, with the control thread.
+    admin: Waiting<NvmeChannel>,
+    last_ticket: Cell<u32>,
     alarm: RefCell<Option<Alarm>>,
     /// When it rings; the end of time if it is not set.
     alarm_at_ns: Cell<u64>,
@@ -109,6 +127,8 @@ impl NvmeChannel {
             waiting: Waiting::new(),
             delayed: Waiting::new(),
             resets: Waiting::new(),
+            admin: Waiting::new(),
+            last_ticket: Cell::new(0),
             alarm: RefCell::default(),
             alarm_at_ns: Cell::new(u64::MAX),
             is_driving: Cell::new(false),
@@ -162,7 +182,7 @@ impl NvmeChannel {
 
     /// The counts of a path, which stay when paths change.
     fn tally_of(&self, entry: &Entry) -> Option<Rc<Tally>> {
-        if !self.table.counts_paths {
+        if !self.table.options.counts_paths {
             return None;
         }
         let paths = self.paths.borrow();
@@ -203,19 +223,31 @@ impl NvmeChannel {
     }
 
     /// Starts an I/O or lets it wait; the queue it went to, which is to be flushed.
-    fn start(&self, mut io: Io<Self>) -> Option<Rc<IoQueue>> {
-        if io.op() == BdevOp::Reset {
-            self.reset(io);
-            return None;
+    fn start(&self, io: Io<Self>) -> Option<Rc<IoQueue>> {
+        match io.op() {
+            BdevOp::Reset => {
+                self.reset(io);
+                return None;
+            }
+            BdevOp::NvmeAdmin => {
+                self.start_admin_command(io);
+                return None;
+            }
+            _ => {}
         }
         let Some(at) = self.choose(io.context().shunned) else {
             self.park(io);
             return None;
         };
-        let (queue, nsid, tally) = {
+        let (queue, nsid) = {
             let paths = self.paths.borrow();
-            (Rc::clone(&paths[at].queue), paths[at].nsid, paths[at].tally.clone())
+            (Rc::clone(&paths[at].queue), paths[at].nsid)
         };
+        match io.op() {
+            BdevOp::Copy => return self.start_copy(io, queue, nsid),
+            BdevOp::NvmeIo => return self.start_io_command(io, queue, nsid),
+            _ => {}
+        }
         let wanted = Wanted {
             op: io.op(),
             flags: io.flags(),
@@ -235,22 +267,28 @@ impl NvmeChannel {
             Travels::Out => PayloadOf::ToController,
             Travels::Range(range) => PayloadOf::Inline(range),
         };
-        if let Some(injected) = queue.door.injections.take(CommandType::Io, sqe[0])
+        self.give(io, queue, &FabricCommand { sqe, payload })
+    }
+
+    /// Gives the command of an I/O to a queue, or lets the I/O wait; the queue, which is to be flushed.
+    #[inline]
+    fn give(&self, mut io: Io<Self>, queue: Rc<IoQueue>, command: &FabricCommand<'_>) -> Option<Rc<IoQueue>> {
+        if let Some(injected) = queue.door.injections.take(CommandType::Io, command.sqe[0])
             && let Some(delay_ns) = inject(&mut io, &queue, injected)
         {
             self.delay_until(io, self.host.now_ns() + delay_ns);
             return None;
         }
-        let is_timed = queue.counts.is_timed() || tally.is_some();
+        let is_timed = queue.counts.is_timed() || self.table.options.counts_paths;
         let flight = io.context_mut();
         flight.channel = self.me.upgrade();
-        (flight.sent_ns, flight.tally) = (if is_timed { self.host.now_ns().max(1) } else { 0 }, tally);
-        match queue.submit(&FabricCommand { sqe, payload }, io) {
+        flight.sent_ns = if is_timed { self.host.now_ns().max(1) } else { 0 };
+        match queue.submit(command, io) {
             Ok(()) => Some(queue),
             Err((mut io, is_full)) => {
                 io.context_mut().channel = None;
                 if is_full {
-                    self.waiting.push_back(io);
+                    self.wait(io);
                 } else {
                     self.park(io);
                 }
@@ -262,12 +300,21 @@ impl NvmeChannel {
     /// Lets an I/O wait for a path, or fails it if none is to be expected.
     fn park(&self, io: Io<Self>) {
         match self.hope() {
-            Hope::Yes => self.waiting.push_back(io),
+            Hope::Yes => self.wait(io),
             Hope::Until(at_ns) => {
-                self.waiting.push_back(io);
+                self.wait(io);
                 self.set_alarm(at_ns);
             }
             Hope::No(status) => io.complete(status),
+        }
+    }
+
+    /// Lets an I/O wait, until its deadline at most.
+    fn wait(&self, io: Io<Self>) {
+        let deadline_ns = io.context().deadline_ns;
+        self.waiting.push_back(io);
+        if deadline_ns > 0 {
+            self.set_alarm(deadline_ns);
         }
     }
 
@@ -304,6 +351,7 @@ impl NvmeChannel {
             self.waiting.complete_all(IoStatus::NO_DEVICE);
             self.delayed.complete_all(IoStatus::NO_DEVICE);
             self.resets.complete_all(IoStatus::NO_DEVICE);
+            self.admin.complete_all(IoStatus::NO_DEVICE);
             return;
         }
         if !self.delayed.is_empty()
@@ -348,17 +396,32 @@ impl NvmeChannel {
     pub(crate) fn finished(&self, mut io: Io<Self>, queue: &Rc<IoQueue>, result: Result<Cqe, i32>) {
         io.context_mut().channel = None;
         let injected = io.context_mut().injected.take();
-        match injected.map_or(result, |injected| result.map(|_| injected.1.completion())) {
+        self.end(io, queue, injected.map_or(result, |injected| result.map(|_| injected.1.completion())));
+        if !self.waiting.is_empty() && queue.has_room() {
+            self.drive();
+        }
+    }
+
+    /// What becomes of an I/O that a queue has given back.
+    #[inline]
+    fn end(&self, mut io: Io<Self>, queue: &Rc<IoQueue>, result: Result<Cqe, i32>) {
+        if io.op() == BdevOp::NvmeIo {
+            return self.io_command_done(io, queue, result);
+        }
+        match result {
             Ok(cqe) if cqe.status.is_success() => {
                 if io.context().sent_ns != 0 {
                     self.timed(&mut io, queue);
                 }
                 io.set_cdw0(cqe.dw0.get());
-                io.complete(IoStatus::SUCCESS);
+                match io.op() {
+                    BdevOp::Copy => self.copied(io),
+                    _ => io.complete(IoStatus::SUCCESS),
+                }
             }
             Ok(cqe) => {
                 queue.counts.failed.set(queue.counts.failed.get() + 1);
-                let limit = self.table.retry_limit;
+                let limit = self.table.options.retry_limit;
                 let retries_left = u32::try_from(limit).map_or(true, |limit| io.context().retries < limit);
                 self.judged(io, queue, judge(cqe.status, retries_left, queue.delays.get()));
             }
@@ -368,7 +431,8 @@ impl NvmeChannel {
                 if queue.is_late(&io) {
                     // It was the reason: not for ever.
                     io.context_mut().retries += 1;
-                    if u32::try_from(self.table.retry_limit).is_ok_and(|limit| io.context().retries > limit) {
+                    let limit = self.table.options.retry_limit;
+                    if u32::try_from(limit).is_ok_and(|limit| io.context().retries > limit) {
                         return io.complete(ABORTED_BY_HOST);
                     }
                 }
@@ -380,17 +444,16 @@ impl NvmeChannel {
                 }
             }
         }
-        if !self.waiting.is_empty() && queue.has_room() {
-            self.drive();
-        }
     }
 
     /// An I/O that was timed is over.
     #[cold]
-    fn timed(&self, io: &mut Io<Self>, queue: &IoQueue) {
+    fn timed(&self, io: &mut Io<Self>, queue: &Rc<IoQueue>) {
         let ns = self.host.now_ns().saturating_sub(std::mem::take(&mut io.context_mut().sent_ns));
         queue.counts.took(ns);
-        if let Some(tally) = io.context_mut().tally.take() {
+        let paths = self.paths.borrow();
+        let path = paths.iter().find(|path| Rc::ptr_eq(&path.queue, queue));
+        if let Some(tally) = path.and_then(|path| path.tally.as_ref()) {
             tally.count(io.op(), io.payload_len(), ns);
         }
     }
@@ -416,6 +479,9 @@ impl NvmeChannel {
 
     /// Tries an I/O on whatever path there is now.
     fn again(&self, io: Io<Self>) {
+        if self.is_overdue(&io) {
+            return io.complete(ABORTED_BY_HOST);
+        }
         if let Some(queue) = self.start(io) {
             queue.flush();
         }
@@ -433,10 +499,27 @@ impl NvmeChannel {
         self.delay_until(io, self.host.now_ns() + delay_ms * 1_000_000);
     }
 
+    /// Lets an I/O wait for a time, until its deadline at most.
     fn delay_until(&self, mut io: Io<Self>, due_ns: u64) {
         io.context_mut().due_ns = due_ns;
+        let next_ns = io.context().next_ns();
         self.delayed.push_back(io);
-        self.set_alarm(due_ns);
+        self.set_alarm(next_ns);
+    }
+
+    /// Whether an I/O is not to be tried any more.
+    fn is_overdue(&self, io: &Io<Self>) -> bool {
+        let deadline_ns = io.context().deadline_ns;
+        deadline_ns > 0 && deadline_ns <= self.host.now_ns()
+    }
+
+    /// Notes when an I/O that has just come fails at the latest.
+    #[inline]
+    fn set_deadline(&self, io: &mut Io<Self>) {
+        let limit_ns = self.table.options.io_deadline_ns;
+        if limit_ns > 0 {
+            io.context_mut().deadline_ns = self.host.now_ns().saturating_add(limit_ns);
+        }
     }
 
     /// A path's controller says it is in another state than known: it is not used until that is cleared up.
@@ -471,17 +554,37 @@ impl NvmeChannel {
         let mut next_ns = u64::MAX;
         for _ in 0..self.delayed.len() {
             let Some(io) = self.delayed.pop_front() else { break };
-            if io.context().due_ns <= now_ns {
+            if self.is_overdue(&io) {
+                io.complete(ABORTED_BY_HOST);
+            } else if io.context().due_ns <= now_ns {
                 self.due(io);
             } else {
-                next_ns = next_ns.min(io.context().due_ns);
+                next_ns = next_ns.min(io.context().next_ns());
                 self.delayed.push_back(io);
             }
+        }
+        if self.table.options.io_deadline_ns > 0 {
+            next_ns = next_ns.min(self.give_up_waiting());
         }
         self.drive();
         if next_ns != u64::MAX {
             self.set_alarm(next_ns);
         }
+    }
+
+    /// Fails the I/Os that have waited until their deadline; the deadline of the next of them.
+    fn give_up_waiting(&self) -> u64 {
+        let mut next_ns = u64::MAX;
+        for _ in 0..self.waiting.len() {
+            let Some(io) = self.waiting.pop_front() else { break };
+            if self.is_overdue(&io) {
+                io.complete(ABORTED_BY_HOST);
+            } else {
+                next_ns = next_ns.min(io.context().deadline_ns);
+                self.waiting.push_back(io);
+            }
+        }
+        next_ns
     }
 
     /// A reset of the device begins its controllers anew; the host has drained it before.
@@ -575,7 +678,8 @@ fn ana_status(state: AnaState) -> IoStatus {
 impl Channel for NvmeChannel {
     type PerIo = Flight;
 
-    fn submit(&self, io: Io<Self>) {
+    fn submit(&self, mut io: Io<Self>) {
+        self.set_deadline(&mut io);
         if let Some(queue) = self.start(io) {
             queue.flush();
         }
@@ -583,7 +687,8 @@ impl Channel for NvmeChannel {
 
     fn submit_batch(&self, batch: IoBatch<'_, Self>) {
         let mut last: Option<Rc<IoQueue>> = None;
-        for io in batch {
+        for mut io in batch {
+            self.set_deadline(&mut io);
             if let Some(queue) = self.start(io) {
                 if let Some(other) = last.as_ref().filter(|other| !Rc::ptr_eq(other, &queue)) {
                     other.flush();
@@ -597,7 +702,7 @@ impl Channel for NvmeChannel {
     }
 
     fn abort(&self, victim: Victim) -> bool {
-        for queue in [&self.waiting, &self.delayed] {
+        for queue in [&self.waiting, &self.delayed, &self.admin] {
             if let Some(io) = queue.remove(victim) {
                 io.complete(IoStatus::ABORTED);
                 return true;
