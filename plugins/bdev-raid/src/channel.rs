@@ -24,7 +24,7 @@ use tenon_sdk::{
 use crate::RaidModule;
 use crate::layout::Layout;
 use crate::level::Level;
-use crate::shared::{self, Directive, Role, Shared, Ticket};
+use crate::shared::{self, Directive, Lane, Role, Shared, Ticket};
 
 /// An array on one reactor.
 pub struct RaidChannel {
@@ -63,6 +63,8 @@ struct View {
     lanes: Vec<OpenLane>,
     in_sync: u32,
     targets: u32,
+    /// Slots of members that could not be opened here: nothing is written until they are recorded as lost.
+    unopened: u32,
 }
 
 /// One member.
@@ -121,14 +123,26 @@ impl Channel for RaidChannel {
 }
 
 impl RaidChannel {
-    /// Opens the array on the calling reactor.
+    /// Opens the array on the calling reactor. A member that cannot be opened, as it is just going, is reported
+    /// as failed if the array can do without it.
     pub fn open(shared: &Arc<Shared>, reactor: Reactor) -> Result<Rc<Self>, Error> {
         let directive = shared.now();
         let mut lanes = Vec::with_capacity(directive.members.lanes.len());
-        for lane in directive.members.lanes.iter() {
-            let base = lane.base.as_ref().map(|base| base.channel()).transpose()?;
-            lanes.push(OpenLane::new(base, lane.data_offset, lane.role));
+        let mut failed = Vec::new();
+        for (slot, lane) in directive.members.lanes.iter().enumerate() {
+            let opened = lane.base.as_ref().map(|base| base.channel()).transpose();
+            let base = opened.unwrap_or_else(|error| {
+                failed.push((slot, error));
+                None
+            });
+            lanes.push(OpenLane::new(base, lane));
         }
+        let view = View::new(directive, lanes);
+        let survives = shared.level.survives(view.in_sync, view.lanes.len());
+        if !survives && let Some((_, error)) = failed.pop() {
+            return Err(error);
+        }
+        let lanes = &view.lanes;
         let bases = || lanes.iter().filter_map(|lane| lane.base.as_ref());
         let iovs = if shared.level.is_parity() { MAX_PIECES } else { 0 };
         // A concat goes from member to member, and may get more of them.
@@ -143,7 +157,7 @@ impl RaidChannel {
                 key,
                 children,
                 deepest,
-                view: RefCell::new(Rc::new(View::new(directive, lanes))),
+                view: RefCell::new(Rc::new(view)),
                 waiting: IoQueue::new(),
                 others: Cell::new(0),
                 writes: [Cell::new(0), Cell::new(0)],
@@ -158,6 +172,9 @@ impl RaidChannel {
                 started: Cell::new(0),
             }
         });
+        for (slot, error) in failed {
+            channel.not_opened(slot, &error);
+        }
         Ok(channel)
     }
 
@@ -176,8 +193,7 @@ impl RaidChannel {
                 (Some(base), false) => self.open_member(slot, base.channel()),
                 (None, false) => None,
             };
-            let role = if base.is_some() { lane.role } else { Role::Absent };
-            lanes.push(OpenLane::new(base, lane.data_offset, role));
+            lanes.push(OpenLane::new(base, lane));
         }
         *self.view.borrow_mut() = Rc::new(View::new(Arc::clone(directive), lanes));
         drop(old);
@@ -211,11 +227,15 @@ impl RaidChannel {
                 None
             }
             Err(error) => {
-                log::error!("member not opened raid={} slot={slot} error=\"{error}\"", self.shared.name);
-                self.report(slot);
+                self.not_opened(slot, &error);
                 None
             }
         }
+    }
+
+    fn not_opened(&self, slot: usize, error: &Error) {
+        log::error!("member not opened raid={} slot={slot} error=\"{error}\"", self.shared.name);
+        self.report(slot);
     }
 
     fn start(&self, mut io: Io<Self>) {
@@ -227,6 +247,14 @@ impl RaidChannel {
                 let locked = &view.directive.locked;
                 if from < locked.end && locked.start < to {
                     return self.waiting.push_back(io);
+                }
+                if view.unopened != 0 {
+                    let is_recorded = self.report_all(view.unopened);
+                    return if is_recorded {
+                        self.waiting.push_back(io)
+                    } else {
+                        io.complete(IoStatus::NOMEM)
+                    };
                 }
                 if let Some(intent) = &view.directive.members.intent
                     && !intent.enter(&(from..to))
@@ -343,18 +371,13 @@ impl RaidChannel {
         let state = io.context();
         let Some(error) = state.error else { return self.finish(io, IoStatus::SUCCESS) };
         let lost = state.failed & view.in_sync;
-        let mut is_recorded = true;
-        for slot in (0..u32::BITS).filter(|slot| state.failed & view.targets & (1 << slot) != 0) {
-            is_recorded &= self.report(slot as usize);
-        }
+        let mut is_recorded = self.report_all(state.failed & view.targets);
         // Every member that is there was written, so those that did not fail have succeeded.
         let is_covered = self.shared.level.survives(view.in_sync & !lost, view.lanes.len());
         if error == IoStatus::NOMEM || !is_covered {
             return self.finish(io, error);
         }
-        for slot in (0..u32::BITS).filter(|slot| lost & (1 << slot) != 0) {
-            is_recorded &= self.report(slot as usize);
-        }
+        is_recorded &= self.report_all(lost);
         if is_recorded {
             self.hold(io);
         } else {
@@ -400,6 +423,12 @@ impl RaidChannel {
             let ticket = self.ticket.borrow_mut().take();
             drop(ticket);
         }
+    }
+
+    /// [`Self::report`] for all slots of a mask.
+    fn report_all(&self, slots: u32) -> bool {
+        let slots = (0..u32::BITS).filter(|slot| slots & (1 << slot) != 0);
+        slots.fold(true, |is_told, slot| self.report(slot as usize) && is_told)
     }
 
     /// Tells the control side that a member failed, once per directive. False if it cannot be told.
@@ -463,13 +492,19 @@ impl View {
             lanes.iter().enumerate().map(has_role).sum()
         };
         let (in_sync, targets) = (mask(Role::InSync), mask(Role::Target));
+        let is_unopened = |(slot, lane): (usize, &Lane)| {
+            u32::from(lane.base.is_some() && lanes[slot].base.is_none()) << slot
+        };
+        let unopened = directive.members.lanes.iter().enumerate().map(is_unopened).sum();
         let layout = (*directive.members.layout).clone();
-        View { directive, layout, lanes, in_sync, targets }
+        View { directive, layout, lanes, in_sync, targets, unopened }
     }
 }
 
 impl OpenLane {
-    fn new(base: Option<BaseChannel>, data_offset: u64, role: Role) -> OpenLane {
+    fn new(base: Option<BaseChannel>, lane: &Lane) -> OpenLane {
+        let role = if base.is_some() { lane.role } else { Role::Absent };
+        let data_offset = lane.data_offset;
         OpenLane { base, data_offset, role, reading: Cell::new(0), read_end: Cell::new(u64::MAX) }
     }
 

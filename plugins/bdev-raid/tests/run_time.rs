@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tenon_sdk::{IoStatus, abi::Op, errno};
-use tenon_testkit::{BaseSpec, FakeHost, FaultPlan, Request, TestBase};
+use tenon_testkit::{Access, BaseSpec, FakeHost, FaultPlan, Request, TestBase};
 
 const BLOCKS: u64 = 4096;
 /// First block of the data area of a member with a superblock.
@@ -93,6 +93,30 @@ impl Rig {
 }
 
 const REDUNDANT: [(&str, usize); 4] = [("raid1", 2), ("raid1", 3), ("raid10", 4), ("raid5f", 3)];
+
+#[test]
+fn an_array_is_opened_while_a_member_goes_unless_it_needs_it() {
+    for (level, members, is_opened) in
+        [("raid1", 2, true), ("raid10", 4, true), ("raid5f", 3, true), ("raid0", 2, false)]
+    {
+        let rig = rig(level, members, members, json!({}));
+        let descriptor = rig.host.open("r0", Access::Write).unwrap();
+        rig.bases[0].remove();
+        let Some(channel) = descriptor.channel(1) else {
+            assert!(!is_opened, "{level}");
+            continue;
+        };
+        assert!(is_opened, "{level}");
+        let unit = u64::from(rig.host.device("r0").unwrap().limits.write_unit.max(8));
+        let done = rig.host.wait(&channel.submit(Request::write(0, unit, vec![7; unit as usize * 512])));
+        assert!(done.status.is_success(), "{level} {:?}", done.status);
+        // What was acknowledged is on members that are known to be all there are.
+        assert_eq!(rig.array()["num_base_bdevs_operational"], members - 1, "{level}");
+        let done = rig.host.wait(&channel.submit(Request::read(0, 8)));
+        assert!(done.status.is_success() && done.data == [7; 8 * 512], "{level} {:?}", done.status);
+        channel.put();
+    }
+}
 
 #[test]
 fn a_scrub_of_members_that_agree_finds_nothing() {
