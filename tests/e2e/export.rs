@@ -337,6 +337,21 @@ fn a_file_exports_in_any_order_and_a_namespace_waits_for_its_device() {
 }
 
 #[test]
+fn a_namespace_follows_its_device_however_fast_that_comes_and_goes() {
+    let mut host = Host::start(FILE);
+    let late = json!({ "name": "late", "num_blocks": 8, "block_size": 512 });
+    for _ in 0..50 {
+        host.ok("bdev_malloc_create", late.clone());
+        host.ok("bdev_malloc_delete", json!({ "name": "late" }));
+    }
+    host.ok("bdev_malloc_create", late);
+    wait_for("the namespace", || {
+        (subsystem(&mut host)["namespaces"][1]["bdev_name"] == "late").then_some(())
+    });
+    host.stop();
+}
+
+#[test]
 fn a_reload_changes_only_what_differs() {
     let mut host = Host::start(FILE);
     host.ok("nvmf_create_subsystem", json!({ "nqn": "nqn.2026-01.io.tenon:by-rpc" }));

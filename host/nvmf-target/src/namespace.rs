@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tenon_abi::{BdevEventKind, BdevFlags, BdevHandle, Limits};
-use tenon_bdev::{Claim, Event};
+use tenon_abi::{BdevEventKind, BdevFlags, BdevHandle, Limits, errno};
+use tenon_bdev::{Claim, Event, OpError};
 
 use crate::config::NamespaceSpec;
 use crate::controller::aer::EventKind;
@@ -150,6 +150,7 @@ impl Target {
         done: impl FnOnce(Result<u32, TargetError>) + 'static,
     ) {
         let (target, nsid, id, anagrpid) = (self.clone(), facts.nsid, subsystem.id, facts.anagrpid);
+        let number = facts.guard.number;
         self.ask(
             move |side| {
                 let view =
@@ -159,12 +160,19 @@ impl Target {
             },
             move |results| {
                 let failed = results.into_iter().find_map(Result::err);
-                // Its device, or the subsystem, may have gone meanwhile.
-                let is_there = subsystem.namespaces.borrow().contains_key(&nsid);
-                if let Some(reason) = failed.or_else(|| (!is_there).then(|| "its device is gone".to_owned()))
-                {
-                    let error =
-                        TargetError::invalid(format!("namespace {nsid} of {}", subsystem.nqn), reason);
+                // Its device, or the subsystem, may have gone meanwhile, and another may be there now.
+                let bdev = {
+                    let namespaces = subsystem.namespaces.borrow();
+                    let own = namespaces.get(&nsid).filter(|one| one.number == number);
+                    own.map(|one| (one.bdev, one.bdev_name.clone()))
+                };
+                let object = format!("namespace {nsid} of {}", subsystem.nqn);
+                let Some((bdev, name)) = bdev else { return done(Err(device_gone(object))) };
+                if let Some(reason) = failed {
+                    let error = match target.inner.core.find(&name) == Some(bdev) {
+                        true => TargetError::invalid(object, reason),
+                        false => device_gone(object),
+                    };
                     return target.take_namespace(&subsystem, nsid, move || done(Err(error)));
                 }
                 log::info!("namespace added nqn={} nsid={nsid} ana_group={anagrpid}", subsystem.nqn);
@@ -305,9 +313,7 @@ impl Target {
         let descriptor = core.open(&spec.bdev_name, &owner, !spec.read_only, on_event).map_err(refused)?;
         let claim = if spec.read_only { Claim::ReadManyWriteNone } else { Claim::ExclusiveWrite };
         descriptor.claim(claim).map_err(refused)?;
-        let device = descriptor
-            .snapshot()
-            .ok_or_else(|| TargetError::invalid(object.clone(), "its device is gone"))?;
+        let device = descriptor.snapshot().ok_or_else(|| device_gone(object.clone()))?;
         let number = self.next_number();
         let is_read_only = spec.read_only || device.is_read_only;
         let facts = NamespaceFacts {
@@ -422,6 +428,12 @@ impl Target {
             _ => log::debug!("device event kind={} nqn={} nsid={nsid}", event.kind.0, subsystem.nqn),
         }
     }
+}
+
+/// The same request may succeed when the device is back.
+fn device_gone(object: String) -> TargetError {
+    let source = OpError::new(errno::ENODEV, object.clone(), "its device is gone");
+    TargetError::Refused { object, source }
 }
 
 fn free_nsid(subsystem: &Subsystem, wanted: Option<u32>) -> Result<u32, TargetError> {
