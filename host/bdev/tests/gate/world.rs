@@ -120,6 +120,8 @@ impl World {
         channels.iter().for_each(|channel| self.put(channel));
         let left = self.drain(Duration::from_secs(5));
         assert!(left.is_empty(), "{left:?}");
+        // Messages under way hold their reactors, and those hold them.
+        assert!(self.sim.run_until_idle(100_000), "messages without an end");
         assert_eq!(self.gate.census(), GateCensus::default());
         assert_eq!(self.device.channels.get(), 0, "module channels left");
         assert_eq!(self.device.pending.get(), 0);
