@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::slice::from_mut;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -20,13 +21,17 @@ use crate::load::Load;
 use crate::world::{NQN, ONE, World, for_seeds};
 
 /// Connections between hosts and the target.
-struct Network {
+pub struct Network {
     listener: TcpListener,
     target: SocketAddr,
     links: Vec<Link>,
     /// Nothing is cut, held back or silent any more.
-    is_calm: bool,
-    cuts: u64,
+    pub is_calm: bool,
+    /// Nothing passes for the time being; nothing of it is lost either.
+    pub is_down: bool,
+    /// What the target sends next begins with nonsense.
+    pub garbles: bool,
+    pub cuts: u64,
 }
 
 /// One connection: the host's end and the target's.
@@ -43,21 +48,33 @@ struct Held {
     bytes: VecDeque<u8>,
     until_ns: u64,
     has_ended: bool,
+    garbles: bool,
 }
 
 impl Network {
-    fn new(target: SocketAddr) -> Network {
+    pub fn new(target: SocketAddr) -> Network {
         let listener = TcpListener::bind((target.ip(), 0)).expect("loopback");
         listener.set_nonblocking(true).expect("a socket");
-        Network { listener, target, links: Vec::new(), is_calm: false, cuts: 0 }
+        Network {
+            listener,
+            target,
+            links: Vec::new(),
+            is_calm: false,
+            is_down: false,
+            garbles: false,
+            cuts: 0,
+        }
     }
 
-    fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         self.listener.local_addr().expect("bound").port()
     }
 
     /// Moves what there is, or does not.
-    fn pump(&mut self, world: &World) {
+    pub fn pump(&mut self, world: &World) {
+        if self.is_down {
+            return;
+        }
         while let Ok((host, _)) = self.listener.accept() {
             // A target that does not listen is one that refuses.
             let Ok(target) = TcpStream::connect(self.target) else { continue };
@@ -75,6 +92,9 @@ impl Network {
         let count = self.links.len();
         if count > 0 {
             self.links.rotate_left(world.roll(count as u64) as usize);
+        }
+        if std::mem::take(&mut self.garbles) {
+            self.links.iter_mut().for_each(|link| link.held[1].garbles = true);
         }
         let is_calm = self.is_calm;
         let before = self.links.len();
@@ -118,6 +138,10 @@ impl Held {
         match source.read(&mut buffer) {
             Ok(0) => self.has_ended = true,
             Ok(count) => {
+                if std::mem::take(&mut self.garbles) {
+                    // The type of a PDU, if one begins here.
+                    buffer[0] = 0xee;
+                }
                 self.bytes.extend(&buffer[..count]);
                 if !is_calm && world.roll(10) == 0 {
                     self.until_ns = world.now_ns() + world.roll(30_000_000);
@@ -155,13 +179,30 @@ impl Held {
     }
 }
 
-/// Makes a call that takes bytes on the network to answer.
+impl Network {
+    /// Every connection ends at once, for both ends.
+    pub fn cut(&mut self) {
+        self.links.clear();
+    }
+
+    /// Nothing passes any more on the connections there are, and nobody is told.
+    pub fn silence(&mut self) {
+        self.links.iter_mut().for_each(|link| link.is_silent = true);
+    }
+
+    /// Connections there are.
+    pub fn links(&self) -> usize {
+        self.links.len()
+    }
+}
+
+/// Makes a call that takes bytes on the networks to answer.
 #[track_caller]
-fn call(world: &World, network: &mut Network, method: &str, params: Value) -> Result<Value, OpError> {
+pub fn call(world: &World, networks: &mut [Network], method: &str, params: Value) -> Result<Value, OpError> {
     let answer = world.start_rpc(method, params);
     for _ in 0..300_000 {
         world.advance(Duration::from_millis(1));
-        network.pump(world);
+        networks.iter_mut().for_each(|network| network.pump(world));
         if let Some(result) = answer.borrow_mut().take() {
             return result;
         }
@@ -170,12 +211,12 @@ fn call(world: &World, network: &mut Network, method: &str, params: Value) -> Re
 }
 
 /// An address that no other process of this machine listens at.
-fn own_address() -> SocketAddr {
+pub fn own_address() -> SocketAddr {
     let [_, a, b, c] = std::process::id().to_be_bytes();
     (Ipv4Addr::new(127, 1 + (a & 0x3f), b, c), 4420).into()
 }
 
-fn address(at: SocketAddr) -> Address {
+pub fn address(at: SocketAddr) -> Address {
     Address {
         trtype: "TCP".into(),
         adrfam: "IPv4".into(),
@@ -208,7 +249,7 @@ fn whatever_the_network_does_no_write_is_lost_and_nothing_is_left() {
             "trsvcid": network.port().to_string(), "hdgst": world.roll(2) == 0, "ddgst": world.roll(2) == 0,
             "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1,
         });
-        call(world, &mut network, "bdev_nvme_attach_controller", attach).expect("attaches");
+        call(world, from_mut(&mut network), "bdev_nvme_attach_controller", attach).expect("attaches");
         let load = Load::open(world, "nvme0n1", world.roll(2) as usize);
         network.is_calm = false;
         for _ in 0..60 {
@@ -228,7 +269,7 @@ fn whatever_the_network_does_no_write_is_lost_and_nothing_is_left() {
         }
         assert!(load.failed.borrow().is_empty(), "{:?}", load.failed.borrow());
         load.close(world);
-        call(world, &mut network, "bdev_nvme_detach_controller", json!({ "name": "nvme0" }))
+        call(world, from_mut(&mut network), "bdev_nvme_detach_controller", json!({ "name": "nvme0" }))
             .expect("detaches");
         cuts.set(cuts.get() + network.cuts);
         good.set(good.get() + load.good.get());

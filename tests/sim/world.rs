@@ -15,6 +15,8 @@ use tenon_modules::{Catalog, Existing, InitOn};
 use tenon_nvmf_target::{Address, AnaState, NamespaceSpec, SubsystemSpec, Target, TargetOptions};
 use tenon_reactor::{ReactorRef, Simulation};
 
+use crate::refusal;
+
 /// The subsystem of every test.
 pub const NQN: &str = "nqn.2026-01.io.tenon:sim";
 /// Identities of namespaces.
@@ -56,7 +58,8 @@ static DESCRIPTORS: LazyLock<Descriptors> = LazyLock::new(|| {
                 Library::new(&file).unwrap_or_else(|error| panic!("cargo build --workspace: {error}"));
             let library: &'static Library = Box::leak(Box::new(library));
             let entry = library.get::<extern "C" fn() -> *const PluginDescV1>(b"tenon_plugin_v1");
-            entry.expect("a plugin")()
+            let descriptor = entry.expect("a plugin")();
+            if name == "bdev_nvme" { refusal::refusing(descriptor) } else { descriptor }
         }
     };
     Descriptors(PLUGINS.iter().chain(&FURTHER).map(|name| (*name, open(name))).collect())

@@ -186,6 +186,7 @@ impl Registry {
         };
         let id = controller.id;
         self.controllers.borrow_mut().insert(id, Rc::clone(&controller));
+        self.begin_upkeep();
         if let Some(asked) = purpose.asked {
             self.attaching.borrow_mut().insert(id, asked);
         }

@@ -57,6 +57,11 @@ pub(crate) fn reset_wanted(host: Host, device: u64, reactor: Reactor) {
     tell(host, move |registry| registry.reset_device(device, reactor));
 }
 
+/// A channel could not set an alarm: it is to be looked after.
+pub(crate) fn kick_wanted(host: Host) {
+    tell(host, |registry| registry.kick_is_owed.set(true));
+}
+
 /// A command is to be aborted.
 pub(crate) fn abort_wanted(host: Host, controller: u64, qid: u16, cid: u16) {
     tell(host, move |registry| {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvme_spec::log::AnaState;
-use tenon_sdk::{BdevId, Error, Host, Reactor, Reason, Timer};
+use tenon_sdk::{BdevId, Error, Host, Poller, Reactor, Reason, Timer, errno};
 
 use crate::attach::Asked;
 use crate::bdev::NvmeBdev;
@@ -55,7 +55,16 @@ pub(crate) struct Device {
     is_absent: Cell<bool>,
     /// Ends an absence that is too long.
     absence: Cell<Option<Timer>>,
+    /// When it is to end.
+    absent_until_ns: Cell<Option<u64>>,
     is_going: Cell<bool>,
+}
+
+impl Device {
+    /// Whether its namespace has been away for longer than it may be.
+    pub(crate) fn is_absent_too_long(&self, now_ns: u64) -> bool {
+        self.absent_until_ns.get().is_some_and(|until_ns| until_ns <= now_ns)
+    }
 }
 
 /// Controllers and devices.
@@ -75,6 +84,10 @@ pub(crate) struct Registry {
     pub(crate) wishes: RefCell<BTreeMap<String, DeviceWish>>,
     /// Operations that wait for the answer to an I/O command.
     pub(crate) io_commands: RefCell<BTreeMap<u64, Pending>>,
+    /// See `upkeep`.
+    pub(crate) upkeep: RefCell<Option<Poller>>,
+    /// Channels could not set an alarm.
+    pub(crate) kick_is_owed: Cell<bool>,
     waits: RefCell<Vec<Wait>>,
 }
 
@@ -99,6 +112,8 @@ impl Registry {
             attaching: RefCell::default(),
             wishes: RefCell::default(),
             io_commands: RefCell::default(),
+            upkeep: RefCell::default(),
+            kick_is_owed: Cell::new(false),
             waits: RefCell::default(),
         });
         module::install(&registry);
@@ -146,13 +161,14 @@ impl Registry {
         devices.values().filter(is_of).map(|device| device.name.clone()).collect()
     }
 
-    /// Takes over what a controller said of its namespaces.
-    pub(crate) fn found(&self, controller: &Controller, found: Found, origin: Origin) {
+    /// Takes over what a controller said of its namespaces; false if some of it has to be asked for again.
+    pub(crate) fn found(&self, controller: &Controller, found: Found, origin: Origin) -> bool {
+        let mut is_complete = true;
         let facts = controller.facts.borrow().clone();
         let before: Vec<u64> = self.devices_of(controller.id).iter().map(|device| device.id).collect();
         if origin != Origin::AnaOnly {
             for namespace in &found.namespaces {
-                self.namespace_found(controller, &facts, namespace);
+                is_complete &= self.namespace_found(controller, &facts, namespace);
             }
             self.namespaces_missing(controller, &found.namespaces, origin);
         }
@@ -171,6 +187,7 @@ impl Registry {
                 self.settle(&device, controller.plan.ns_absent_timeout);
             }
         }
+        is_complete
     }
 
     /// A controller to which a device's admin commands may go: one by which the namespace is accessible, else any
@@ -192,7 +209,13 @@ impl Registry {
         self.devices().into_iter().filter(has_path).collect()
     }
 
-    fn namespace_found(&self, controller: &Controller, facts: &ControllerFacts, namespace: &NamespaceFacts) {
+    /// False if the host had no room for its device.
+    fn namespace_found(
+        &self,
+        controller: &Controller,
+        facts: &ControllerFacts,
+        namespace: &NamespaceFacts,
+    ) -> bool {
         let nsid = namespace.nsid;
         let is_own = |entry: &Entry| entry.door.id == controller.id && entry.nsid == nsid;
         let own = self.devices().into_iter().find(|device| device.table.read().0.iter().any(is_own));
@@ -207,13 +230,14 @@ impl Registry {
                         .filter(|entry| is_own(entry))
                         .for_each(|entry| entry.is_present = true);
                 });
-                return self.update_device(&device, namespace);
+                self.update_device(&device, namespace);
+                return true;
             }
             log::warn!("another namespace has the number of a known one name={} nsid={nsid}", device.name);
             device.table.change(|entries| entries.retain(|entry| !is_own(entry)));
             self.settle_as(&device, None, Reason::IDENTITY_CHANGED);
         }
-        self.join_or_create(controller, facts, namespace);
+        self.join_or_create(controller, facts, namespace)
     }
 
     fn update_device(&self, device: &Device, namespace: &NamespaceFacts) {
@@ -227,7 +251,12 @@ impl Registry {
         }
     }
 
-    fn join_or_create(&self, controller: &Controller, facts: &ControllerFacts, namespace: &NamespaceFacts) {
+    fn join_or_create(
+        &self,
+        controller: &Controller,
+        facts: &ControllerFacts,
+        namespace: &NamespaceFacts,
+    ) -> bool {
         let group = &controller.plan.params.name;
         let entry = Entry {
             door: Arc::clone(&controller.door),
@@ -250,15 +279,16 @@ impl Registry {
             log::info!("path added name={} traddr={}", device.name, controller.door.address.traddr);
             let entry = self.wished(&device.name, &device.table, entry);
             device.table.add(entry);
-            return self.update_device(&device, namespace);
+            self.update_device(&device, namespace);
+            return true;
         }
         if let Some(most) = controller.plan.params.max_bdevs
             && self.device_names(controller.id).len() >= most as usize
         {
             log::warn!("namespace passed over, as max_bdevs says name={group} nsid={}", namespace.nsid);
-            return;
+            return true;
         }
-        self.create(controller, facts, namespace, entry);
+        self.create(controller, facts, namespace, entry)
     }
 
     /// Makes a device: named after its controller and number, and after its identity as well if that name is taken.
@@ -268,7 +298,7 @@ impl Registry {
         facts: &ControllerFacts,
         namespace: &NamespaceFacts,
         entry: Entry,
-    ) {
+    ) -> bool {
         let group = &controller.plan.params.name;
         let plain = format!("{group}n{}", namespace.nsid);
         let uuid = uuid::Uuid::from_bytes(namespace.device_uuid(facts)).simple().to_string();
@@ -287,6 +317,7 @@ impl Registry {
             facts: RefCell::new(namespace.clone()),
             is_absent: Cell::new(false),
             absence: Cell::new(None),
+            absent_until_ns: Cell::new(None),
             is_going: Cell::new(false),
         });
         self.devices.borrow_mut().insert(id, Rc::clone(&device));
@@ -303,10 +334,15 @@ impl Registry {
             asked.set(token);
         }
         match result {
-            Ok(handle) => device.handle.set(Some(handle)),
+            Ok(handle) => {
+                device.handle.set(Some(handle));
+                true
+            }
             Err(error) => {
                 log::error!("namespace did not become a device name={name} error=\"{error}\"");
                 self.devices.borrow_mut().remove(&id);
+                // Whatever else is in the way does not go by itself.
+                !matches!(error.code, errno::ENOMEM | errno::EAGAIN)
             }
         }
     }
@@ -400,6 +436,7 @@ impl Registry {
         }
         log::info!("device is {} name={}", if is_absent { "absent" } else { "present" }, device.name);
         device.absence.take();
+        device.absent_until_ns.set(None);
         let result = match is_absent {
             true => {
                 self.bound_absence(device, absent_timeout);
@@ -416,6 +453,8 @@ impl Registry {
     /// of the I/O that waits in the channels: openers would wait for it, and the host for them.
     fn bound_absence(&self, device: &Rc<Device>, absent_timeout: Option<Duration>) {
         let Some(timeout) = absent_timeout else { return };
+        let until_ns = self.host.now_ns().saturating_add(timeout.as_nanos() as u64);
+        device.absent_until_ns.set(Some(until_ns));
         let weak = Rc::downgrade(device);
         let timer = self.host.timer(timeout, move || {
             if let (Some(device), Some(registry)) = (weak.upgrade(), module::registry()) {
@@ -424,7 +463,9 @@ impl Registry {
         });
         match timer {
             Ok(timer) => device.absence.set(Some(timer)),
-            Err(error) => log::error!("an absence has no bound name={} error=\"{error}\"", device.name),
+            Err(error) => {
+                log::error!("an absence ends later than it should name={} error=\"{error}\"", device.name)
+            }
         }
     }
 
@@ -446,7 +487,7 @@ impl Registry {
         }
     }
 
-    fn remove_device(&self, device: &Rc<Device>, reason: Reason) {
+    pub(crate) fn remove_device(&self, device: &Rc<Device>, reason: Reason) {
         if device.is_going.replace(true) {
             return;
         }
@@ -475,6 +516,7 @@ impl Registry {
         let removed = self.controllers.borrow_mut().remove(&controller.id);
         let discoverer = self.discoverers.borrow_mut().remove(&controller.id);
         drop((removed, discoverer));
+        self.end_upkeep();
         for discovery in self.discoveries() {
             discovery.controller_gone(controller.id);
         }
@@ -525,14 +567,11 @@ impl Registry {
         let is_good = Rc::new(Cell::new(false));
         let end = move |is_good: bool| {
             let status = if is_good { tenon_sdk::IoStatus::SUCCESS } else { NO_PATH };
-            let sent = host.send(reactor, move || {
+            module::post(host, reactor, move || {
                 if let Some(side) = Side::existing(host) {
                     side.channels(Some(id)).iter().for_each(|channel| channel.reset_done(status));
                 }
             });
-            if let Err(error) = sent {
-                log::error!("the end of a reset was not told error=\"{error}\"");
-            }
         };
         if controllers.is_empty() {
             return end(false);

@@ -359,6 +359,10 @@ impl NvmeChannel {
         {
             self.delayed.complete_all(status);
         }
+        if self.alarm_at_ns.get() == u64::MAX && !self.delayed.is_empty() {
+            // There is none: it could not be set.
+            return self.time_is_up();
+        }
         self.drive();
     }
 
@@ -544,7 +548,11 @@ impl NvmeChannel {
         let Some(alarm) = &*self.alarm.borrow() else { return };
         match alarm.set_ns(delay_ns) {
             Ok(()) => self.alarm_at_ns.set(at_ns),
-            Err(error) => log::error!("i/o waits without a timer error=\"{error}\""),
+            Err(error) => {
+                log::error!("i/o waits longer than it should error=\"{error}\"");
+                self.alarm_at_ns.set(u64::MAX);
+                module::kick_wanted(self.host);
+            }
         }
     }
 

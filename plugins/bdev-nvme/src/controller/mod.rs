@@ -28,6 +28,7 @@ use self::state::{Action, Event, Failure, Next, State};
 use crate::config::{ActionOnTimeout, NvmeParams, Timers};
 use crate::credentials::{HeldKeys, KeyNames};
 use crate::door::{Door, OpenFacts};
+use crate::quiet::Quiet;
 use crate::registry::{Origin, Registry};
 use crate::side::Side;
 
@@ -86,9 +87,13 @@ pub(crate) struct Controller {
     ready_since_ns: Cell<Option<u64>>,
     lost_since_ns: Cell<Option<u64>>,
     pub(crate) last_error: RefCell<String>,
+    losses_logged: Quiet,
+    changes_logged: Quiet,
     waiters: RefCell<Vec<Waiter>>,
     clocks: RefCell<Clocks>,
     scans: Cell<Scans>,
+    /// Event requests that found no room on the admin queue.
+    events_owed: Cell<u16>,
     ana_retry_sec: Cell<u64>,
     /// Names of the keys in use, and the keys, which cannot be removed meanwhile.
     pub(crate) key_names: RefCell<KeyNames>,
@@ -108,6 +113,8 @@ struct Clocks {
 #[derive(Clone, Copy, Default)]
 struct Scans {
     is_running: bool,
+    /// The page that tells which namespaces have changed was not read.
+    wants_changes: bool,
     wants_all: bool,
     wants_ana: bool,
 }
@@ -138,9 +145,12 @@ impl Controller {
             ready_since_ns: Cell::new(None),
             lost_since_ns: Cell::new(None),
             last_error: RefCell::default(),
+            losses_logged: Quiet::new(),
+            changes_logged: Quiet::new(),
             waiters: RefCell::default(),
             clocks: RefCell::default(),
             scans: Cell::default(),
+            events_owed: Cell::new(0),
             ana_retry_sec: Cell::new(1),
             key_names: RefCell::new(names),
             keys: RefCell::new(keys),
@@ -176,17 +186,25 @@ impl Controller {
         if old != next {
             // Attempts that go on and on are told once.
             let retries = |state: State| matches!(state.as_str(), "resetting" | "reconnect_is_delayed");
-            let level = if retries(old) && retries(next) { log::Level::Debug } else { log::Level::Info };
+            let is_news = !(retries(old) && retries(next));
+            let (level, left_out) = self.level(is_news, log::Level::Info, &self.changes_logged);
             log::log!(
                 level,
-                "controller changed name={} traddr={} from={} to={}",
+                "controller changed name={} traddr={} trsvcid={} from={} to={} left_out={left_out}",
                 self.plan.params.name,
-                self.plan.params.traddr,
+                self.door.address.traddr,
+                self.door.address.trsvcid,
                 old.as_str(),
                 next.as_str()
             );
         }
         self.act(action);
+    }
+
+    /// The level of a line, and how many of its kind were left out before it.
+    fn level(&self, is_news: bool, of_news: log::Level, kind: &Quiet) -> (log::Level, u64) {
+        let shown = if is_news { kind.ask(self.host.now_ns()) } else { None };
+        shown.map_or((log::Level::Debug, 0), |left_out| (of_news, left_out))
     }
 
     fn act(&self, action: Action) {
@@ -255,12 +273,14 @@ impl Controller {
             return;
         }
         let old_reason = self.last_error.replace(reason.clone());
-        let level = if old_reason == reason { log::Level::Debug } else { log::Level::Warn };
+        let is_news = old_reason != reason;
+        let (level, left_out) = self.level(is_news, log::Level::Warn, &self.losses_logged);
         log::log!(
             level,
-            "controller lost name={} traddr={} reason=\"{reason}\"",
+            "controller lost name={} traddr={} trsvcid={} reason=\"{reason}\" left_out={left_out}",
             self.plan.params.name,
-            self.plan.params.traddr
+            self.door.address.traddr,
+            self.door.address.trsvcid
         );
         let failure = Failure {
             was_attached: self.was_attached.get() || self.plan.keeps_trying,
@@ -404,8 +424,9 @@ impl Controller {
         } else {
             self.ana_retry_sec.set(1);
         }
-        if let Some(registry) = self.registry.upgrade() {
-            registry.found(self, found, origin);
+        let registry = self.registry.upgrade();
+        if registry.is_some_and(|registry| !registry.found(self, found, origin)) {
+            self.scan_later(Scans { wants_all: true, ..self.scans.get() });
         }
         if origin == Origin::Setup {
             self.on(Event::Identified);
@@ -436,7 +457,10 @@ impl Controller {
         if self.state.get() != State::Ready || scans.is_running || waits {
             return;
         }
-        if scans.wants_all {
+        if scans.wants_changes {
+            self.scans.set(Scans { wants_changes: false, ..scans });
+            self.read_changes();
+        } else if scans.wants_all {
             self.scans.set(Scans::default());
             self.scan(Origin::Event);
         } else if scans.wants_ana {
@@ -481,6 +505,7 @@ impl Controller {
             self.door.open(open, facts.io_queues);
             self.tell_reactors();
         }
+        self.events_owed.set(0);
         for _ in 0..facts.max_async_events.min(ASYNC_EVENTS) {
             self.request_event();
         }
@@ -524,7 +549,10 @@ impl Controller {
 
     fn request_event(&self) {
         self.send_within(&AdminCommand::async_event_request(), None, |controller, answer| {
-            let Ok((cqe, _)) = answer else { return };
+            let Ok((cqe, _)) = answer else {
+                controller.events_owed.set(controller.events_owed.get() + 1);
+                return;
+            };
             if !cqe.status.is_success() {
                 // Fewer at once than it said: the others go on.
                 return;
@@ -540,16 +568,7 @@ impl Controller {
             return;
         }
         match Notice(event.information) {
-            Notice::NAMESPACE_ATTRIBUTE_CHANGED => {
-                // Reading the page lets the next event come; what is true is asked for anew.
-                let page = AdminCommand::log_page(LogPageId::CHANGED_NAMESPACES, 0, 4096, false);
-                self.send(&page, |controller, answer| {
-                    if answer.is_ok() {
-                        controller.scans.set(Scans { wants_all: true, ..controller.scans.get() });
-                        controller.scan_wanted();
-                    }
-                });
-            }
+            Notice::NAMESPACE_ATTRIBUTE_CHANGED => self.read_changes(),
             Notice::ANA_CHANGE => {
                 if let Some(registry) = self.registry.upgrade() {
                     registry.ana_updating(self);
@@ -559,6 +578,18 @@ impl Controller {
             Notice::DISCOVERY_LOG_CHANGE => self.listen(News::LogChanged),
             _ => {}
         }
+    }
+
+    /// Reads which namespaces have changed, which lets the next event come; what is true is asked for anew.
+    fn read_changes(&self) {
+        let page = AdminCommand::log_page(LogPageId::CHANGED_NAMESPACES, 0, 4096, false);
+        self.send(&page, |controller, answer| match answer {
+            Ok(_) => {
+                controller.scans.set(Scans { wants_all: true, ..controller.scans.get() });
+                controller.scan_wanted();
+            }
+            Err(_) => controller.scan_later(Scans { wants_changes: true, ..controller.scans.get() }),
+        });
     }
 
     /// Sends a keep alive, and again after half its time.
@@ -584,9 +615,32 @@ impl Controller {
                 }
             },
         );
-        match timer {
-            Ok(timer) => self.clocks.borrow_mut().keep_alive = Some(timer),
-            Err(error) => log::error!("controller has no keep alive error=\"{error}\""),
+        if let Err(error) = &timer {
+            log::error!("the next keep alive comes later than it should error=\"{error}\"");
+        }
+        self.clocks.borrow_mut().keep_alive = timer.ok();
+    }
+
+    /// Arranges anew what could not be arranged.
+    pub(crate) fn keep_up(&self) {
+        let (delay, keep_alive, fast_io_fail) = {
+            let clocks = self.clocks.borrow();
+            (clocks.delay.is_some(), clocks.keep_alive.is_some(), clocks.fast_io_fail.is_some())
+        };
+        match self.state.get() {
+            State::Ready => {
+                if !keep_alive {
+                    self.keep_alive();
+                }
+                self.scan_wanted();
+                (0..self.events_owed.take()).for_each(|_| self.request_event());
+            }
+            State::Delayed if !delay => self.arm_delay(),
+            _ => {}
+        }
+        let waits = self.lost_since_ns.get().is_some() && self.door.has_hope();
+        if waits && !fast_io_fail {
+            self.arm_fast_io_fail();
         }
     }
 
@@ -619,8 +673,11 @@ impl Controller {
         if seconds == 0 {
             return;
         }
+        let lost_since_ns = self.lost_since_ns.get().unwrap_or(self.host.now_ns());
+        let end_ns = lost_since_ns.saturating_add(u64::from(seconds) * 1_000_000_000);
+        let left = Duration::from_nanos(end_ns.saturating_sub(self.host.now_ns()));
         let me = self.me.clone();
-        let timer = self.host.timer(Duration::from_secs(seconds.into()), move || {
+        let timer = self.host.timer(left, move || {
             if let Some(controller) = me.upgrade()
                 && controller.state.get() != State::Ready
             {
@@ -644,6 +701,11 @@ impl Controller {
         // Whoever waits for it to serve hears that the attempt has failed; the next one is nobody's order.
         self.tell(Err(self.failure()));
         self.listen(News::Fails);
+        self.arm_delay();
+    }
+
+    /// Tries again, or gives up, after a pause.
+    fn arm_delay(&self) {
         let now_ns = self.host.now_ns();
         let timers = self.plan.timers;
         let delay_ns = u64::from(timers.reconnect_delay_sec.max(1)) * 1_000_000_000;
@@ -659,7 +721,7 @@ impl Controller {
         });
         match timer {
             Ok(timer) => self.clocks.borrow_mut().delay = Some(timer),
-            Err(error) => log::error!("controller is not tried again error=\"{error}\""),
+            Err(error) => log::error!("controller is tried again later than it should be error=\"{error}\""),
         }
     }
 

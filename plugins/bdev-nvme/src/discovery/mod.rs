@@ -43,6 +43,8 @@ pub(crate) struct Discovery {
     waiting: RefCell<Option<Asked>>,
     clocks: RefCell<Clocks>,
     retry_sec: Cell<u64>,
+    /// The pause could not be arranged.
+    retry_is_owed: Cell<bool>,
     generation: Cell<u64>,
     is_stopping: Cell<bool>,
 }
@@ -160,6 +162,7 @@ impl Discovery {
             waiting: RefCell::default(),
             clocks: RefCell::default(),
             retry_sec: Cell::new(1),
+            retry_is_owed: Cell::new(false),
             generation: Cell::new(0),
             is_stopping: Cell::new(false),
         })
@@ -287,6 +290,7 @@ impl Discovery {
                         Err(error) => return discovery.place_failed(&at, &error.to_string()),
                     };
                     registry.discoverers.borrow_mut().insert(controller.id, Rc::clone(&controller));
+                    registry.begin_upkeep();
                     discovery.place(&at, |place| place.controller = Some(Rc::clone(&controller)));
                     controller.start(Box::new(|_| {}));
                 }
@@ -602,7 +606,17 @@ impl Discovery {
         });
         match timer {
             Ok(timer) => self.clocks.borrow_mut().retry = Some(timer),
-            Err(error) => warn!("discovery service does not try again error=\"{error}\""),
+            Err(error) => {
+                warn!("discovery service tries again later than it should error=\"{error}\"");
+                self.retry_is_owed.set(true);
+            }
+        }
+    }
+
+    /// Arranges anew what could not be arranged.
+    pub(crate) fn keep_up(&self) {
+        if self.retry_is_owed.take() {
+            self.retry();
         }
     }
 
