@@ -1653,8 +1653,8 @@ typedef struct TenonModuleOpsV1 {
      */
     void (*delete_)(struct TenonStr name, TenonOpToken token);
     /*
-     A new device, or one older than this module, before any I/O. Answer `token` from inside the call.
-     Optional.
+     A new device, or one older than this module, before any I/O; the module's own devices as well. Answer
+     `token` from inside the call. Optional.
      */
     void (*examine_config)(TenonBdevHandle bdev, struct TenonStr name, TenonExamineToken token);
     /*

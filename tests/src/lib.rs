@@ -375,7 +375,11 @@ impl Drop for Host {
 /// How many of everything there are, without what grows with the history of a host.
 #[must_use]
 pub fn counts(host: &mut Host) -> Value {
-    let mut counts = host.ok("debug_get_object_counts", json!({}));
+    // A module's channel closes on its reactor, a moment after the last one that a consumer had of it.
+    let mut counts = wait_for("channels that nobody has any more to close", || {
+        let counts = host.ok("debug_get_object_counts", json!({}));
+        (counts["module_channels"].as_u64() <= counts["channels"].as_u64()).then_some(counts)
+    });
     for history in ["modules", "metrics", "notifications", "memory_regions", "rpc_methods"] {
         counts.as_object_mut().expect("the counts are an object").remove(history);
     }

@@ -1,7 +1,8 @@
 //! Examine engine: offers every new block device to every module.
 //!
 //! A new module is offered all existing devices, a new device all modules except
-//! its own and those that hold it already. First every module says, without I/O,
+//! those that hold it already; its own is asked as well, since an array may stand on
+//! arrays. First every module says, without I/O,
 //! whether the device is its own (`examine_config`); then, if nobody has claimed
 //! it, every module may read it (`examine_disk`). The device stays until the last
 //! answer or the deadline. Does not open, claim or create anything: that is the
@@ -151,8 +152,14 @@ impl Core {
             let allowed = &self.inner.examinations.borrow().allowed;
             self.inner.auto_examine.get() || record.all_names.iter().any(|name| allowed.contains(&**name))
         };
-        let modules = if wanted { self.inner.modules.running() } else { Vec::new() };
-        self.examine_request(bdev, Request { modules: modules.into(), activity, reply: None });
+        if !wanted {
+            let modules: Rc<[ModuleRef]> = Rc::new([]);
+            return self.examine_request(bdev, Request { modules, activity, reply: None });
+        }
+        self.with_examiners(move |core| {
+            let modules: Rc<[ModuleRef]> = core.inner.modules.running().into();
+            core.examine_request(bdev, Request { modules, activity, reply: None });
+        });
     }
 
     /// Offers a device to all modules again; with `auto_examine` off, its name is remembered.
@@ -305,13 +312,12 @@ impl Core {
         round.map_or_else(|| Rc::from([]), |round| round.request.modules.clone())
     }
 
-    /// The device is still to be offered, and `module` neither owns nor holds it.
+    /// The device is still to be offered, and `module` does not hold it.
     fn may_offer(&self, bdev: BdevHandle, module: ModuleRef) -> bool {
         let registry = self.inner.registry.borrow();
         let Some(record) = registry.get(bdev) else { return false };
         record.state().may_be_opened()
             && module.state() == ModuleState::Running
-            && record.module.id() != module.id()
             && !record
                 .descriptors
                 .iter()

@@ -51,6 +51,7 @@ mod descriptor;
 mod error;
 mod event;
 mod examine;
+mod examiners;
 mod file_watch;
 mod gate_steps;
 mod host_api;

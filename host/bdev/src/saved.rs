@@ -131,9 +131,11 @@ impl Core {
             }
         };
         let (Some(module), Ok(params)) = (module, serde_json::from_str::<Value>(params)) else { return };
+        let name = params.get("name").and_then(Value::as_str);
+        let arrived = if bdevs.is_empty() { name.and_then(|name| self.arrived(module, name)) } else { None };
+        let bdevs: Vec<BdevHandle> = bdevs.iter().copied().chain(arrived).collect();
         let mut saved = self.inner.saved.borrow_mut();
         // What was made again takes the place of what went away.
-        let name = params.get("name").and_then(Value::as_str);
         if let Some(replaced) = saved.absent_of(Some(module.name()), name) {
             saved.drop_record(replaced);
         }
@@ -142,11 +144,19 @@ impl Core {
         if bdevs.is_empty() && name.is_some() {
             saved.awaited.insert(number);
         }
-        for bdev in bdevs {
+        for bdev in &bdevs {
             saved.by_bdev.insert(*bdev, number);
         }
         let waits_for = missing_of(answer).or_else(|| foundation_of(&params)).unwrap_or_default();
-        saved.records.insert(number, Record { module, method, params, bdevs: bdevs.to_vec(), waits_for });
+        saved.records.insert(number, Record { module, method, params, bdevs, waits_for });
+    }
+
+    /// A device that came by itself before the create that waited for it was over.
+    fn arrived(&self, module: ModuleRef, name: &str) -> Option<BdevHandle> {
+        let bdev = self.find_any(name)?;
+        let registry = self.inner.registry.borrow();
+        let is_its = registry.get(bdev).is_some_and(|record| record.module.id() == module.id());
+        (is_its && !self.inner.saved.borrow().by_bdev.contains_key(&bdev)).then_some(bdev)
     }
 
     /// The module of a name that was created and is no device: it has none now, or its devices have other names.

@@ -33,7 +33,7 @@ fn a_create_is_answered_when_its_device_is_examined() {
     assert_eq!(host.on(|core| core.bdev(&bdev.uuid.to_string())).unwrap().name, "m0");
     assert_eq!(vendor::record(1).examined_config, ["m0"]);
     assert_eq!(vendor::record(1).examined_disk, ["m0"]);
-    assert!(vendor::record(0).examined_config.is_empty(), "its own module is not asked");
+    assert_eq!(vendor::record(0).examined_config, ["m0"], "its own module is asked as well");
     host.delete("m0").unwrap();
     assert!(host.on(|core| core.bdev("m0")).is_none());
     host.finish();
@@ -133,6 +133,22 @@ fn who_is_offered_a_device_finds_and_opens_it_by_name() {
     host.finish();
 }
 
+#[test]
+fn a_module_may_build_on_its_own_devices() {
+    let host = Host::new(43);
+    vendor::behave(
+        0,
+        Behaviour { awaits: Some("m0".into()), takes: Some("m1".into()), ..Behaviour::default() },
+    );
+    host.load(0);
+    for name in ["m0", "m1"] {
+        host.create(0, json!({ "name": name })).unwrap();
+        assert_eq!(host.on(|core| core.bdev(name)).unwrap().examine[0].answer, Verdict::Claimed);
+        assert!(host.on(|core| core.bdev(&format!("on-{name}"))).is_some());
+    }
+    host.finish();
+}
+
 /// Name, module and what it waits for.
 fn awaited(host: &Host) -> Vec<(String, String, String)> {
     let list = host.on(|core| core.awaited());
@@ -160,6 +176,20 @@ fn a_name_that_waits_is_listed_saved_and_becomes_its_device() {
     assert_eq!(saved[0].bdevs, ["r0"]);
     host.delete("r0").unwrap();
     assert!(host.on(|core| core.saved_config()).is_empty());
+    host.finish();
+}
+
+#[test]
+fn a_device_that_comes_before_its_create_is_over_is_not_waited_for() {
+    let host = Host::new(46);
+    host.load(0);
+    host.create(0, json!({ "name": "r0", "awaits": true, "arrives": true })).unwrap();
+    host.settle();
+    assert_eq!(awaited(&host), []);
+    let saved = host.on(|core| core.saved_config());
+    assert_eq!((saved.len(), &saved[0].bdevs), (1, &vec!["r0".to_owned()]));
+    host.delete("r0").unwrap();
+    assert!(awaited(&host).is_empty() && host.on(|core| core.saved_config()).is_empty());
     host.finish();
 }
 
@@ -233,7 +263,9 @@ fn a_module_that_comes_late_is_offered_what_is_there() {
     let reply = done.reply();
     host.on(|core| core.wait_for_examine(move || reply(())));
     host.wait(&done);
-    assert_eq!(vendor::record(1).examined_disk.len(), 100);
+    let asked = vendor::record(1).examined_disk;
+    let (own, others): (Vec<_>, Vec<_>) = asked.iter().partition(|name| name.starts_with("on-"));
+    assert_eq!((others.len(), own.len()), (100, 100));
     assert_eq!(host.on(|core| core.bdev_count()), 200);
     let bdev = host.on(|core| core.bdev("x7")).unwrap();
     assert_eq!(bdev.claim_type(), Some("exclusive_write"));

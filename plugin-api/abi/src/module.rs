@@ -122,8 +122,8 @@ pub struct ModuleOpsV1 {
     pub update: Option<unsafe extern "C" fn(name: Str, params_json: Str, token: OpToken)>,
     /// Deletes `name`; absent: the host removes the device of that name. Optional.
     pub delete: Option<unsafe extern "C" fn(name: Str, token: OpToken)>,
-    /// A new device, or one older than this module, before any I/O. Answer `token` from inside the call.
-    /// Optional.
+    /// A new device, or one older than this module, before any I/O; the module's own devices as well. Answer
+    /// `token` from inside the call. Optional.
     pub examine_config: Option<unsafe extern "C" fn(bdev: BdevHandle, name: Str, token: ExamineToken)>,
     /// As `examine_config`, but may do I/O and answer later, within the host's deadline. Optional.
     pub examine_disk: Option<unsafe extern "C" fn(bdev: BdevHandle, name: Str, token: ExamineToken)>,

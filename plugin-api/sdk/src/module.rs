@@ -96,7 +96,8 @@ pub trait Module: Sized + Send + 'static {
         token.fail(Error::not_supported("the module cannot change a device in place").object(name));
     }
 
-    /// A new device, or one older than this module, before any I/O. Answer from inside the call.
+    /// A new device, or one older than this module, before any I/O; the module's own devices as well. Answer from
+    /// inside the call.
     fn examine_config(&self, bdev: &Examined, token: ExamineToken) {
         let _ = bdev;
         token.not_mine();

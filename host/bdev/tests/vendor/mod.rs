@@ -235,7 +235,11 @@ fn build(module: usize, params: &Value, token: OpToken) {
     let flag = |key: &str| params.get(key).and_then(Value::as_bool).unwrap_or(false);
     let number = |key: &str| params.get(key).and_then(Value::as_u64).unwrap_or(0);
     if flag("awaits") {
-        return done(token, r#"{"missing":["d0","d1"]}"#);
+        done(token, r#"{"missing":["d0","d1"]}"#);
+        if flag("arrives") {
+            assert_eq!(arrive(module, &name), 0);
+        }
+        return;
     }
     let mut base = DescHandle(0);
     if let Some(base_name) = params.get("base").and_then(Value::as_str) {

@@ -1,5 +1,5 @@
-//! Examination: every new device is offered to every module but its owner and
-//! its consumers, every new module is offered every device. Tokens are
+//! Examination: every new device is offered to every module but its consumers, its
+//! owner among them, and every new module is offered every device. Tokens are
 //! answered exactly once; those of `examine_config` before it returns.
 // UNSAFETY: calls the modules' examine callbacks.
 
@@ -99,7 +99,6 @@ impl World {
         let holds = |id: &u64| self.descriptor(*id).is_some_and(|desc| desc.module == module.id);
         device.state.get().is_open_to_consumers()
             && module.state.get() == ModuleState::Running
-            && module.id != device.owner
             && !device.descriptors.borrow().iter().any(holds)
     }
 
