@@ -222,6 +222,33 @@ fn s4_i_a_client_that_goes_during_the_create_changes_nothing_about_it() {
     host.stop();
 }
 
+const CHAIN: [&str; 5] = [
+    "[[bdev]]\nmodule = \"passthru\"\nname = \"top\"\nbase = \"r2\"\n",
+    "[[bdev]]\nmodule = \"raid\"\nname = \"r2\"\nlevel = \"raid0\"\nstrip_size_kb = 64\nbase_bdevs = [\"r0\", \"r1\"]\n",
+    "[[bdev]]\nmodule = \"raid\"\nname = \"r0\"\nlevel = \"raid1\"\nbase_bdevs = [\"m0\", \"m1\"]\nspares = [\"m4\"]\nsuperblock = true\n",
+    "[[bdev]]\nmodule = \"raid\"\nname = \"r1\"\nlevel = \"raid1\"\nbase_bdevs = [\"m2\", \"m3\"]\n",
+    "[[bdev]]\nmodule = \"malloc\"\nname = \"m{}\"\nsize = \"8MiB\"\n",
+];
+
+#[test]
+fn s4_j_a_file_comes_up_in_any_order_of_its_tables_and_is_saved_as_it_is() {
+    let mallocs = || (0..5).map(|nth| CHAIN[4].replace("{}", &nth.to_string())).collect::<String>();
+    let upper = || CHAIN[..4].concat();
+    let lower_first: String = CHAIN[..4].iter().rev().copied().collect();
+    for config in [upper() + &mallocs(), mallocs() + &lower_first, mallocs() + &upper()] {
+        let mut host = Host::start(&config);
+        assert_eq!(host.ok("bdev_get_bdevs", named("top"))[0]["state"], "ready");
+        assert_eq!(host.ok("config_get_waiting", json!({})), json!([]));
+        let saved = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+        assert!(saved.contains(r#"spares = ["m4"]"#), "{saved}");
+        assert_eq!(the_array(&mut host, "r0")["spares"], json!([{ "name": "m4", "is_there": true }]));
+        host.stop();
+        let mut again = Host::start(&saved);
+        assert_eq!(again.ok("bdev_get_bdevs", named("top"))[0]["state"], "ready");
+        again.stop();
+    }
+}
+
 #[test]
 fn s4_k_arrays_come_and_go_and_leave_nothing() {
     let mut host = Host::start("");

@@ -10,8 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tenon_sdk::{
-    Access, BaseEvent, BdevFlags, BdevId, BdevInfo, BdevOp, Claim, Descriptor, Error, Exported, Host, OpSet,
-    OpToken, Reason, Timer,
+    Access, BaseEvent, BdevFlags, BdevId, BdevInfo, BdevOp, Claim, Descriptor, Error, ExamineToken, Exported,
+    Host, OpSet, OpToken, Reason, Timer,
 };
 
 use crate::RaidModule;
@@ -71,6 +71,8 @@ pub struct Inner {
     pub bdev: Option<BdevId>,
     /// The create that waits.
     pub create: Option<OpToken>,
+    /// Examinations of members that end when it is up.
+    pub examined: Vec<ExamineToken>,
     /// Operations that wait until it is gone.
     pub gone: Vec<OpToken>,
     /// The host's order to destruct the device.
@@ -83,6 +85,8 @@ pub struct Inner {
     pub tasks: VecDeque<Task>,
     /// What waits for a directive to be obeyed.
     pub after_obey: Option<(u64, Step)>,
+    /// What waits for a bitmap to be written, and the number of that.
+    pub after_bitmap: Option<(u64, Step)>,
     /// A rebuild or a scrub.
     pub process: Option<Process>,
     /// What the last scrub found.
@@ -325,12 +329,14 @@ impl Array {
             shared: None,
             bdev: None,
             create: None,
+            examined: Vec::new(),
             gone: Vec::new(),
             destruct: None,
             wipe: false,
             is_busy: false,
             tasks: VecDeque::new(),
             after_obey: None,
+            after_bitmap: None,
             process: None,
             report: None,
             corrected: 0,
@@ -513,6 +519,7 @@ impl Array {
             let event = if inner.destruct.is_some() { ArrayEvent::Destructed } else { ArrayEvent::Closed };
             inner.on(event);
             inner.after_obey = None;
+            inner.after_bitmap = None;
             inner.marking = None;
             let create = inner.create.take();
             let waiting: Vec<OpToken> =
@@ -521,6 +528,7 @@ impl Array {
             ((std::mem::take(&mut inner.slots), std::mem::take(&mut inner.spares)), rest)
         };
         RaidModule::with(|module| module.forget(self.id));
+        self.answer_examined();
         drop(slots);
         let (destruct, gone, waiting, shared) = rest;
         drop(shared);

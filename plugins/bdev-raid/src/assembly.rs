@@ -21,6 +21,8 @@ use crate::superblock::{Superblock, SuperblockError};
 enum Answer {
     NotMine,
     Claimed,
+    /// It is a member of this array now.
+    Member(Rc<Array>),
     Waiting(String),
     Failed(String),
 }
@@ -29,26 +31,18 @@ impl Answer {
     fn give(self, token: ExamineToken) {
         match self {
             Answer::NotMine => token.not_mine(),
-            Answer::Claimed => token.claimed(),
+            Answer::Claimed | Answer::Member(_) => token.claimed(),
             Answer::Waiting(reason) => token.waiting(&reason),
             Answer::Failed(reason) => token.failed(&reason),
         }
     }
 }
 
-/// Takes a device that an array waits for by name.
+/// Takes a device that an array without superblocks waits for by name: what it carries says nothing of that array.
 pub fn examine_config(module: &RaidModule, bdev: &Examined, token: ExamineToken) {
     let host = token.host();
     let name = host.bdev_info(bdev.id).map(|info| info.name).unwrap_or_default();
-    if let Some(array) = module.all().into_iter().find(|array| array.awaits_spare(&name)) {
-        array.open_spares();
-        return token.claimed();
-    }
-    // What a device says of its array counts more than its name.
-    match awaited(module, host, bdev.id).filter(|(array, _)| !array.inner.borrow().params.superblock) {
-        Some((array, slot)) => take_by_name(&array, slot, &name, token),
-        None => token.not_mine(),
-    }
+    take_by_name(module, host, bdev.id, &name, |array| !array.inner.borrow().params.superblock).give(token);
 }
 
 /// The array that waits for a device by name, and for which slot.
@@ -66,31 +60,57 @@ fn awaited(module: &RaidModule, host: Host, bdev: BdevId) -> Option<(Rc<Array>, 
     })
 }
 
-fn take_by_name(array: &Rc<Array>, slot: usize, name: &str, token: ExamineToken) {
-    match array.open_member(slot, name) {
-        Ok(()) => token.claimed(),
-        Err(error) => {
+/// Gives a device to the array that waits for it by name, if it is one of those `of_interest`.
+fn take_by_name(
+    module: &RaidModule,
+    host: Host,
+    bdev: BdevId,
+    name: &str,
+    of_interest: impl Fn(&Array) -> bool,
+) -> Answer {
+    if let Some((array, slot)) = awaited(module, host, bdev).filter(|(array, _)| of_interest(array)) {
+        if let Err(error) = array.open_member(slot, name) {
             array.inner.borrow_mut().last_error = Some(error.to_string());
-            return token.failed(&error.to_string());
+            return Answer::Failed(error.to_string());
         }
+        if array.inner.borrow().missing().is_empty() {
+            array.bring_up();
+        }
+        return Answer::Member(array);
     }
-    if array.inner.borrow().missing().is_empty() {
-        array.bring_up();
+    let Some(array) = module.all().into_iter().find(|array| of_interest(array) && array.lacks_spare(name))
+    else {
+        return Answer::NotMine;
+    };
+    if array.inner.borrow().state != ArrayState::Online {
+        return Answer::Waiting(format!("spare of array {}, which is not online yet", array.name));
     }
+    array.open_spares();
+    if array.lacks_spare(name) {
+        return Answer::Failed(format!("cannot be a spare of array {}", array.name));
+    }
+    Answer::Claimed
 }
 
 /// Looks for a superblock on a device.
 pub fn examine_disk(bdev: &Examined, token: ExamineToken) {
-    let host = token.host();
-    let Ok(info) = host.bdev_info(bdev.id) else { return token.not_mine() };
+    look(token.host(), bdev.id, |answer| match answer {
+        Answer::Member(array) => array.answer_when_up(token),
+        other => other.give(token),
+    });
+}
+
+/// Gives a device its place by the superblock that it carries, otherwise by its name.
+fn look(host: Host, id: BdevId, then: impl FnOnce(Answer) + 'static) {
+    let Ok(info) = host.bdev_info(id) else { return then(Answer::NotMine) };
     if !info.ops.contains(BdevOp::Read) || info.limits.md_size != 0 {
-        return token.not_mine();
+        return then(Answer::NotMine);
     }
-    let base = match host.open_id(bdev.id, Access::Read, |_| {}) {
+    let base = match host.open_id(id, Access::Read, |_| {}) {
         Ok(base) => base,
-        Err(_) => return token.not_mine(),
+        Err(_) => return then(Answer::NotMine),
     };
-    let (id, uuid, name) = (bdev.id, info.uuid, info.name);
+    let (uuid, name) = (info.uuid, info.name);
     disk::read(&base.clone(), move |found| {
         drop(base);
         let copy = match found {
@@ -105,25 +125,12 @@ pub fn examine_disk(bdev: &Examined, token: ExamineToken) {
                 None
             }
         };
-        let mut token = Some(token);
-        RaidModule::with(|module| match copy {
-            Some(copy) => {
-                let answer = place(module, &name, uuid, copy);
-                if let Some(token) = token.take() {
-                    answer.give(token);
-                }
-                module.bring_up_complete();
-            }
-            None => {
-                let Some((array, slot)) = awaited(module, host, id) else { return };
-                if let Some(token) = token.take() {
-                    take_by_name(&array, slot, &name, token);
-                }
-            }
+        let answer = RaidModule::with(|module| match copy {
+            Some(copy) => place(module, &name, uuid, copy),
+            None => take_by_name(module, host, id, &name, |_| true),
         });
-        if let Some(token) = token {
-            token.not_mine();
-        }
+        RaidModule::with(RaidModule::bring_up_complete);
+        then(answer.unwrap_or(Answer::NotMine));
     });
 }
 
@@ -167,6 +174,7 @@ fn place(module: &RaidModule, name: &str, uuid: [u8; 16], copy: Copy) -> Answer 
             array.inner.borrow_mut().learn(&copy);
             module.insert(&array);
             array.watch_missing();
+            array.look_for_others(&uuid);
             array
         }
     };
@@ -233,7 +241,7 @@ impl Array {
         match (standing, state) {
             (Standing::Current, ArrayState::Configuring) => {
                 self.open_member(slot, name)?;
-                Ok(Answer::Claimed)
+                Ok(Answer::Member(Rc::clone(self)))
             }
             (Standing::Missing | Standing::Failed, ArrayState::Online) => {
                 self.rejoin(name, true)?;
@@ -244,6 +252,47 @@ impl Array {
                 Ok(Answer::Waiting(format!("is out of date; rebuilt when array {} is online", self.name)))
             }
             (_, _) => Err(Error::busy(format!("array {} cannot take it now", self.name)).object(name)),
+        }
+    }
+
+    /// A member is examined when its array is a device, if it comes up now: who waits for the one finds the other.
+    fn answer_when_up(&self, token: ExamineToken) {
+        let mut inner = self.inner.borrow_mut();
+        if inner.state == ArrayState::Committing {
+            inner.examined.push(token);
+        } else {
+            drop(inner);
+            token.claimed();
+        }
+    }
+
+    /// It is up, or will not be for now.
+    pub fn answer_examined(&self) {
+        let (tokens, is_online) = {
+            let mut inner = self.inner.borrow_mut();
+            (std::mem::take(&mut inner.examined), inner.state == ArrayState::Online)
+        };
+        for token in tokens {
+            if is_online {
+                token.claimed();
+            } else {
+                token.waiting(&format!("array {} is not online", self.name));
+            }
+        }
+    }
+
+    /// Members that are there already are not offered again: they were let go when the array ended with this one.
+    fn look_for_others(&self, this: &[u8; 16]) {
+        let uuids: Vec<[u8; 16]> = self.inner.borrow().slots.iter().map(|slot| slot.uuid).collect();
+        for uuid in uuids.iter().filter(|uuid| *uuid != this) {
+            // One that is still to be offered cannot be opened yet.
+            if let Some(id) = self.host.find(&Uuid::from_bytes(*uuid).to_string()) {
+                look(self.host, id, |answer| {
+                    if let Answer::Failed(reason) = answer {
+                        log::warn!("member not taken reason=\"{reason}\"");
+                    }
+                });
+            }
         }
     }
 

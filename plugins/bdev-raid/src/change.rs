@@ -9,7 +9,7 @@ use std::rc::Rc;
 use tenon_sdk::{BdevId, BdevInfo, Descriptor, Error, OpToken, Publish, Reason};
 
 use crate::array::{Array, Slot, Standing};
-use crate::process::{Kind, Report};
+use crate::process::Kind;
 use crate::state::ArrayState;
 
 /// A change that waits for its turn.
@@ -259,8 +259,11 @@ impl Array {
             }
             Why::Removed => {
                 log::error!("array is lost with its member raid={}", self.name);
-                self.unregister(Reason::BASE_REMOVED);
-                self.task_done();
+                // I/O that waits for a decision fails, so that the array can go.
+                self.direct(false, 0..0, |array| {
+                    array.unregister(Reason::BASE_REMOVED);
+                    array.task_done();
+                });
             }
             // Channels that wait for a decision go on, and fail what cannot be done.
             Why::Failed => self.direct(false, 0..0, Array::task_done),
@@ -329,13 +332,6 @@ impl Array {
         }
         self.end_scrub("interrupted");
         self.begin(Kind::Rebuild { slot });
-    }
-
-    fn scrub(self: &Rc<Self>, is_repair: bool) {
-        if self.inner.borrow().process.is_some() {
-            return self.task_done();
-        }
-        self.begin(Kind::Scrub(Report { is_repair, ..Report::default() }));
     }
 
     /// One process is over: members that wait are rebuilt, empty slots get spares, growth is taken note of.

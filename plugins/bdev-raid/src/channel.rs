@@ -495,8 +495,10 @@ impl View {
         let is_unopened = |(slot, lane): (usize, &Lane)| {
             u32::from(lane.base.is_some() && lanes[slot].base.is_none()) << slot
         };
-        let unopened = directive.members.lanes.iter().enumerate().map(is_unopened).sum();
         let layout = (*directive.members.layout).clone();
+        let unopened = directive.members.lanes.iter().enumerate().map(is_unopened).sum();
+        // A loss that the array cannot bear is never recorded, so nothing waits for that.
+        let unopened = if layout.level.survives(in_sync, lanes.len()) { unopened } else { 0 };
         View { directive, layout, lanes, in_sync, targets, unopened }
     }
 }

@@ -252,6 +252,9 @@ impl RaidParams {
         if let Some(twice) = names.iter().enumerate().find(|(nth, name)| names[..*nth].contains(name)) {
             return refuse(format!("base bdev {} is given twice", twice.1));
         }
+        if names.contains(&self.name) {
+            return refuse("an array cannot be a base bdev of itself".to_owned());
+        }
         if level.has_strips() {
             if !self.strip_size_kb.is_power_of_two() || self.strip_size_kb > MAX_STRIP_KB {
                 return refuse(format!(
@@ -324,5 +327,9 @@ mod tests {
             Err("strip_size_kb of 4 must be 0 for raid1"),
         );
         check(r#"{"name":"r","level":"raid1","base_bdevs":["a","a"]}"#, Err("base bdev a is given twice"));
+        check(
+            r#"{"name":"r","level":"raid1","base_bdevs":["a","r"]}"#,
+            Err("an array cannot be a base bdev of itself"),
+        );
     }
 }

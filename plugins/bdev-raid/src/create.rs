@@ -36,6 +36,11 @@ enum Origin {
 
 /// Creates what `params` describes, or waits for its members.
 pub fn create(module: &RaidModule, params: RaidParams, token: OpToken) {
+    // A spare that has been examined but is not in service yet could not be opened, and is not offered again.
+    let is_nearly_there = |name: &&String| module.host().find(name).is_some() && token.base_is_coming(name);
+    if let Some(name) = params.spares.iter().find(is_nearly_there) {
+        return token.fail(Error::missing_base(name.clone()));
+    }
     if let Some(existing) = module.by_name(&params.name) {
         return existing.create_again(&params, token);
     }
@@ -115,6 +120,7 @@ impl Array {
 
     /// Waits for the members that the array counts on, or comes up with those that are there.
     fn recall(self: &Rc<Self>, copy: &Copy) {
+        self.answer_examined();
         self.start_over(copy);
         if self.is_complete() {
             return self.bring_up_assembled();
@@ -431,6 +437,7 @@ impl Array {
             (inner.create.take(), returning, inner.current().len(), inner.slots.len())
         };
         log::info!("array is online raid={} members={present} of={all}", self.name);
+        self.answer_examined();
         self.publish_process();
         if present < all {
             self.tell_openers();
@@ -475,6 +482,7 @@ impl Array {
             inner.slots.iter_mut().filter(is_lost).map(|slot| slot.base.take()).collect()
         };
         drop(closed);
+        self.answer_examined();
     }
 
     /// What the members that are there are now.

@@ -58,7 +58,14 @@ impl Array {
             }
             inner.layout = Some(Arc::new(layout));
         }
-        self.direct(true, 0..0, move |array| array.commit_layout(num_blocks, then));
+        self.direct(true, 0..0, move |array| {
+            // Of the new blocks nothing is known: regions are marked before the superblock counts them. A bitmap that
+            // does not fit the superblock marks everything.
+            array.bitmap_everywhere(move |array| {
+                array.mark_anew();
+                array.bitmap_everywhere(move |array| array.commit_layout(num_blocks, then));
+            });
+        });
     }
 
     fn commit_layout(self: &Rc<Self>, num_blocks: u64, then: impl FnOnce(&Rc<Array>) + 'static) {
@@ -66,7 +73,6 @@ impl Array {
             if !is_durable {
                 return array.fail_array(Why::Failed);
             }
-            array.mark_anew();
             array.direct(false, 0..0, move |array| {
                 let bdev = array.inner.borrow().bdev;
                 if let Some(Err(error)) = bdev.map(|bdev| array.host.resize(bdev, num_blocks)) {

@@ -186,14 +186,32 @@ impl Ledger {
         *self.wanted.last_mut().expect("there is a region") &= last_mask(self.regions);
     }
 
-    /// A write to these regions waits.
+    /// A write to these regions waits. Those that are marked, or will be by a write that is due or under way, need no
+    /// other: each write wakes all who wait, and they ask again.
     pub fn ask(&mut self, regions: Range<u64>) {
         for region in regions.start..regions.end.min(self.regions.into()) {
             let (word, bit) = place(region);
+            self.is_due |= bit & (!self.wanted[word] | self.clearing[word] & !self.asked[word]) != 0;
             self.asked[word] |= bit;
             self.wanted[word] |= bit;
         }
+    }
+
+    /// Has the bitmap written once more, although nothing has changed; gives the number it will have at least.
+    pub fn write_again(&mut self) -> u64 {
         self.is_due = true;
+        self.sequence + 1
+    }
+
+    /// The number of the last bitmap that was begun to be written.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Goes on from the number of the ledger that this one takes the place of.
+    pub fn follow(&mut self, older: &Ledger) {
+        self.sequence = older.sequence;
     }
 
     /// The bitmap to write next, if one is due and none is being written.
@@ -296,7 +314,7 @@ mod tests {
 
     proptest! {
         /// Whatever the order: a region that may be written to is marked on the members, by the last bitmap that is
-        /// durable and by any that is on its way.
+        /// durable and by any that is on its way; and one that was asked for may be written to in the end.
         #[test]
         fn what_may_be_written_to_is_marked_on_members(events in prop::collection::vec(event(), 1..200)) {
             let mut ledger = Ledger::new([1; 16], 16 * 8, 8, false);
@@ -304,7 +322,12 @@ mod tests {
             let (mut durable, mut on_its_way, mut is_clearing) = (0u64, None, false);
             // Writes that started before a clearing and are in flight.
             let mut in_flight = 0u64;
-            for event in events {
+            let mut waiting = 0u64;
+            let to_the_end = [Event::Written, Event::EndClear, Event::Write, Event::Written];
+            for event in events.into_iter().chain(to_the_end) {
+                if let Event::Ask(region) = event {
+                    waiting |= 1 << region;
+                }
                 match event {
                     Event::Ask(region) => ledger.ask(region..region + 1),
                     Event::Write => on_its_way = on_its_way.or(ledger.next_write().map(|bitmap| bitmap.words[0])),
@@ -328,7 +351,9 @@ mod tests {
                 let used = intent.marked()[0] | in_flight;
                 prop_assert_eq!(used & !durable, 0);
                 prop_assert_eq!(used & !on_its_way.unwrap_or(used), 0);
+                waiting &= !intent.marked()[0];
             }
+            prop_assert_eq!(waiting, 0);
         }
     }
 
@@ -340,7 +365,10 @@ mod tests {
         ledger.ask(intent.regions_of(&(16..17)));
         let bitmap = ledger.next_write().unwrap();
         assert!(!intent.enter(&(16..17)), "it is not durable yet");
+        ledger.ask(intent.regions_of(&(16..17)));
         ledger.written(&intent);
+        ledger.ask(intent.regions_of(&(16..17)));
+        assert!(ledger.next_write().is_none(), "who asks again needs no other write");
         assert!(intent.enter(&(16..17)) && !intent.enter(&(16..25)));
         assert_eq!(intent.rested(), [0, 0]);
         assert_eq!(intent.rested(), bitmap.words);

@@ -121,14 +121,36 @@ impl Array {
         disk::write_all_at(targets, ondisk::BITMAP, &bytes, move |failures| this.bitmap_written(failures));
     }
 
+    /// Has the whole bitmap written to every member, also one that was not there when a region was marked; `then` runs
+    /// when that is done. Of tasks, one at a time.
+    pub fn bitmap_everywhere(self: &Rc<Self>, then: impl FnOnce(&Rc<Array>) + 'static) {
+        let has_bitmap = {
+            let mut inner = self.inner.borrow_mut();
+            let awaited = inner.marking.as_mut().map(|marking| marking.ledger.write_again());
+            match awaited {
+                Some(awaited) => {
+                    inner.after_bitmap = Some((awaited, Box::new(then)));
+                    None
+                }
+                None => Some(then),
+            }
+        };
+        match has_bitmap {
+            Some(then) => then(self),
+            None => self.write_bitmap(),
+        }
+    }
+
     fn bitmap_written(self: &Rc<Self>, failures: Vec<(usize, Error)>) {
-        let shared = {
+        let (shared, step) = {
             let mut inner = self.inner.borrow_mut();
             // If no member takes it, the writes that wait fail by themselves.
+            let mut written = 0;
             if let Some(marking) = &mut inner.marking {
                 marking.ledger.written(&marking.intent);
+                written = marking.ledger.sequence();
             }
-            inner.shared.clone()
+            (inner.shared.clone(), inner.after_bitmap.take_if(|(awaited, _)| *awaited <= written))
         };
         for (slot, error) in failures {
             log::warn!("member takes no bitmap raid={} slot={slot} error=\"{error}\"", self.name);
@@ -141,6 +163,9 @@ impl Array {
             && let Err(error) = shared.wake_all()
         {
             log::error!("channels cannot be reached raid={} error=\"{error}\"", self.name);
+        }
+        if let Some((_, step)) = step {
+            step(self);
         }
         self.write_bitmap();
         self.watch_rest();
@@ -212,7 +237,10 @@ impl Array {
     /// The array has another size: regions are laid out anew, and what was known of the old ones is given up.
     pub fn mark_anew(&self) {
         let mut inner = self.inner.borrow_mut();
-        let Some(ledger) = inner.new_ledger(true) else { return };
+        let Some(mut ledger) = inner.new_ledger(true) else { return };
+        if let Some(older) = &inner.marking {
+            ledger.follow(&older.ledger);
+        }
         let is_unsynced = inner.params.level.is_parity();
         inner.marking = Some(Marking::new(ledger, is_unsynced));
     }

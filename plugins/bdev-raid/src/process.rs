@@ -252,6 +252,23 @@ impl Report {
     }
 }
 
+impl Inner {
+    /// Why members cannot be compared now.
+    fn scrub_refusal(&self) -> Option<String> {
+        if self.state != ArrayState::Online {
+            Some("array is not online".to_owned())
+        } else if !self.params.level.is_redundant() {
+            Some(format!("{} has nothing to compare", self.params.level.name()))
+        } else if self.current().len() < self.slots.len() {
+            Some("a member is missing or being rebuilt; scrub when the array is whole".to_owned())
+        } else if self.process.is_some() {
+            Some("another process runs".to_owned())
+        } else {
+            None
+        }
+    }
+}
+
 impl Array {
     /// Begins a scrub.
     ///
@@ -260,23 +277,29 @@ impl Array {
     pub fn start_scrub(self: &Rc<Self>, is_repair: bool) -> Result<(), Error> {
         let refusal = {
             let inner = self.inner.borrow();
-            if inner.state != ArrayState::Online {
-                Some("array is not online".to_owned())
-            } else if !inner.params.level.is_redundant() {
-                Some(format!("{} has nothing to compare", inner.params.level.name()))
-            } else if inner.current().len() < inner.slots.len() {
-                Some("a member is missing or being rebuilt; scrub when the array is whole".to_owned())
-            } else if inner.process.is_some() {
-                Some("another process runs".to_owned())
-            } else {
-                None
-            }
+            let waits = inner.tasks.iter().any(|task| matches!(task, Task::Scrub { .. }));
+            inner.scrub_refusal().or_else(|| waits.then(|| "a scrub waits for its turn already".to_owned()))
         };
         if let Some(reason) = refusal {
             return Err(Error::busy(reason).object(&*self.name));
         }
+        // Until it is its turn nobody may take the last report for its own.
+        self.inner.borrow_mut().report =
+            Some(Report { is_repair, end: Some("waiting"), ..Report::default() });
         self.push(Task::Scrub { is_repair });
         Ok(())
+    }
+
+    /// It is the turn of a scrub that was asked for.
+    pub fn scrub(self: &Rc<Self>, is_repair: bool) {
+        let refusal = self.inner.borrow().scrub_refusal();
+        if let Some(reason) = refusal {
+            log::warn!("scrub not begun raid={} reason=\"{reason}\"", self.name);
+            self.inner.borrow_mut().report =
+                Some(Report { is_repair, end: Some("interrupted"), ..Report::default() });
+            return self.task_done();
+        }
+        self.begin(Kind::Scrub(Report { is_repair, ..Report::default() }));
     }
 
     /// Ends a scrub before it is done.
@@ -284,11 +307,18 @@ impl Array {
     /// # Errors
     /// If none runs.
     pub fn stop_scrub(self: &Rc<Self>) -> Result<(), Error> {
-        let is_scrub = {
-            let inner = self.inner.borrow();
-            inner.process.as_ref().is_some_and(|process| process.target().is_none())
+        let (is_scrub, has_waited) = {
+            let mut inner = self.inner.borrow_mut();
+            let is_scrub = |process: &Process| matches!(process.kind, Kind::Scrub(_));
+            let before = inner.tasks.len();
+            inner.tasks.retain(|task| !matches!(task, Task::Scrub { .. }));
+            let has_waited = inner.tasks.len() < before;
+            if let Some(report) = inner.report.as_mut().filter(|_| has_waited) {
+                report.end = Some("stopped");
+            }
+            (inner.process.as_ref().is_some_and(is_scrub), has_waited)
         };
-        if !is_scrub {
+        if !is_scrub && !has_waited {
             return Err(Error::new(tenon_sdk::errno::ENOENT, "no scrub runs").object(&*self.name));
         }
         self.end_scrub("stopped");
@@ -393,14 +423,17 @@ impl Array {
         if !matches!(kind, Kind::Rebuild { .. }) {
             return self.direct(false, 0..0, move |array| array.begun(kind));
         }
-        // The target is told of its array before anything is written to it, so that it is found after a restart.
-        self.direct(true, 0..0, move |array| {
-            array.commit(move |array, is_durable| {
-                if is_durable {
-                    array.direct(false, 0..0, move |array| array.begun(kind));
-                } else {
-                    array.fail_array(Why::Failed);
-                }
+        // The target is told of its array before anything is written to it, so that it is found after a restart. It
+        // gets the bitmap even earlier: once it counts, it may be the only one that knows what another member lacks.
+        self.bitmap_everywhere(move |array| {
+            array.direct(true, 0..0, move |array| {
+                array.commit(move |array, is_durable| {
+                    if is_durable {
+                        array.direct(false, 0..0, move |array| array.begun(kind));
+                    } else {
+                        array.fail_array(Why::Failed);
+                    }
+                });
             });
         });
     }

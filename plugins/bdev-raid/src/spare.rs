@@ -95,11 +95,12 @@ impl Array {
         self.run_next();
     }
 
-    /// Whether it waits for a spare of that name.
-    pub fn awaits_spare(&self, name: &str) -> bool {
+    /// Whether it would have a spare of that name that is not there, now or once it is online.
+    pub fn lacks_spare(&self, name: &str) -> bool {
         let inner = self.inner.borrow();
-        inner.state == ArrayState::Online
-            && inner.spares.iter().any(|spare| spare.name == name && spare.base.is_none())
+        let is_or_comes =
+            matches!(inner.state, ArrayState::Configuring | ArrayState::Committing | ArrayState::Online);
+        is_or_comes && inner.spares.iter().any(|spare| spare.name == name && spare.base.is_none())
     }
 
     fn open_spare(&self, name: &str) -> Result<(), Error> {

@@ -159,7 +159,15 @@ fn verify(world: &World, flat: &[u8]) {
     for (nth, expected) in flat.chunks(8 * 512).enumerate() {
         let io = channels[0].submit(Request::read(nth as u64 * 8, expected.len() as u64 / 512));
         let done = world.host.wait(&io);
-        assert!(done.status.is_success() && done.data == expected, "blocks at {}", nth * 8);
+        assert!(
+            done.status.is_success() && done.data == expected,
+            "seed {} blocks at {} {:?}: {} {:#?}",
+            world.host.seed(),
+            nth * 8,
+            done.status,
+            world.status(),
+            world.host.logs()
+        );
     }
 }
 

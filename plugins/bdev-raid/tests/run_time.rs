@@ -65,7 +65,9 @@ impl Rig {
     #[track_caller]
     fn scrub(&self, is_repair: bool) -> Value {
         self.ok("bdev_raid_start_scrub", json!({ "name": "r0", "repair": is_repair }));
-        self.wait_for("the scrub is over", |rig| rig.array().get("process").is_none());
+        self.wait_for("the scrub is over", |rig| {
+            rig.array()["scrub"]["state"] != "waiting" && rig.array().get("process").is_none()
+        });
         let report = self.array()["scrub"].clone();
         assert_eq!(report["state"], "completed");
         report
@@ -164,6 +166,38 @@ fn writes_go_on_during_a_scrub_and_are_no_mismatch() {
         assert_eq!(rig.array()["scrub"]["mismatched_blocks"], 0, "{level}");
         rig.assert_reads(&data);
     }
+}
+
+#[test]
+fn a_scrub_that_waits_for_its_turn_shows_no_report_of_another_and_may_be_stopped() {
+    let rig = rig("raid1", 3, 3, json!({}));
+    rig.write_all();
+    rig.bases[2].write_bytes(DATA, &[0xee; 512]);
+    assert_eq!(rig.scrub(false)["mismatched_blocks"], 1);
+    // A change that waits for a write in flight is what it has to wait for.
+    let descriptor = rig.host.open("r0", Access::Write).unwrap();
+    let channel = descriptor.channel(0).unwrap();
+    let held = |is_held| rig.bases.iter().for_each(|base| base.hold(is_held));
+    held(true);
+    let io = channel.submit(Request::write(8, 8, vec![1; 4096]));
+    rig.host.settle();
+    let removal = rig.host.start_rpc("bdev_raid_remove_base_bdev", r#"{"name":"b2"}"#);
+    rig.host.settle();
+    let start = json!({ "name": "r0", "repair": true });
+    rig.ok("bdev_raid_start_scrub", start.clone());
+    let report = rig.array()["scrub"].clone();
+    assert_eq!((&report["state"], &report["mismatched_blocks"]), (&json!("waiting"), &json!(0)));
+    assert_eq!(rig.err("bdev_raid_start_scrub", start.clone()).0, errno::EBUSY);
+    rig.ok("bdev_raid_stop_scrub", json!({ "name": "r0" }));
+    assert_eq!(rig.array()["scrub"]["state"], "stopped");
+    rig.ok("bdev_raid_start_scrub", start);
+    held(false);
+    rig.host.wait_for(&removal).unwrap();
+    assert!(rig.host.wait(&io).status.is_success());
+    // There is a member less to compare by now.
+    rig.wait_for("its turn", |rig| rig.array()["scrub"]["state"] == "interrupted");
+    channel.put();
+    descriptor.close();
 }
 
 #[test]

@@ -279,6 +279,83 @@ fn s4_h_a_crash_at_any_point_of_a_create_leaves_no_array_or_one_that_can_be_ende
     assert!(outcomes[0] > 0 && outcomes[1] > 0, "{outcomes:?}");
 }
 
+/// An array of two arrays, each of two devices; the second has a spare.
+const STACK: [&str; 3] = [
+    r#"{"name":"top","level":"raid0","strip_size_kb":4,"base_bdevs":["r0","r1"]}"#,
+    r#"{"name":"r0","level":"raid1","base_bdevs":["b0","b1"]}"#,
+    r#"{"name":"r1","level":"raid1","base_bdevs":["b2","b3"],"spares":["b4"],"superblock":true}"#,
+];
+
+#[test]
+fn s4_j_arrays_and_what_they_stand_on_come_up_in_any_order() {
+    for seed in 0..60 {
+        let host = FakeHost::new(seed);
+        let module = host.load(bdev_raid::plugin, "{}").unwrap();
+        let rng = host.rng();
+        let mut order: Vec<usize> = (0..STACK.len() + 5).collect();
+        rng.shuffle(&mut order);
+        let (mut bases, mut creates) = (Vec::new(), Vec::new());
+        for nth in order.iter().copied() {
+            match STACK.get(nth) {
+                Some(params) => creates.push(host.start_create(module, params)),
+                None => bases.push(host.start_base(spec((nth - STACK.len()) as u8))),
+            }
+            if rng.chance(500) {
+                host.advance(Duration::from_nanos(rng.below(20_000)));
+            }
+        }
+        host.settle();
+        for create in &creates {
+            host.wait_for(create).unwrap();
+        }
+        let rig = Rig { host, module, bases };
+        for name in ["top", "r0", "r1"] {
+            let array = rig.array(name);
+            assert_eq!(rig.state(name).as_deref(), Some("online"), "seed {seed} {order:?} {array:#?}");
+        }
+        let spares = rig.array("r1").unwrap()["spares"].clone();
+        assert_eq!(spares, json!([{ "name": "b4", "is_there": true }]), "seed {seed} {order:?}");
+        let done = rig.host.once("top", Request::write(0, 64, vec![seed as u8; 64 * 512])).unwrap();
+        assert!(done.status.is_success());
+    }
+}
+
+#[test]
+fn s4_j_an_array_of_arrays_is_assembled_from_its_superblocks_at_the_next_start() {
+    let on_arrays = |name: &str| json!({ "name": name, "level": "raid1", "base_bdevs": ["r0", "r1"], "superblock": true, "bitmap": true });
+    let lower = |name: &str, bases: [&str; 2]| json!({ "name": name, "level": "raid1", "base_bdevs": bases, "superblock": true });
+    let large = |nth| BaseSpec::new(&format!("b{nth}"), 512, 3 * BLOCKS).uuid([nth + 1; 16]);
+    let host = FakeHost::new(1);
+    let bases = (0..4).map(|nth| host.add_base(large(nth))).collect();
+    let module = host.load(bdev_raid::plugin, "{}").unwrap();
+    let rig = Rig { host, module, bases };
+    for params in [lower("r0", ["b0", "b1"]), lower("r1", ["b2", "b3"]), on_arrays("top")] {
+        rig.host.create(rig.module, &params.to_string()).unwrap();
+    }
+    let done = rig.host.once("top", Request::write(0, 8, vec![0x5a; 4096])).unwrap();
+    assert!(done.status.is_success());
+    let images: Vec<Vec<u8>> = rig.bases.iter().map(|base| base.bytes(0, 3 * BLOCKS)).collect();
+    drop(rig);
+    let mut order: Vec<u8> = (0..4).collect();
+    for seed in 0..10 {
+        let host = FakeHost::new(seed);
+        host.rng().shuffle(&mut order);
+        let module = host.load(bdev_raid::plugin, "{}").unwrap();
+        let add = |nth: &u8| {
+            let base = host.start_base(large(*nth));
+            base.write_bytes(0, &images[usize::from(*nth)]);
+            base
+        };
+        let bases = order.iter().map(add).collect();
+        host.settle();
+        let again = Rig { host, module, bases };
+        let array = again.array("top").unwrap();
+        assert_eq!((&array["state"], &array["num_base_bdevs_operational"]), (&json!("online"), &json!(2)));
+        let done = again.host.once("top", Request::read(0, 8)).unwrap();
+        assert_eq!(done.data, vec![0x5a; 4096]);
+    }
+}
+
 #[test]
 fn s4_k_a_superblock_stays_unless_it_is_wiped_and_says_so() {
     let rig = rig(2);
@@ -347,6 +424,29 @@ fn add_with_image(rig: &Rig, nth: u8, image: &[u8]) -> TestBase {
     assert!(rig.host.examine(base.name()));
     rig.host.settle();
     base
+}
+
+#[test]
+fn an_array_that_ended_with_a_member_is_back_when_that_returns() {
+    for (level, seed) in [("concat", 0), ("raid0", 0), ("concat", 1), ("raid0", 1)] {
+        let params = json!({ "name": "r0", "level": level, "strip_size_kb": 4, "base_bdevs": ["b0", "b1", "b2"],
+            "superblock": true });
+        let created = created(3, &params.to_string());
+        (0..10).for_each(|nth| created.write(nth * 400, nth as u8));
+        let images = created.images();
+        // As it was created, and as it was found by its superblocks.
+        let rig = if seed == 0 {
+            created
+        } else {
+            drop(created);
+            rig_of(seed, &[(0, images[0].clone()), (1, images[1].clone()), (2, images[2].clone())])
+        };
+        rig.bases[1].remove();
+        rig.wait_for("the end of the array", |rig| rig.array("r0").is_none() && rig.bases[1].is_gone());
+        add_with_image(&rig, 1, &images[1]);
+        rig.wait_for("the array is back", |rig| rig.state("r0").as_deref() == Some("online"));
+        (0..10).for_each(|nth| assert_eq!(rig.read(nth * 400), nth as u8, "{level}"));
+    }
 }
 
 #[test]
@@ -569,6 +669,30 @@ fn a_member_that_returns_gets_only_what_was_written_meanwhile() {
     rig.host.rpc("bdev_raid_add_base_bdev", r#"{"raid_bdev":"r0","base_bdev":"b9"}"#).unwrap();
     rig.wait_for("whole again", Rig::is_whole);
     assert_eq!(written(&other), 2048);
+}
+
+#[test]
+fn a_member_that_was_rebuilt_remembers_which_regions_another_lacks() {
+    let images = {
+        let rig = created(2, WITH_BITMAP);
+        let image = rig.bases[1].bytes(0, BLOCKS);
+        rig.bases[1].remove();
+        rig.wait_for("degraded", |rig| rig.bases[1].is_gone());
+        rig.write(800, 1);
+        let returned = add_with_image(&rig, 1, &image);
+        rig.wait_for("whole", Rig::is_whole);
+        let behind = rig.bases[0].bytes(0, BLOCKS);
+        rig.bases[0].remove();
+        rig.wait_for("degraded", |rig| rig.bases[0].is_gone());
+        // The region is marked already, so this write alone marks it nowhere.
+        rig.write(800, 2);
+        [behind, returned.bytes(0, BLOCKS)]
+    };
+    let rig = rig_of(2, &[(0, images[0].clone()), (1, images[1].clone())]);
+    rig.wait_for("whole", Rig::is_whole);
+    rig.bases[1].remove();
+    rig.wait_for("degraded", |rig| rig.bases[1].is_gone());
+    assert_eq!(rig.read(800), 2);
 }
 
 #[test]
