@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use tenon_tests::{Host, Scratch, counts, root, tenon, wait_for};
+use tenon_tests::{Host, Scratch, counts, root, tenon, wait_for, wait_for_counts};
 
 use super::history::versions;
 use super::plugin_files::{Plugins, compile, set_mode};
@@ -61,7 +61,7 @@ fn works(plugin: &Path, module: &str, abi: &str, device: &str, layout_check: &st
         assert!(host.bdevs().is_empty());
     }
     // The watch of the plugin directory has a timer of its own now and then.
-    wait_for("the counts from before", || (counts(&mut host) == before).then_some(()));
+    wait_for_counts(&mut host, &before);
     configure(&mut host, device);
     host.ok("module_unregister", json!({ "name": module }));
     assert!(host.bdevs().is_empty());

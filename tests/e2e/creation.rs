@@ -2,7 +2,9 @@
 //! waiting, two of one name, clients that go away in the middle.
 
 use serde_json::{Value, json};
-use tenon_tests::{Connection, Host, Scratch, counts, example, outcome, plugin_directory, wait_for};
+use tenon_tests::{
+    Connection, Host, Scratch, counts, example, outcome, plugin_directory, wait_for, wait_for_counts,
+};
 
 /// A host that is loading module `troubled`, which takes `init_ms`: a create of its is in flight that long. With it
 /// the connection that asked for the load.
@@ -207,7 +209,7 @@ fn a_client_that_goes_away_at_once_leaves_whole_devices() {
         }
         assert_eq!(host.bdevs(), ["m0"]);
     }
-    wait_for("the counts from before", || (counts(&mut host) == before).then_some(()));
+    wait_for_counts(&mut host, &before);
     host.stop();
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tenon_tests::{Connection, Host, Scratch, counts, outcome, tenon, wait_for};
+use tenon_tests::{Connection, Host, Scratch, counts, outcome, tenon, wait_for, wait_for_counts};
 
 /// How long a write to a slow member takes, twice of which a superblock needs at least.
 const SLOW_US: u64 = 500_000;
@@ -166,7 +166,7 @@ fn s4_e_a_name_taken_during_the_create_undoes_it() {
         host.ok("bdev_raid_destroy", named("r0"));
     }
     drop(creator);
-    wait_for("nothing is left", || (counts(&mut host) == before).then_some(()));
+    wait_for_counts(&mut host, &before);
     host.stop();
 }
 
@@ -261,7 +261,7 @@ fn s4_k_arrays_come_and_go_and_leave_nothing() {
         host.ok("bdev_raid_destroy", named("r0"));
     }
     // Channels close on their reactors, after the device they were of is gone.
-    wait_for("all objects to be gone", || (counts(&mut host) == before).then_some(()));
+    wait_for_counts(&mut host, &before);
     host.ok("bdev_raid_create", array("r0", "raid1", &["m0", "m1"], true));
     host.ok("bdev_raid_delete", named("r0"));
     let error = host.err("bdev_raid_create", array("other", "raid1", &["m0", "m1"], true));

@@ -373,12 +373,14 @@ impl Drop for Host {
 }
 
 /// How many of everything there are, without what grows with the history of a host.
-#[must_use]
+#[track_caller]
 pub fn counts(host: &mut Host) -> Value {
-    // A module's channel closes on its reactor, a moment after the last one that a consumer had of it.
-    let mut counts = wait_for("channels that nobody has any more to close", || {
+    // A module's channel closes on its reactor, a moment after the last one that a consumer had of it; and
+    // reactors may still be asked about what was just announced.
+    let mut counts = wait_for("reactors that know of all changes", || {
         let counts = host.ok("debug_get_object_counts", json!({}));
-        (counts["module_channels"].as_u64() <= counts["channels"].as_u64()).then_some(counts)
+        let are_closed = counts["module_channels"].as_u64() <= counts["channels"].as_u64();
+        (are_closed && counts["nvmf"]["questions"] == 0).then_some(counts)
     });
     for history in ["modules", "metrics", "notifications", "memory_regions", "rpc_methods"] {
         counts.as_object_mut().expect("the counts are an object").remove(history);
@@ -388,6 +390,20 @@ pub fn counts(host: &mut Host) -> Value {
         reactor.as_object_mut().expect("a reactor's counts are an object").remove("timers");
     }
     counts
+}
+
+/// Waits until there are as many of everything as before.
+#[track_caller]
+pub fn wait_for_counts(host: &mut Host, before: &Value) {
+    let begin = Instant::now();
+    loop {
+        let now = counts(host);
+        if now == *before {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "now {now}, before {before}");
+        std::thread::sleep(POLL);
+    }
 }
 
 /// Time a host has spent on processors.
