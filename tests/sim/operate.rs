@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tenon_nvmf_target::AnaState;
 
 use crate::load::Load;
+use crate::survive::drain;
 use crate::world::{ONE, World, for_seeds};
 
 fn one_path(world: &World) -> Load {
@@ -170,6 +171,55 @@ fn s2_h_without_failback_a_device_stays_where_it_went() {
         world.ana("b", AnaState::INACCESSIBLE);
         world.advance(Duration::from_millis(50));
         assert_eq!(current(world), [true, false]);
+        load.close(world);
+    });
+}
+
+#[test]
+fn errors_of_controllers_are_counted_by_status_if_asked_for() {
+    for_seeds(3, |world| {
+        world.rpc("bdev_nvme_set_options", json!({ "nvme_error_stat": true })).expect("set");
+        world.device("m0", 1024);
+        world.subsystem(&["a"]);
+        world.add_namespace(1, "m0", ONE);
+        world.attach("a", json!({})).expect("attaches");
+        let load = Load::open(world, "nvme0n1", 0);
+        world.advance(Duration::from_millis(10));
+        for (count, sct, sc) in [(2, 0, 0x82), (1, 2, 0x81)] {
+            let error = json!({
+                "name": "nvme0", "cmd_type": "io", "opc": 2, "err_count": count, "sct": sct, "sc": sc,
+            });
+            world.rpc("bdev_nvme_add_error_injection", error).expect("injects");
+            load.submit_at(world, 0, false);
+            drain(world, &load, 1);
+        }
+        let told = |world: &World| world.bdev("nvme0n1").and_then(|bdev| bdev.driver_statistics);
+        let errors = told(world).expect("counted")["nvme_error"].clone();
+        assert_eq!(errors["status_type"], json!({ "generic": 2, "media_error": 1 }));
+        let codes = json!({ "namespace_not_ready": 2, "unrecovered_read_error": 1 });
+        assert_eq!(errors["status_code"], codes);
+        let specific = world.bdev("nvme0n1").and_then(|bdev| bdev.driver_specific).expect("told");
+        assert!(specific["statistics"].is_null() && specific["nvme"].is_array(), "{specific}");
+        load.close(world);
+    });
+}
+
+#[test]
+fn statistics_of_transports_have_the_names_clients_know() {
+    for_seeds(1, |world| {
+        world.device("m0", 1024);
+        world.subsystem(&["a"]);
+        world.add_namespace(1, "m0", ONE);
+        world.attach("a", json!({})).expect("attaches");
+        let load = Load::open(world, "nvme0n1", 0);
+        run(world, &load, 10);
+        drain(world, &load, 1);
+        let told = world.rpc("bdev_nvme_get_transport_statistics", json!({})).expect("answers");
+        let group =
+            told["poll_groups"].as_array().expect("groups").iter().find(|one| one["thread"] == "reactor_0");
+        let transport = group.expect("a reactor")["transports"][0].clone();
+        assert_eq!(transport["trname"], "LOOP");
+        assert!(transport["submitted_requests"].as_u64() > Some(load.good.get()), "{transport}");
         load.close(world);
     });
 }

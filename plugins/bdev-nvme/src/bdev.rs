@@ -38,6 +38,12 @@ impl Bdev for NvmeBdev {
         module::registry().map_or_else(|| json!({}), |registry| registry.dump(device))
     }
 
+    fn reset_statistics(&self) {
+        if let Some(errors) = &self.table.errors {
+            errors.reset();
+        }
+    }
+
     fn config(&self) -> Option<Value> {
         module::registry()?.saved_table(self.table.device)
     }

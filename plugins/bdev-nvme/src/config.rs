@@ -207,6 +207,10 @@ pub struct NvmeConfig {
     pub disable_auto_failback: bool,
     /// Count I/O by path, see bdev_nvme_get_path_iostat; devices that come later [default: false].
     pub io_path_stat: bool,
+    /// Count errors by status, see bdev_get_iostat; devices that come later [default: false].
+    pub nvme_error_stat: bool,
+    /// Repetitions by the transport itself, 0 to 255; TCP repeats until transport_ack_timeout [default: 4].
+    pub transport_retry_count: u32,
     /// Entries of an I/O queue whose parameters do not say, 2 to 4096; 0: 128 [default: 0].
     pub io_queue_requests: u32,
     /// Answers of an admin queue are seen at least this often; they are at once [default: 10000].
@@ -258,6 +262,8 @@ impl Default for NvmeConfig {
             ns_absent_timeout_sec: 0,
             disable_auto_failback: false,
             io_path_stat: false,
+            nvme_error_stat: false,
+            transport_retry_count: 4,
             io_queue_requests: 0,
             nvme_adminq_poll_period_us: 10_000,
             nvme_ioq_poll_period_us: 0,

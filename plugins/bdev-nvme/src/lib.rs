@@ -10,7 +10,7 @@
 //!   which paths a device has, `module` carries messages to the control thread;
 //! * reactors: `side` has all of a reactor, `queue` a controller's I/O queue,
 //!   `channel` the data path of a device, `select` chooses a path and reports it,
-//!   `encode` makes commands, `status` judges their ends, `tally` counts them, `inject` has ends that
+//!   `encode` makes commands, `status` judges their ends, `tally` and `errors` count them, `inject` has ends that
 //!   operators want.
 #![forbid(unsafe_code)]
 
@@ -25,6 +25,7 @@ mod credentials;
 mod discovery;
 mod door;
 mod encode;
+mod errors;
 mod inject;
 mod io_commands;
 mod module;

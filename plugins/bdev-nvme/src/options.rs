@@ -30,6 +30,9 @@ impl NvmeConfig {
         if self.bdev_retry_count < -1 {
             return wrong("bdev_retry_count", self.bdev_retry_count, "must be -1 or more");
         }
+        if self.transport_retry_count > 255 {
+            return wrong("transport_retry_count", self.transport_retry_count, "must be at most 255");
+        }
         if self.transport_ack_timeout > 31 {
             return wrong("transport_ack_timeout", self.transport_ack_timeout, "must be at most 31");
         }
@@ -117,10 +120,10 @@ mod tests {
             "timeout_admin_us": 0, "keep_alive_timeout_ms": 10000, "arbitration_burst": 0,
             "low_priority_weight": 0, "medium_priority_weight": 0, "high_priority_weight": 0,
             "nvme_adminq_poll_period_us": 10000, "nvme_ioq_poll_period_us": 0, "io_queue_requests": 0,
-            "delay_cmd_submit": true, "bdev_retry_count": 3, "transport_ack_timeout": 0,
+            "delay_cmd_submit": true, "transport_retry_count": 4, "bdev_retry_count": 3, "transport_ack_timeout": 0,
             "ctrlr_loss_timeout_sec": 0, "reconnect_delay_sec": 0, "fast_io_fail_timeout_sec": 0,
             "disable_auto_failback": false, "generate_uuids": true, "transport_tos": 0,
-            "rdma_srq_size": 0, "io_path_stat": false, "allow_accel_sequence": false, "rdma_max_cq_size": 0,
+            "nvme_error_stat": false, "rdma_srq_size": 0, "io_path_stat": false, "allow_accel_sequence": false, "rdma_max_cq_size": 0,
             "rdma_cm_event_timeout_ms": 0, "rdma_umr_per_io": false, "tcp_connect_timeout_ms": 10000,
         });
         check(all, None);
@@ -131,6 +134,7 @@ mod tests {
         check(json!({ "arbitration_burst": 3 }), Some("arbitration_burst is 3: must be 0"));
         check(json!({ "nvme_ioq_poll_period_us": 100 }), Some("nvme_ioq_poll_period_us is 100"));
         check(json!({ "delay_cmd_submit": false }), Some("delay_cmd_submit is false"));
+        check(json!({ "transport_retry_count": 256 }), Some("transport_retry_count is 256"));
         check(json!({ "rdma_srq_size": 1024 }), Some("rdma_srq_size is 1024"));
         check(json!({ "allow_accel_sequence": true }), Some("allow_accel_sequence is true"));
         check(json!({ "bdev_retry_count": -2 }), Some("bdev_retry_count is -2"));

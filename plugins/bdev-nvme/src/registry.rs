@@ -353,6 +353,7 @@ impl Registry {
             retry_limit: config.bdev_retry_count,
             io_deadline_ns: config.io_deadline_ms.saturating_mul(1_000_000),
             counts_paths: config.io_path_stat,
+            counts_errors: config.nvme_error_stat,
             copy_ranges: namespace.copy.map_or(0, |copy| copy.ranges),
         };
         let table = Table::new(device, options);

@@ -117,6 +117,9 @@ impl Registry {
         if rules.policy == crate::select::Policy::ActiveActive {
             all["selector"] = json!(rules.selector);
         }
+        if let Some(errors) = &device.table.errors {
+            all["statistics"] = errors.describe();
+        }
         all
     }
 

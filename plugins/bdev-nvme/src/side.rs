@@ -20,6 +20,14 @@ pub(crate) struct Side {
     channels: RefCell<Vec<Weak<NvmeChannel>>>,
 }
 
+/// What existing clients call a figure of a transport, and what the transport calls it.
+const KNOWN_STATISTICS: [(&str, &str); 4] = [
+    ("trname", "trtype"),
+    ("socket_completions", "receives"),
+    ("nvme_completions", "completions"),
+    ("submitted_requests", "commands"),
+];
+
 /// The control reactor's number here.
 const CONTROL: u32 = u32::MAX;
 
@@ -124,8 +132,18 @@ impl Side {
         }
     }
 
-    /// Statistics of the poll groups.
+    /// Statistics of the poll groups, by the names that existing clients know as well.
     pub(crate) fn statistics(&self) -> Vec<serde_json::Value> {
-        self.groups.borrow().values().map(FabricGroup::statistics).collect()
+        let of = |group: &FabricGroup| {
+            let mut told = group.statistics();
+            for (known, own) in KNOWN_STATISTICS {
+                let value = told[own].clone();
+                if !value.is_null() {
+                    told[known] = value;
+                }
+            }
+            told
+        };
+        self.groups.borrow().values().map(of).collect()
     }
 }

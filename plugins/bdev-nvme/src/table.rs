@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nvme_spec::log::AnaState;
 
 use crate::door::Door;
+use crate::errors::ErrorCounts;
 use crate::select::{PathFacts, Rules};
 
 /// One path: a namespace at a controller.
@@ -44,6 +45,8 @@ pub(crate) struct Table {
     /// The device; never reused.
     pub(crate) device: u64,
     pub(crate) options: TableOptions,
+    /// What controllers have ended I/Os with, if that is counted.
+    pub(crate) errors: Option<ErrorCounts>,
     inner: Mutex<Inner>,
 }
 
@@ -56,6 +59,8 @@ pub(crate) struct TableOptions {
     pub(crate) io_deadline_ns: u64,
     /// I/O is counted by path.
     pub(crate) counts_paths: bool,
+    /// Errors are counted.
+    pub(crate) counts_errors: bool,
     /// Source ranges that a copy command of the namespace may have.
     pub(crate) copy_ranges: u16,
 }
@@ -69,7 +74,8 @@ struct Inner {
 
 impl Table {
     pub(crate) fn new(device: u64, options: TableOptions) -> Arc<Self> {
-        Arc::new(Table { device, options, inner: Mutex::default() })
+        let errors = options.counts_errors.then(ErrorCounts::new);
+        Arc::new(Table { device, options, errors, inner: Mutex::default() })
     }
 
     /// What there is now.

@@ -74,12 +74,17 @@ fn get_iostat(control: &Control, params: Value, reply: Reply) {
         }
         for (index, name) in names.into_iter().enumerate() {
             let gathering = gathering.clone();
+            let own = control.core().bdev(&name).and_then(|bdev| bdev.driver_statistics);
             control.core().iostat(
                 &name.clone(),
                 params.per_channel,
                 params.reset_mode.into(),
                 move |result| {
-                    Gathering::arrive(&gathering, index, &name, result, params.per_channel);
+                    Gathering::arrive(
+                        &gathering,
+                        index,
+                        result.map(|all| describe(&name, &all, params.per_channel, own)),
+                    );
                 },
             );
         }
@@ -95,17 +100,11 @@ struct Gathering {
 }
 
 impl Gathering {
-    fn arrive(
-        this: &Rc<RefCell<Self>>,
-        index: usize,
-        name: &str,
-        result: Result<IoStat, OpError>,
-        per_channel: bool,
-    ) {
+    fn arrive(this: &Rc<RefCell<Self>>, index: usize, result: Result<Value, OpError>) {
         {
             let mut state = this.borrow_mut();
             match result {
-                Ok(statistics) => state.bdevs[index] = describe(name, &statistics, per_channel),
+                Ok(statistics) => state.bdevs[index] = statistics,
                 Err(error) => state.failure = Some(error),
             }
             state.missing -= 1;
@@ -132,9 +131,12 @@ impl Gathering {
     }
 }
 
-fn describe(name: &str, statistics: &IoStat, per_channel: bool) -> Value {
+fn describe(name: &str, statistics: &IoStat, per_channel: bool, own: Option<Value>) -> Value {
     let mut object = json!({ "name": name });
     add_counters(&mut object, &statistics.total);
+    if let Some(own) = own {
+        object["driver_specific"] = own;
+    }
     let depth = &statistics.queue_depth;
     if depth.period_us > 0 {
         object["queue_depth_polling_period"] = json!(depth.period_us);

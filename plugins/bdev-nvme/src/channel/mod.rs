@@ -424,7 +424,7 @@ impl NvmeChannel {
                 }
             }
             Ok(cqe) => {
-                queue.counts.failed.set(queue.counts.failed.get() + 1);
+                self.failed(queue, &cqe);
                 let limit = self.table.options.retry_limit;
                 let retries_left = u32::try_from(limit).map_or(true, |limit| io.context().retries < limit);
                 self.judged(io, queue, judge(cqe.status, retries_left, queue.delays.get()));
@@ -447,6 +447,15 @@ impl NvmeChannel {
                     self.again(io);
                 }
             }
+        }
+    }
+
+    /// A controller has ended a command with an error.
+    #[cold]
+    fn failed(&self, queue: &IoQueue, cqe: &Cqe) {
+        queue.counts.failed.set(queue.counts.failed.get() + 1);
+        if let Some(errors) = &self.table.errors {
+            errors.count(cqe.status.code());
         }
     }
 

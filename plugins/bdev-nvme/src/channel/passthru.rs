@@ -69,6 +69,9 @@ impl NvmeChannel {
     /// An I/O command of a consumer came back.
     pub(super) fn io_command_done(&self, io: Io<Self>, queue: &Rc<IoQueue>, result: Result<Cqe, i32>) {
         let Ok(cqe) = result else { return io.complete(ABORTED_BY_HOST) };
+        if !cqe.status.is_success() {
+            self.failed(queue, &cqe);
+        }
         match judge(cqe.status, false, [0; 3]) {
             Verdict::Ana(state) => {
                 self.suspect(queue, state);
