@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::Round;
 use super::load::LAYERS;
+use super::nvme::WAYS;
 
 /// Computes a figure from what a round measured.
 type Of = Box<dyn Fn(&Round) -> Option<f64>>;
@@ -37,7 +38,7 @@ struct Spread {
 
 /// All figures, in the order of the table.
 pub fn all() -> Vec<Figure> {
-    let groups = [memory(), stacks(), raid(), uring(), reactor(), host(), tcp()];
+    let groups = [memory(), stacks(), raid(), uring(), reactor(), host(), tcp(), nvme()];
     groups.into_iter().flatten().collect()
 }
 
@@ -183,6 +184,28 @@ fn host() -> Vec<Figure> {
             ratio(r, "process last us", "process first us")
         }),
     ]
+}
+
+/// The initiator.
+fn nvme() -> Vec<Figure> {
+    let mut figures: Vec<Figure> = WAYS
+        .iter()
+        .map(|way| {
+            let (name, key) = (format!("nvme: one of four paths, {way}"), format!("nvme select {way}"));
+            figure("nvme", &name, "ns", Need::AtMost(20.0), move |r| get(r, &key))
+        })
+        .collect();
+    figures.push(figure(
+        "nvme",
+        "nvme: one path over TCP, 4 KiB random read QD 128",
+        "k IOPS",
+        Need::None,
+        |r| rate(r, "nvme paths 1"),
+    ));
+    figures.push(figure("nvme", "  four paths, active_active", "x", Need::AtLeast(0.95), |r| {
+        ratio(r, "nvme paths 1", "nvme paths 4")
+    }));
+    figures
 }
 
 /// The target over TCP on loopback, against a program that only moves the bytes.

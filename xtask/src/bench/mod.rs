@@ -8,6 +8,7 @@
 mod figures;
 mod host;
 mod load;
+mod nvme;
 mod raid;
 mod reactor;
 mod tcp;
@@ -28,7 +29,7 @@ use figures::Figure;
 /// Arguments of `cargo xtask bench`.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Groups to run: null, malloc, stack, deferred, raid, uring, reactor, host, registration, tcp [default: all]
+    /// Groups to run: null, malloc, stack, deferred, raid, uring, reactor, host, registration, tcp, nvme [default: all]
     names: Vec<String>,
     /// Rounds
     #[arg(long, default_value_t = 5)]
@@ -57,8 +58,19 @@ pub struct Probe {
     pub run: Measure,
 }
 
-const GROUPS: &[&str] =
-    &["null", "malloc", "stack", "deferred", "raid", "uring", "reactor", "host", "registration", "tcp"];
+const GROUPS: &[&str] = &[
+    "null",
+    "malloc",
+    "stack",
+    "deferred",
+    "raid",
+    "uring",
+    "reactor",
+    "host",
+    "registration",
+    "tcp",
+    "nvme",
+];
 
 /// Builds for release, measures and prints.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
@@ -74,11 +86,13 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     steps::must(workspace.cargo().args(["build", "--release", "--package", "tenon-perf", "--examples"]))?;
     steps::must(workspace.cargo().args(["build", "--release", "--package", "tenon-reactor", "--examples"]))?;
     steps::must(workspace.cargo().args(["build", "--release", "--package", "bdev-raid", "--examples"]))?;
+    steps::must(workspace.cargo().args(["build", "--release", "--package", "bdev-nvme", "--examples"]))?;
     let mut probes = load::probes(workspace, options.seconds)?;
     probes.extend(raid::probes(workspace, options.seconds)?);
     probes.extend(reactor::probes(workspace));
     probes.extend(host::probes(workspace));
     probes.extend(tcp::probes(workspace, options.seconds));
+    probes.extend(nvme::probes(workspace, options.seconds));
     probes.retain(|probe| is_wanted(probe.group));
     let mut rounds = Vec::new();
     for number in 1..=options.rounds.max(1) {

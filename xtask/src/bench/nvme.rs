@@ -1,0 +1,118 @@
+//! Probes of the initiator: what choosing a path costs, by a program of its crate,
+//! and what four paths to a namespace give by turns with one, over TCP on loopback
+//! as in `tcp`.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::host::Host;
+use super::{Probe, Round};
+use crate::steps;
+use crate::workspace::Workspace;
+
+const TENON: &str = "target/release/tenon";
+const SELECT: &str = "target/release/examples/select";
+const TARGET: &str = "target/bench/nvme-target.toml";
+const INITIATOR: &str = "target/bench/nvme.toml";
+const TARGET_CPU: &str = "0";
+const INITIATOR_CPU: &str = "1";
+const FIRST_PORT: u16 = 14_520;
+const PATHS: u16 = 4;
+const NQN: &str = "nqn.2026-01.io.tenon:bench-paths";
+/// What `select` prints a time for.
+pub const WAYS: [&str; 4] = ["active_passive", "round_robin", "queue_depth", "latency"];
+
+/// All probes of this file.
+pub fn probes(workspace: &Workspace, seconds: u64) -> Vec<Probe> {
+    let select = workspace.path(SELECT);
+    let root = workspace.root.clone();
+    vec![
+        Probe {
+            group: "nvme",
+            name: "nvme select".to_owned(),
+            run: Box::new(move |round| choices(&steps::output_of(&mut Command::new(&select))?, round)),
+        },
+        Probe {
+            group: "nvme",
+            name: "nvme paths".to_owned(),
+            run: Box::new(move |round| {
+                let workspace = Workspace { root: root.clone() };
+                let mut sums = [0.0; 2];
+                for turn in [0, 1, 1, 0] {
+                    sums[turn] += reads(&workspace, [1, PATHS][turn], seconds)?;
+                }
+                round.insert("nvme paths 1".to_owned(), sums[0] / 2.0);
+                round.insert("nvme paths 4".to_owned(), sums[1] / 2.0);
+                Ok(())
+            }),
+        },
+    ]
+}
+
+/// Reads what `select` prints: a way and nanoseconds in each line.
+fn choices(output: &str, round: &mut Round) -> Result<()> {
+    for way in WAYS {
+        let line = output.lines().find_map(|line| line.strip_prefix(way));
+        let ns = line.with_context(|| format!("select prints no line of {way}"))?.trim().parse()?;
+        round.insert(format!("nvme select {way}"), ns);
+    }
+    Ok(())
+}
+
+/// Microseconds per read by so many paths, all of them used.
+fn reads(workspace: &Workspace, paths: u16, seconds: u64) -> Result<f64> {
+    for (name, text) in [(TARGET, target()), (INITIATOR, initiator(paths))] {
+        let file = workspace.path(name);
+        fs::write(&file, text).with_context(|| file.display().to_string())?;
+    }
+    let _host = Host::start(&workspace.root, &["-c", TARGET, "--cpus", TARGET_CPU])?;
+    let mut command = Command::new(workspace.path(TENON));
+    command.args(["perf", "--json", "--seed", "1", "--cpus", INITIATOR_CPU, "--bdev", "nvme0n1"]);
+    command.arg("-c").arg(workspace.path(INITIATOR));
+    command.args(["--fill", "--rw", "randread", "-q", "128", "--block-size", "4096"]);
+    command.args(["--time", &format!("{seconds}s")]);
+    let report: Value = serde_json::from_str(&steps::output_of(&mut command)?)?;
+    Ok(1e6 / report["total"]["iops"].as_f64().context("a report without IOPS")?)
+}
+
+fn target() -> String {
+    let mut text = format!(
+        "[[bdev]]\nmodule = \"malloc\"\nname = \"m0\"\nsize = \"256MiB\"\n\n[[transport]]\ntrtype = \"TCP\"\n\n\
+         [[subsystem]]\nnqn = \"{NQN}\"\nallow_any_host = true\nana_reporting = true\n\n\
+         [[subsystem.namespace]]\nbdev_name = \"m0\"\n",
+    );
+    for port in FIRST_PORT..FIRST_PORT + PATHS {
+        text += &format!(
+            "\n[[subsystem.listener]]\ntrtype = \"TCP\"\ntraddr = \"127.0.0.1\"\ntrsvcid = {port}\n"
+        );
+    }
+    text
+}
+
+fn initiator(paths: u16) -> String {
+    let further: Vec<String> =
+        (1..paths).map(|at| format!("{{ trsvcid = \"{}\" }}", FIRST_PORT + at)).collect();
+    format!(
+        "[[bdev]]\nmodule = \"nvme\"\nname = \"nvme0\"\ntrtype = \"TCP\"\ntraddr = \"127.0.0.1\"\n\
+         trsvcid = \"{FIRST_PORT}\"\nsubnqn = \"{NQN}\"\npaths = [{}]\n\
+         bdevs = [{{ name = \"nvme0n1\", policy = \"active_active\" }}]\n",
+        further.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_read_for_each_way_of_choosing() {
+        let mut round = Round::new();
+        let output = "active_passive 5.10\nround_robin 6.00\nqueue_depth 7.25\nlatency 9.00\n";
+        choices(output, &mut round).unwrap();
+        assert_eq!(round.get("nvme select queue_depth"), Some(&7.25));
+        assert!(choices("latency 9\n", &mut round).is_err());
+    }
+}
