@@ -14,8 +14,14 @@ pub struct Lineage {
 pub struct Step {
     /// One more than that of the step before.
     pub generation: u64,
-    /// Drawn at random for each time an array is brought up.
+    /// Drawn at random for each time an array is brought up; [`UNKNOWN_WRITER`] if only the step is known.
     pub writer: [u8; 16],
+}
+
+impl Step {
+    fn is_unknown(&self) -> bool {
+        self.writer == UNKNOWN_WRITER
+    }
 }
 
 /// How two lineages relate.
@@ -79,7 +85,7 @@ impl Lineage {
         let (Some(mine), Some(theirs)) = (self.steps.last(), other.steps.last()) else {
             return Kinship::Unknown;
         };
-        if mine == theirs {
+        if mine == theirs && !mine.is_unknown() {
             return Kinship::Same;
         }
         if mine.generation <= theirs.generation {
@@ -91,6 +97,7 @@ impl Lineage {
 
     fn contains(&self, step: &Step, then: Kinship) -> Kinship {
         match self.steps.iter().find(|mine| mine.generation == step.generation) {
+            Some(mine) if mine.is_unknown() || step.is_unknown() => Kinship::Unknown,
             Some(mine) if mine == step => then,
             Some(_) => Kinship::Diverged,
             None => Kinship::Unknown,
@@ -98,6 +105,8 @@ impl Lineage {
     }
 }
 
+/// Of a step of which no more is known than that it was made.
+pub const UNKNOWN_WRITER: [u8; 16] = [0; 16];
 /// Steps that are kept: a member that was away for more is judged by its superblock alone.
 pub const MAX_STEPS: usize = 64;
 
@@ -124,6 +133,15 @@ mod tests {
         check(&[1, 2], &[1, 3], Kinship::Diverged, Kinship::Diverged);
         check(&[1, 2, 2, 2], &[1, 3], Kinship::Diverged, Kinship::Diverged);
         check(&[], &[1], Kinship::Unknown, Kinship::Unknown);
+    }
+
+    #[test]
+    fn a_step_whose_writer_is_not_known_tells_nothing_but_those_before_and_after_do() {
+        check(&[1, 0], &[1, 2], Kinship::Unknown, Kinship::Unknown);
+        check(&[1, 0], &[1, 0], Kinship::Unknown, Kinship::Unknown);
+        check(&[1], &[1, 0, 2], Kinship::Older, Kinship::Newer);
+        check(&[1, 0, 2], &[1, 3, 3], Kinship::Diverged, Kinship::Diverged);
+        check(&[1, 0, 2], &[1, 0, 2], Kinship::Same, Kinship::Same);
     }
 
     #[test]

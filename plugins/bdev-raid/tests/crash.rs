@@ -19,6 +19,8 @@ use tenon_testkit::{
 };
 
 const BLOCKS: u64 = 2048 + 96;
+/// Of members that have grown.
+const GROWN: u64 = BLOCKS + 64;
 const OPTIONS: &str = r#"{"process_window_size_kb":8}"#;
 
 /// What is tried.
@@ -36,6 +38,8 @@ struct Expected {
     next: u32,
     /// Whether the create was answered.
     is_created: bool,
+    /// Blocks of a member.
+    member_blocks: u64,
 }
 
 /// What is left after a crash.
@@ -66,8 +70,8 @@ struct World<'a> {
     is_faulty: bool,
 }
 
-fn base_spec(nth: usize) -> BaseSpec {
-    BaseSpec::new(&format!("b{nth}"), 512, BLOCKS).uuid([nth as u8 + 1; 16])
+fn base_spec(nth: usize, blocks: u64) -> BaseSpec {
+    BaseSpec::new(&format!("b{nth}"), 512, blocks).uuid([nth as u8 + 1; 16])
 }
 
 fn block_of(number: u32) -> Vec<u8> {
@@ -91,13 +95,13 @@ impl<'a> World<'a> {
         let mut bases = Vec::new();
         for (nth, image) in images.iter().enumerate() {
             bases.push(image.as_ref().map(|image| {
-                let base = host.add_base(base_spec(nth));
+                let base = host.add_base(base_spec(nth, expected.member_blocks));
                 base.write_bytes(0, image);
                 base.set_plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8));
                 base
             }));
         }
-        let left_behind = vec![vec![0; BLOCKS as usize * 512]; images.len()];
+        let left_behind = vec![vec![0; expected.member_blocks as usize * 512]; images.len()];
         let module = host.load(bdev_raid::plugin, OPTIONS).unwrap();
         World {
             case,
@@ -227,6 +231,24 @@ impl<'a> World<'a> {
         is_met
     }
 
+    /// Every member becomes larger, and the array with them.
+    fn grow(&mut self) -> bool {
+        if self.is_faulty || self.bases.iter().any(Option::is_none) || !self.is_whole() {
+            return true;
+        }
+        let size = |world: &Self| world.host.device("r0").unwrap().limits.num_blocks;
+        let before = size(self);
+        self.expected.member_blocks = GROWN;
+        self.gone.fill(None);
+        self.left_behind.iter_mut().for_each(|image| image.resize(GROWN as usize * 512, 0));
+        self.bases.iter().flatten().for_each(|base| base.resize(GROWN));
+        let has_grown = self.until("grown", |world| size(world) > before);
+        if has_grown {
+            self.expected.blocks.resize(size(self) as usize, vec![0]);
+        }
+        has_grown
+    }
+
     /// A member goes, fails or returns.
     fn disturb(&mut self, rng: &Rng) {
         if matches!(self.case.level, "raid0" | "concat") {
@@ -260,7 +282,7 @@ impl<'a> World<'a> {
     fn bring_back(&mut self, nth: usize) {
         let name = format!("b{nth}");
         if self.bases[nth].is_none() && self.host.device(&name).is_none() {
-            let base = self.host.add_base(base_spec(nth));
+            let base = self.host.add_base(base_spec(nth, self.expected.member_blocks));
             base.write_bytes(0, &self.held_by(nth));
             assert!(self.host.examine(&name));
             self.bases[nth] = Some(base);
@@ -269,7 +291,13 @@ impl<'a> World<'a> {
 
     /// What a device held when it went.
     fn held_by(&self, nth: usize) -> Vec<u8> {
-        self.gone[nth].as_ref().map_or_else(|| self.left_behind[nth].clone(), |base| base.bytes(0, BLOCKS))
+        self.gone[nth].as_ref().map_or_else(
+            || self.left_behind[nth].clone(),
+            |base| {
+                let known = self.left_behind[nth].len() as u64 / 512;
+                base.bytes(0, known.min(self.expected.member_blocks))
+            },
+        )
     }
 
     /// Reads every block: what was found is what it has to be from now on.
@@ -308,7 +336,7 @@ impl<'a> World<'a> {
         // What was asked before a crash counts, whatever a member that is away held since.
         let is_whole = self.host.device("r0").is_some() && self.is_whole() && !self.is_faulty;
         let image = |(nth, base): (usize, &Option<TestBase>)| match base {
-            Some(base) => base.bytes(0, BLOCKS),
+            Some(base) => base.bytes(0, self.expected.member_blocks),
             None => self.held_by(nth),
         };
         let images = self.bases.iter().enumerate().map(image).collect();
@@ -332,12 +360,14 @@ impl<'a> World<'a> {
 /// One run: a life that ends at a point, perhaps one that ends while it begins, and one that must find everything.
 fn run(case: Case, seed: u64) {
     let rng = Rng::new(seed);
-    let mut expected = Expected { blocks: Vec::new(), next: 0, is_created: false };
+    let mut expected = Expected { blocks: Vec::new(), next: 0, is_created: false, member_blocks: BLOCKS };
     let blank = vec![Some(vec![0; BLOCKS as usize * 512]); case.members];
     let mut world = World::start(case, seed, &blank, rng.between(1, 900), &mut expected);
     if world.create() {
-        for _ in 0..20 {
-            if !world.write_some(&rng) {
+        // One run in five grows, somewhere between its writes.
+        let grows_at = (seed % 5 == 4).then_some(seed / 5 % 20);
+        for nth in 0..20 {
+            if (grows_at == Some(nth) && !world.grow()) || !world.write_some(&rng) {
                 break;
             }
         }
@@ -465,6 +495,12 @@ fn runs(case: Case) {
 fn s4_h_raid1_keeps_what_was_acknowledged_through_a_crash_at_any_point() {
     runs(Case { level: "raid1", members: 2, strip_kb: 0, bitmap: true });
     runs(Case { level: "raid1", members: 3, strip_kb: 0, bitmap: true });
+}
+
+/// The crash takes the record that goes with a superblock.
+#[test]
+fn s4_h_a_member_is_not_taken_for_one_that_went_its_own_way_because_of_a_crash() {
+    run(Case { level: "raid1", members: 2, strip_kb: 0, bitmap: true }, 635);
 }
 
 #[test]

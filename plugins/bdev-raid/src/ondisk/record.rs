@@ -12,7 +12,7 @@
 //! Does no I/O and decides nothing about members (`assembly.rs`, `lineage.rs`).
 
 use super::{Fields, seal_of};
-use crate::lineage::{Lineage, MAX_STEPS, Step};
+use crate::lineage::{Lineage, MAX_STEPS, Step, UNKNOWN_WRITER};
 use crate::superblock::{MAX_LENGTH, Superblock};
 
 /// The content of a record.
@@ -122,18 +122,28 @@ impl Record {
     }
 
     /// Of the records on a member, the one that goes with its superblock. Without one, the record of a superblock that
-    /// was to be written next tells what was before it. A superblock that another program has written has none.
+    /// was to be written next tells what was before it; and that of the one before tells all but the last step, which
+    /// a crash has taken or another program has made.
     #[must_use]
     pub fn choose(slots: [Option<Record>; 2], superblock: &Superblock) -> Option<Record> {
         let ours = slots.into_iter().flatten().filter(|record| record.superblock.uuid == superblock.uuid);
         let (own, others): (Vec<_>, Vec<_>) = ours.partition(|record| record.superblock == *superblock);
-        own.into_iter().max_by_key(|record| record.sequence).or_else(|| {
-            let mut next =
-                others.into_iter().find(|record| record.superblock.seq_number > superblock.seq_number)?;
-            next.lineage.take_back();
-            (next.superblock, next.checkpoint) = (superblock.clone(), None);
-            Some(next)
-        })
+        if let Some(own) = own.into_iter().max_by_key(|record| record.sequence) {
+            return Some(own);
+        }
+        let seq_number = |record: &Record| record.superblock.seq_number;
+        let mut nearest = others.into_iter().max_by_key(seq_number)?;
+        if seq_number(&nearest) > superblock.seq_number {
+            nearest.lineage.take_back();
+        } else if seq_number(&nearest).checked_add(1) == Some(superblock.seq_number) {
+            nearest.lineage.add(UNKNOWN_WRITER);
+            // Who took the last superblock is not known either: nobody is told to lack less than all.
+            nearest.synced_seq.fill(0);
+        } else {
+            return None;
+        }
+        (nearest.superblock, nearest.checkpoint) = (superblock.clone(), None);
+        Some(nearest)
     }
 
     /// The newest record of a member whose superblock is damaged.
@@ -157,6 +167,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::lineage::Kinship;
     use crate::superblock::{Entry, EntryState};
 
     fn superblock(members: u8, seq_number: u64) -> Superblock {
@@ -238,8 +249,11 @@ mod tests {
         assert_eq!(choose([Some(&old), Some(&new)], 4), Some(old.clone()));
         // Only the one for a superblock that was not written: it tells what was before.
         assert_eq!(choose([None, Some(&new)], 4).unwrap().lineage, old.lineage);
-        // Another program went on.
-        assert_eq!(choose([Some(&old), Some(&new)], 6), None);
+        // One that a crash has taken, or that another program has made; and several of those.
+        let next = choose([Some(&old), Some(&new)], 6).unwrap();
+        assert_eq!((next.lineage.generation(), next.lineage.writer()), (3, Some(UNKNOWN_WRITER)));
+        assert_eq!((next.lineage.compare(&new.lineage), next.synced_seq), (Kinship::Newer, vec![0, 0]));
+        assert_eq!(choose([Some(&old), Some(&new)], 7), None);
         let mut other = superblock(2, 5);
         other.raid_size += 1;
         assert_eq!(Record::choose([Some(old), Some(new)], &other), None);
