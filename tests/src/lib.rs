@@ -402,7 +402,7 @@ pub fn wait_for_counts(host: &mut Host, before: &Value) {
             return;
         }
         assert!(begin.elapsed() < PATIENCE, "now {now}, before {before}");
-        std::thread::sleep(POLL);
+        let_pass(POLL);
     }
 }
 
