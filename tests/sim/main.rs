@@ -6,6 +6,7 @@
 mod authenticate;
 mod command;
 mod discover;
+mod images;
 mod inject;
 mod load;
 mod multipath;

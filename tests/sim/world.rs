@@ -4,18 +4,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use libloading::Library;
 use serde_json::{Value, json};
-use tenon_abi::PluginDescV1;
 use tenon_bdev::{BdevSnapshot, Core, CoreOptions, OpError, State};
 use tenon_modules::{Catalog, Existing, InitOn};
 use tenon_nvmf_target::{Address, AnaState, NamespaceSpec, SubsystemSpec, Target, TargetOptions};
 use tenon_reactor::{ReactorRef, Simulation};
 
-use crate::refusal;
+use crate::{images, refusal};
 
 /// The subsystem of every test.
 pub const NQN: &str = "nqn.2026-01.io.tenon:sim";
@@ -31,39 +29,11 @@ pub struct World {
     dice: Cell<u64>,
 }
 
-/// The built plugins that every world has. A world loads their modules as if linked: a host that loads files maps
-/// each of them anew, and a process may do that so many times only.
+/// The built plugins that every world has.
 const PLUGINS: [&str; 5] = ["bdev_malloc", "bdev_null", "bdev_delay", "transport_loop", "bdev_nvme"];
-/// Built plugins that some worlds have besides.
-const FURTHER: [&str; 1] = ["transport_tcp"];
 
 /// Plugins have one module per image: one world at a time.
 static ONE_WORLD: Mutex<()> = Mutex::new(());
-
-struct Descriptors(Vec<(&'static str, *const PluginDescV1)>);
-
-// SAFETY: descriptors are immutable static data.
-unsafe impl Send for Descriptors {}
-// SAFETY: as above.
-unsafe impl Sync for Descriptors {}
-
-static DESCRIPTORS: LazyLock<Descriptors> = LazyLock::new(|| {
-    let exe = std::env::current_exe().expect("a running test has a path");
-    let directory = exe.ancestors().nth(2).expect("tests run in target/profile/deps");
-    let open = |name: &str| {
-        let file = directory.join(format!("lib{name}.so"));
-        // SAFETY: the plugins of this repository do nothing when they are loaded, and are never unloaded.
-        unsafe {
-            let library =
-                Library::new(&file).unwrap_or_else(|error| panic!("cargo build --workspace: {error}"));
-            let library: &'static Library = Box::leak(Box::new(library));
-            let entry = library.get::<extern "C" fn() -> *const PluginDescV1>(b"tenon_plugin_v1");
-            let descriptor = entry.expect("a plugin")();
-            if name == "bdev_nvme" { refusal::refusing(descriptor) } else { descriptor }
-        }
-    };
-    Descriptors(PLUGINS.iter().chain(&FURTHER).map(|name| (*name, open(name))).collect())
-});
 
 /// Runs `test` for every seed: `TENON_TEST_SEEDS` of them, or the one that `TENON_TEST_SEED` names.
 pub fn for_seeds(default: u64, test: impl Fn(&World)) {
@@ -134,8 +104,11 @@ impl World {
 
     /// Loads a built plugin.
     pub fn load(&self, name: &str) {
-        let found = DESCRIPTORS.0.iter().find(|known| known.0 == name);
-        let descriptor = found.expect("one of the plugins there are").1;
+        let descriptor = images::descriptor(name, |descriptor| match name {
+            // SAFETY: descriptors of plugins are static.
+            "bdev_nvme" => unsafe { refusal::refusing(descriptor) },
+            _ => descriptor,
+        });
         let loaded = self.wait(|world, reply: Box<dyn FnOnce(bool)>| {
             // SAFETY: the descriptor is static and its module keeps the contract.
             unsafe {

@@ -3,16 +3,14 @@
 //!
 //! The cryptography has tests of its own.
 
-mod rig;
-
 use std::time::Duration;
 
+use crate::rig::auth::{authenticate, command, key_file, negotiate, receive, send};
+use crate::rig::{HOST, NQN, World, property_set, read};
+use crate::transport::Connection;
 use nvme_spec::auth::{AuthId, AuthType, MessageHead};
 use nvme_spec::opcode::FabricsType;
 use nvme_spec::status::StatusCode;
-use rig::auth::{authenticate, command, key_file, negotiate, receive, send};
-use rig::transport::Connection;
-use rig::{HOST, NQN, World, property_set, read};
 use tenon_nvmf_target::{AuthenticationOptions, DhGroupId, HashId, HostKeys, SubsystemSpec};
 use zerocopy::IntoBytes;
 

@@ -2,15 +2,13 @@
 //! every command ends once, every read of a live namespace gives what was
 //! written last, and nothing is left at the end.
 
-mod rig;
-
 use std::time::Duration;
 
+use crate::rig::Reply;
+use crate::rig::device::chance;
+use crate::rig::{NQN, Session, World, admin, read, write};
 use nvme_spec::opcode::AdminOpcode;
 use nvme_spec::status::StatusCode;
-use rig::device::chance;
-use rig::transport::Reply;
-use rig::{NQN, Session, World, admin, read, write};
 use tenon_nvmf_target::AnaState;
 
 /// A command under way, and what it may come back with.
@@ -119,10 +117,10 @@ fn change(world: &World, has_namespace: &mut bool) {
             let states = [AnaState::OPTIMIZED, AnaState::INACCESSIBLE, AnaState::NON_OPTIMIZED];
             let state = states[(chance() % 3) as usize];
             world
-                .on(|world| world.target.set_ana_state(NQN, &rig::address("a"), state, None))
+                .on(|world| world.target.set_ana_state(NQN, &crate::rig::address("a"), state, None))
                 .expect("the listener is there");
         }
-        4 => world.on(|_| rig::device::resize("m0", 512 + chance() % 2 * 64)),
+        4 => world.on(|_| crate::rig::device::resize("m0", 512 + chance() % 2 * 64)),
         _ => {}
     }
 }
@@ -130,8 +128,8 @@ fn change(world: &World, has_namespace: &mut bool) {
 fn run(seed: u64) {
     let world = World::serving(seed, &[("m0", 512)]);
     world.listen(NQN, "b");
-    rig::device::set_delay("m0", chance() % 3 * 200);
-    rig::transport::DELAY_US.with(|delay| delay.set(chance() % 3 * 150));
+    crate::rig::device::set_delay("m0", chance() % 3 * 200);
+    crate::transport::set_delay(chance() % 3 * 150);
     let mut loads: Vec<Load> = ["a", "b", "a"]
         .iter()
         .enumerate()
@@ -181,10 +179,7 @@ fn run(seed: u64) {
 
 #[test]
 fn nothing_is_lost_or_left_whatever_changes_under_io() {
-    for seed in 1..=SEEDS {
+    for seed in 1..=crate::transport::SEEDS {
         run(seed);
     }
 }
-
-/// Seeds per run.
-const SEEDS: u64 = 1000;

@@ -1,19 +1,17 @@
 //! Reservations as hosts use them: who is let in, who is told, what survives.
 
-mod rig;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::rig::{NQN, Session, World, admin, log_page, read, rw, write};
 use nvme_spec::command::Sqe;
 use nvme_spec::opcode::{AdminOpcode, IoOpcode};
 use nvme_spec::status::StatusCode;
-use rig::{NQN, Session, World, admin, log_page, read, rw, write};
 use serde_json::json;
 use tenon_nvmf_target::{NamespaceSpec, SubsystemSpec, TargetOptions};
 
 const CONFLICT: StatusCode = StatusCode::RESERVATION_CONFLICT;
-const OK: StatusCode = StatusCode::SUCCESS;
+pub const OK: StatusCode = StatusCode::SUCCESS;
 
 fn command(opcode: IoOpcode, cdw10: u32, data: &[u64]) -> (Sqe, Vec<u8>) {
     let data: Vec<u8> = data.iter().flat_map(|key| key.to_le_bytes()).collect();
@@ -24,11 +22,11 @@ fn command(opcode: IoOpcode, cdw10: u32, data: &[u64]) -> (Sqe, Vec<u8>) {
     (sqe, data)
 }
 
-fn register(action: u32, key: u64, new_key: u64) -> (Sqe, Vec<u8>) {
+pub fn register(action: u32, key: u64, new_key: u64) -> (Sqe, Vec<u8>) {
     command(IoOpcode::RESERVATION_REGISTER, action, &[key, new_key])
 }
 
-fn acquire(action: u32, rtype: u32, key: u64, victim: u64) -> (Sqe, Vec<u8>) {
+pub fn acquire(action: u32, rtype: u32, key: u64, victim: u64) -> (Sqe, Vec<u8>) {
     command(IoOpcode::RESERVATION_ACQUIRE, rtype << 8 | action, &[key, victim])
 }
 
@@ -36,7 +34,7 @@ fn release(action: u32, rtype: u32, key: u64) -> (Sqe, Vec<u8>) {
     command(IoOpcode::RESERVATION_RELEASE, rtype << 8 | action, &[key])
 }
 
-fn report(len: usize) -> Sqe {
+pub fn report(len: usize) -> Sqe {
     let mut sqe = rw(IoOpcode::RESERVATION_REPORT, 1, 0, 1, len);
     sqe.cdw10.set(len as u32 / 4 - 1);
     sqe.cdw11.set(1);
@@ -45,12 +43,12 @@ fn report(len: usize) -> Sqe {
 }
 
 #[track_caller]
-fn check(world: &World, host: &Session, (sqe, data): (Sqe, Vec<u8>), expected: StatusCode) {
+pub fn check(world: &World, host: &Session, (sqe, data): (Sqe, Vec<u8>), expected: StatusCode) {
     assert_eq!(world.status(host.queues[0], sqe, data), expected);
 }
 
 #[track_caller]
-fn may(world: &World, host: &Session, reads: bool, writes: bool) {
+pub fn may(world: &World, host: &Session, reads: bool, writes: bool) {
     let code = |may| if may { OK } else { CONFLICT };
     check(world, host, (read(1, 0, 1), vec![]), code(reads));
     check(world, host, write(1, 0, &[1; 512]), code(writes));
@@ -182,7 +180,7 @@ fn preempt_and_abort_ends_what_is_under_way_and_waits_for_it() {
     check(&world, &hosts[0], register(0, 0, 10), OK);
     check(&world, &hosts[1], register(0, 0, 20), OK);
     check(&world, &hosts[0], acquire(0, 1, 10, 0), OK);
-    rig::device::set_delay("m0", 5_000_000);
+    crate::rig::device::set_delay("m0", 5_000_000);
     let slow: Vec<_> = (0..4).map(|at| world.start(hosts[0].queues[0], read(1, at, 1), vec![])).collect();
     let other = world.start(hosts[1].queues[0], read(1, 9, 1), vec![]);
     world.settle();
@@ -192,14 +190,14 @@ fn preempt_and_abort_ends_what_is_under_way_and_waits_for_it() {
         assert_eq!(code, StatusCode::ABORTED_PREEMPT_AND_ABORT);
     }
     assert!(other.borrow().is_none(), "the preempting host's own command goes on");
-    rig::device::set_delay("m0", 0);
+    crate::rig::device::set_delay("m0", 0);
     may(&world, &hosts[0], false, false);
     world.advance(Duration::from_secs(6));
     assert!(other.borrow().as_ref().expect("ended").cqe.status.is_success());
     world.finish();
 }
 
-fn folder(name: &str) -> PathBuf {
+pub fn folder(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("tenon-reservations-{name}-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).expect("a folder");
@@ -207,7 +205,7 @@ fn folder(name: &str) -> PathBuf {
 }
 
 /// A target whose namespaces keep their reservations in `folder`.
-fn keeping(seed: u64, folder: &Path) -> World {
+pub fn keeping(seed: u64, folder: &Path) -> World {
     let options = TargetOptions { reservation_folder: Some(folder.to_owned()), ..TargetOptions::default() };
     let world = World::with(seed, options);
     world.subsystem(SubsystemSpec { allow_any_host: true, ..SubsystemSpec::new(NQN) });
@@ -216,7 +214,7 @@ fn keeping(seed: u64, folder: &Path) -> World {
     world
 }
 
-fn add(world: &World) -> Result<u32, String> {
+pub fn add(world: &World) -> Result<u32, String> {
     let spec = NamespaceSpec {
         bdev_name: "m0".into(),
         uuid: Some(uuid::Uuid::from_u128(5)),
@@ -224,45 +222,6 @@ fn add(world: &World) -> Result<u32, String> {
     };
     let added = world.wait(|world, reply| world.target.add_namespace(NQN, spec, reply));
     added.map_err(|error| error.to_string())
-}
-
-/// Host 1 holds a reservation that persists, host 2 is registered, and the target ends without a farewell.
-fn die_holding(folder: &Path) {
-    let world = keeping(6, folder);
-    add(&world).expect("added");
-    let hosts = [1, 2].map(|host| world.session_of_host("a", host));
-    let get = admin(AdminOpcode::GET_FEATURES, 1, 0x83, 0, 0);
-    assert_eq!(world.command(hosts[0].admin, get, vec![]).cqe.dw0.get(), 0);
-    check(&world, &hosts[0], register(0b11 << 30, 0, 10), OK);
-    check(&world, &hosts[1], register(0, 0, 20), OK);
-    check(&world, &hosts[0], acquire(0, 2, 10, 0), OK);
-    assert_eq!(world.command(hosts[0].admin, get, vec![]).cqe.dw0.get(), 1);
-    std::mem::forget(world);
-}
-
-#[test]
-fn what_is_to_persist_outlives_the_target_and_nothing_else_does() {
-    let folder = folder("persist");
-    let own = folder.clone();
-    std::thread::spawn(move || die_holding(&own)).join().expect("it ends");
-
-    let world = keeping(7, &folder);
-    add(&world).expect("added");
-    let hosts = [1, 2].map(|host| world.session_of_host("a", host));
-    may(&world, &hosts[0], true, true);
-    may(&world, &hosts[1], false, false);
-    let held = world.command(hosts[1].queues[0], report(64 * 3), vec![]).data;
-    assert_eq!((held[4], held[5], held[9]), (2, 2, 1));
-    let forget = admin(AdminOpcode::SET_FEATURES, 1, 0x83, 0, 0);
-    assert_eq!(world.status(hosts[1].admin, forget, vec![]), OK);
-    may(&world, &hosts[1], false, false);
-    world.finish();
-
-    let world = keeping(8, &folder);
-    add(&world).expect("added");
-    let host = world.session_of_host("a", 2);
-    may(&world, &host, true, true);
-    world.finish();
 }
 
 #[test]

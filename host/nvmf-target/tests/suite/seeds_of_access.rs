@@ -2,16 +2,14 @@
 //! limited, while the target changes under them: after every change each host
 //! may do exactly what the report says, and nothing is left at the end.
 
-mod rig;
-
 use std::time::Duration;
 
+use crate::rig::auth::{authenticate, key_file};
+use crate::rig::device::chance;
+use crate::rig::{NQN, Session, World, admin, host_nqn, read, rw, write};
 use nvme_spec::command::Sqe;
 use nvme_spec::opcode::{AdminOpcode, IoOpcode};
 use nvme_spec::status::StatusCode;
-use rig::auth::{authenticate, key_file};
-use rig::device::chance;
-use rig::{NQN, Session, World, admin, host_nqn, read, rw, write};
 use tenon_bdev::QosLimits;
 use tenon_nvmf_target::{AnaState, AuthenticationOptions, DhGroupId, HashId, HostKeys};
 
@@ -36,8 +34,8 @@ impl Scene {
     fn new(seed: u64) -> Scene {
         let world = World::serving(seed, &[("m0", 64)]);
         world.listen(NQN, "b");
-        rig::device::set_delay("m0", chance() % 3 * 100);
-        rig::transport::DELAY_US.with(|delay| delay.set(chance() % 2 * 100));
+        crate::rig::device::set_delay("m0", chance() % 3 * 100);
+        crate::transport::set_delay(chance() % 2 * 100);
         for (name, secret) in [("one", 1), ("three", 3), ("sub", 2)] {
             let path = key_file(&format!("{name}-access"), &[secret; 32]);
             world.wait(|world, reply| world.target.add_key_file(name, &path, reply)).expect("a key");
@@ -174,7 +172,7 @@ impl Scene {
             }
             3 => {
                 let state = [AnaState::OPTIMIZED, AnaState::NON_OPTIMIZED][chance() as usize % 2];
-                let address = rig::address(["a", "b"][chance() as usize % 2]);
+                let address = crate::rig::address(["a", "b"][chance() as usize % 2]);
                 world.on(|world| world.target.set_ana_state(NQN, &address, state, None)).expect("set");
                 world.settle();
             }
@@ -201,7 +199,7 @@ impl Scene {
                 }
             }
             _ => {
-                let listener = rig::address("b");
+                let listener = crate::rig::address("b");
                 world
                     .wait(|world, reply| world.target.remove_listener(NQN, &listener, reply))
                     .expect("there");
@@ -245,10 +243,7 @@ fn run(seed: u64) {
 
 #[test]
 fn hosts_may_do_what_the_report_says_whatever_changes() {
-    for seed in 1..=SEEDS {
+    for seed in 1..=crate::transport::SEEDS {
         run(seed);
     }
 }
-
-/// Seeds per run.
-const SEEDS: u64 = 1000;

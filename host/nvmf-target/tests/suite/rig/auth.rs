@@ -15,8 +15,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::transport::Connection;
 use super::{NQN, World, rw};
+use crate::transport::Connection;
 
 /// A file with a key, for its owner alone.
 pub fn key_file(name: &str, secret: &[u8; 32]) -> PathBuf {

@@ -7,7 +7,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
-use std::rc::Rc;
 use std::time::Duration;
 
 use tenon_abi::transport::target::*;
@@ -15,29 +14,23 @@ use tenon_abi::transport::*;
 use tenon_abi::{IoVec, JsonSink, OpToken, Str};
 use tenon_reactor::ReactorRef;
 
-use super::device::chance;
+use serde_json::json;
+
+use crate::rig::device::chance;
+use crate::rig::{Completion, Reply, World};
 
 thread_local! {
     static HOST: Cell<*mut HostTransport> = const { Cell::new(std::ptr::null_mut()) };
     static API: Cell<*const NvmfTargetApiV1> = const { Cell::new(std::ptr::null()) };
-    pub static LISTENERS: RefCell<Vec<(u64, String)>> = RefCell::default();
-    pub static GROUPS: Cell<i32> = const { Cell::new(0) };
+    static LISTENERS: RefCell<Vec<(u64, String)>> = RefCell::default();
+    static GROUPS: Cell<i32> = const { Cell::new(0) };
     /// Status that commands with in-capsule data fail with, if they do.
     static IS_DAMAGED: Cell<Option<u16>> = const { Cell::new(None) };
     /// Options and statistics that the transport tells.
     pub static OPTIONS: Cell<&'static str> = const { Cell::new("{}") };
     /// How long receiving and sending take, at most; 0: no time.
-    pub static DELAY_US: Cell<u64> = const { Cell::new(0) };
+    static DELAY_US: Cell<u64> = const { Cell::new(0) };
 }
-
-/// What came back for a command.
-#[derive(Clone, Debug)]
-pub struct Completion {
-    pub cqe: nvme_spec::completion::Cqe,
-    pub data: Vec<u8>,
-}
-
-pub type Reply = Rc<RefCell<Option<Completion>>>;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Place {
@@ -72,8 +65,44 @@ fn api() -> &'static NvmfTargetApiV1 {
     unsafe { &*API.with(Cell::get) }
 }
 
+/// Worlds do not share anything.
+pub struct Alone;
+
+pub fn alone() -> Alone {
+    Alone
+}
+
+/// How long receiving and sending take, at most; 0: no time.
+pub fn set_delay(delay_us: u64) {
+    DELAY_US.with(|delay| delay.set(delay_us));
+}
+
+/// Gives the target this transport.
+pub fn make(world: &World) {
+    world.wait(|world, reply| {
+        // SAFETY: the table is static and keeps the contract.
+        unsafe {
+            world.target.create_transport_of(&TRANSPORT, &json!({}), move |result| {
+                result.expect("the transport is made");
+                reply(());
+            });
+        }
+    });
+}
+
+/// A connection through the listener at `traddr`.
+pub fn open(world: &World, traddr: &str) -> &'static Connection {
+    let listener = LISTENERS.with(|listeners| {
+        let listeners = listeners.borrow();
+        listeners.iter().find(|listener| listener.1 == traddr).expect("listener").0
+    });
+    let connection = world.on(|_| connect(listener));
+    world.settle();
+    connection
+}
+
 /// Opens a connection through a listener, on the calling reactor.
-pub fn open(listener: u64) -> &'static Connection {
+fn connect(listener: u64) -> &'static Connection {
     let connection = Box::leak(Box::new(Connection {
         queue: Cell::new(std::ptr::null_mut()),
         reactor: RefCell::new(None),
@@ -400,7 +429,7 @@ static TARGET_OPS: TargetOpsV1 = TargetOpsV1 {
     request_buffers,
 };
 
-pub static TRANSPORT: TransportV1 = TransportV1 {
+static TRANSPORT: TransportV1 = TransportV1 {
     size: size_of::<TransportV1>() as u32,
     flags: TransportFlags(
         TransportFlags::IN_CAPSULE_DATA.0 | TransportFlags::ANY_MEMORY.0 | TransportFlags::LENT_MEMORY.0,
@@ -411,3 +440,6 @@ pub static TRANSPORT: TransportV1 = TransportV1 {
     target: &raw const TARGET_OPS,
     initiator: std::ptr::null(),
 };
+
+/// Seeds per run.
+pub const SEEDS: u64 = 1000;

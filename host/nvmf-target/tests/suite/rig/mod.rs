@@ -1,16 +1,15 @@
-//! A target on a simulation, with devices in memory and a transport inside the
-//! test, and what a host says to it.
-#![allow(dead_code, reason = "each test uses a part of it")]
+//! A target on a simulation, with devices in memory, and what a host says to it
+//! over the `transport` of the suite.
 
 pub mod auth;
 pub mod device;
-pub mod transport;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use nvme_spec::command::{CommandFlags, Sqe};
+use nvme_spec::completion::Cqe;
 use nvme_spec::fabrics::{Connect, ConnectData, PropertySet};
 use nvme_spec::io::ReadWrite;
 use nvme_spec::nqn::{HostId, NqnField};
@@ -25,7 +24,7 @@ use tenon_nvmf_target::{Address, AnaState, NamespaceSpec, SubsystemSpec, Target,
 use tenon_reactor::Simulation;
 use zerocopy::{FromZeros, IntoBytes};
 
-use self::transport::{Completion, Connection, Reply};
+use crate::transport::{self, Connection};
 
 pub const NQN: &str = "nqn.2026-01.io.tenon:one";
 pub const HOST: &str = "nqn.2026-01.io.tenon:host";
@@ -35,7 +34,17 @@ pub struct World {
     simulation: RefCell<Simulation>,
     pub core: Core,
     pub target: Target,
+    _alone: transport::Alone,
 }
+
+/// What came back for a command.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    pub cqe: Cqe,
+    pub data: Vec<u8>,
+}
+
+pub type Reply = Rc<RefCell<Option<Completion>>>;
 
 /// A connected controller as its host sees it.
 pub struct Session {
@@ -51,14 +60,15 @@ impl World {
 
     pub fn with(seed: u64, options: TargetOptions) -> World {
         device::reset(seed);
-        transport::DELAY_US.with(|delay| delay.set(0));
+        transport::set_delay(0);
+        let alone = transport::alone();
         let mut simulation = Simulation::new(seed, 2);
         let mut core_options = CoreOptions::default();
         core_options.modules.init_on = InitOn::Offload;
         let control = simulation.control();
         let core = simulation.on(&control, |_| Core::start(core_options, Catalog::empty()));
         let target = simulation.on(&control, |_| Target::start(options, core.clone()));
-        let world = World { simulation: RefCell::new(simulation), core, target };
+        let world = World { simulation: RefCell::new(simulation), core, target, _alone: alone };
         world.wait(|world, reply| {
             // SAFETY: the descriptor is static and keeps the contract.
             unsafe {
@@ -68,15 +78,7 @@ impl World {
                 });
             }
         });
-        world.wait(|world, reply| {
-            // SAFETY: the table is static and keeps the contract.
-            unsafe {
-                world.target.create_transport_of(&transport::TRANSPORT, &json!({}), move |result| {
-                    result.expect("the transport is made");
-                    reply(());
-                });
-            }
-        });
+        transport::make(&world);
         world
     }
 
@@ -158,13 +160,7 @@ impl World {
 
     /// A connection through the listener at `traddr`.
     pub fn open(&self, traddr: &str) -> &'static Connection {
-        let number = transport::LISTENERS.with(|listeners| {
-            let listeners = listeners.borrow();
-            listeners.iter().find(|listener| listener.1 == traddr).expect("listener").0
-        });
-        let connection = self.on(|_| transport::open(number));
-        self.settle();
-        connection
+        transport::open(self, traddr)
     }
 
     pub fn start(&self, connection: &'static Connection, sqe: Sqe, out: Vec<u8>) -> Reply {
