@@ -23,7 +23,7 @@
 //!
 //! # Files
 //!
-//! `target` owns all and joins the reactors; `subsystem`, `namespace`, `host_access`, `listener`, `discovery`
+//! `target` owns all and joins the reactors; `subsystem`, `namespace`, `host_access`, `listener`, `ana`, `discovery`
 //! and `transports` are its objects and their public operations, `config` and `error` their words.
 //! `controller` serves fabrics and admin commands, `queue` is the data path, `transport` what it knows of a
 //! transport, `auth` how hosts prove who they are, `keyring` by which keys, `reservation` who may use a
@@ -38,6 +38,7 @@
 //!   gate makes of reads and writes: Compare, Write Zeroes, fused Compare and Write.)
 //! * Protection information, and separate metadata: hosts see such a device without its metadata.
 
+mod ana;
 mod auth;
 mod config;
 mod controller;

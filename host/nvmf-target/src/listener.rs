@@ -1,11 +1,11 @@
 //! Listeners: addresses that a transport accepts connections on, and which
-//! subsystems are reached through them, in which ANA state.
+//! subsystems are reached through them. In which ANA state is in `ana`.
 //!
 //! An address is listened on once, for all subsystems that use it. Removing a
 //! subsystem's use closes the connections to it that came by it.
 // UNSAFETY: calls the transport's table with borrowed texts, as the contract has it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use nvme_spec::discovery::AddressFamily;
@@ -15,9 +15,9 @@ use tenon_abi::transport::target::DiscoveryInfo;
 use tenon_abi::transport::{CloseReason, TransportId};
 use tenon_bdev::OpError;
 
+use crate::ana::ListenerUse;
 use crate::config::Address;
 use crate::controller::Controller;
-use crate::controller::aer::EventKind;
 use crate::error::TargetError;
 use crate::subsystem::{Subsystem, SubsystemState};
 use crate::target::Target;
@@ -46,13 +46,6 @@ enum ListenerState {
     Stopping,
 }
 
-/// A subsystem's use of a listener.
-pub(crate) struct ListenerUse {
-    default: AnaState,
-    /// Groups in another state.
-    groups: BTreeMap<u32, AnaState>,
-}
-
 /// A listener of a subsystem for reports.
 #[derive(Clone, Debug)]
 pub struct ListenerSnapshot {
@@ -64,17 +57,6 @@ pub struct ListenerSnapshot {
     pub ana_states: Vec<(u32, AnaState)>,
     /// State of groups that have none of their own.
     pub default_ana_state: AnaState,
-}
-
-impl ListenerUse {
-    pub(crate) fn ana_state(&self, group: u32) -> AnaState {
-        self.groups.get(&group).copied().unwrap_or(self.default)
-    }
-
-    /// States of groups 0 (which nobody is in) to `max`.
-    pub(crate) fn ana_states(&self, max: u32) -> Vec<AnaState> {
-        (0..=max).map(|group| self.ana_state(group)).collect()
-    }
 }
 
 impl Target {
@@ -106,8 +88,9 @@ impl Target {
             if let Some(listener) = target.inner.listeners.borrow_mut().get_mut(&number) {
                 listener.users.insert(subsystem.id);
             }
-            let in_use = ListenerUse { default: ana_state, groups: BTreeMap::new() };
-            subsystem.listeners.borrow_mut().insert(number, in_use);
+            let set = target.next_number();
+            subsystem.listeners.borrow_mut().insert(number, ListenerUse::new(ana_state, set));
+            target.watch_transition(&subsystem, number, set, ana_state);
             log::info!("listener added nqn={}", subsystem.nqn);
             target.discovery_changed();
             done(Ok(()));
@@ -143,41 +126,6 @@ impl Target {
         self.leave_listeners(vec![number], move || done(Ok(())));
     }
 
-    /// Sets the ANA state of a group, or of all, on the paths through a listener.
-    pub fn set_ana_state(
-        &self,
-        nqn: &str,
-        address: &Address,
-        state: AnaState,
-        group: Option<u32>,
-    ) -> Result<(), TargetError> {
-        let (subsystem, number) = self.subsystem_listener(nqn, address)?;
-        if !subsystem.spec.ana_reporting {
-            return Err(TargetError::invalid(nqn, "it does not report asymmetric namespace access"));
-        }
-        if let Some(group) = group
-            && !(1..=subsystem.spec.max_namespaces).contains(&group)
-        {
-            return Err(TargetError::invalid(nqn, format!("there is no ANA group {group}")));
-        }
-        if let Some(used) = subsystem.listeners.borrow_mut().get_mut(&number) {
-            match group {
-                Some(group) => {
-                    used.groups.insert(group, state);
-                }
-                None => {
-                    used.default = state;
-                    used.groups.clear();
-                }
-            }
-        }
-        subsystem.ana_changes.set(subsystem.ana_changes.get() + 1);
-        log::info!("ana state set nqn={nqn} address={address} state={state} group={group:?}");
-        self.publish_access(&subsystem);
-        self.raise(&subsystem, EventKind::Ana, Some(number));
-        Ok(())
-    }
-
     pub(crate) fn listeners_of(&self, subsystem: &Subsystem) -> Vec<ListenerSnapshot> {
         let listeners = self.inner.listeners.borrow();
         let used = subsystem.listeners.borrow();
@@ -189,7 +137,7 @@ impl Target {
                     address: listener.address.clone(),
                     is_secure: listener.is_secure,
                     ana_states: groups.map(|group| (group, used.ana_state(group))).collect(),
-                    default_ana_state: used.default,
+                    default_ana_state: used.default_state(),
                 })
             })
             .collect()
@@ -203,7 +151,11 @@ impl Target {
             .map(|listener| listener.number)
     }
 
-    fn subsystem_listener(&self, nqn: &str, address: &Address) -> Result<(Rc<Subsystem>, u64), TargetError> {
+    pub(crate) fn subsystem_listener(
+        &self,
+        nqn: &str,
+        address: &Address,
+    ) -> Result<(Rc<Subsystem>, u64), TargetError> {
         let subsystem = self.subsystem(nqn)?;
         let number =
             self.listener_at(address).filter(|number| subsystem.listeners.borrow().contains_key(number));

@@ -17,11 +17,11 @@ use tenon_abi::transport::CloseReason;
 use tenon_bdev::QosLimits;
 use tenon_reactor::TimerId;
 
+use crate::ana::ListenerUse;
 use crate::config::{HostKeys, MAX_NAMESPACES, SubsystemSpec};
 use crate::controller::Controller;
 use crate::error::TargetError;
 use crate::limits::HostLimiter;
-use crate::listener::ListenerUse;
 use crate::namespace::Namespace;
 use crate::queue::interface::{Access, SubsystemId};
 use crate::target::Target;

@@ -30,6 +30,7 @@ use zerocopy::IntoBytes;
 
 use super::Controller;
 use super::aer::AERL_Z;
+use crate::ana::ANA_TRANSITION_SECONDS;
 use crate::namespace::Namespace;
 use crate::queue::command::zeroed;
 use crate::queue::interface::Answer;
@@ -416,8 +417,6 @@ pub(super) const ENDURANCE_GROUP: u16 = 1;
 const SQE_BYTES: u32 = 64;
 /// Abort Command Limit, 0's based.
 const ABORT_LIMIT_Z: u8 = 3;
-/// Longest time a group stays in ANA Change.
-const ANA_TRANSITION_SECONDS: u8 = 10;
 /// Temperatures of a device that has none: 70 and 80 degrees Celsius.
 pub(super) const WARNING_TEMPERATURE_KELVIN: u16 = 343;
 const CRITICAL_TEMPERATURE_KELVIN: u16 = 353;

@@ -536,6 +536,52 @@ fn ana_states_are_per_listener() {
 }
 
 #[test]
+fn a_group_that_stays_in_change_becomes_inaccessible_after_the_transition_time() {
+    let world = World::serving(21, &[("m0", 64)]);
+    let host = world.session("a", 1);
+    let configure = admin(AdminOpcode::SET_FEATURES, 0, 0x0b, 1 << 11, 0);
+    assert_eq!(world.status(host.admin, configure, vec![]), StatusCode::SUCCESS);
+    let set = |state, group| {
+        world
+            .on(|world| world.target.set_ana_state(NQN, &crate::rig::address("a"), state, group))
+            .expect("set");
+        world.settle();
+    };
+    let read = || world.status(host.queues[0], read(1, 0, 1), vec![]);
+    let log = || world.command(host.admin, log_page(0x0c, 52), vec![]).data;
+    for group in [None, Some(1)] {
+        set(AnaState::CHANGE, group);
+        world.advance(Duration::from_secs(9));
+        assert_eq!(read(), StatusCode::ANA_TRANSITION);
+        let event =
+            world.start(host.admin, admin(AdminOpcode::ASYNCHRONOUS_EVENT_REQUEST, 0, 0, 0, 0), vec![]);
+        let before = log()[0];
+        world.settle();
+        event.borrow_mut().take();
+        let event =
+            world.start(host.admin, admin(AdminOpcode::ASYNCHRONOUS_EVENT_REQUEST, 0, 0, 0, 0), vec![]);
+        world.advance(Duration::from_secs(2));
+        assert_eq!(read(), StatusCode::ANA_INACCESSIBLE);
+        assert_eq!(event.borrow().as_ref().expect("an event").cqe.dw0.get() >> 8 & 0xff, 3);
+        let page = log();
+        assert_eq!((page[0], page[32]), (before + 1, AnaState::INACCESSIBLE.0));
+        // What was said meanwhile holds, and a new transition has its own time.
+        set(AnaState::CHANGE, group);
+        world.advance(Duration::from_secs(6));
+        set(AnaState::OPTIMIZED, group);
+        world.advance(Duration::from_secs(6));
+        assert_eq!(read(), StatusCode::SUCCESS);
+        set(AnaState::CHANGE, group);
+        world.advance(Duration::from_secs(6));
+        set(AnaState::CHANGE, group);
+        world.advance(Duration::from_secs(6));
+        assert_eq!(read(), StatusCode::ANA_TRANSITION);
+        set(AnaState::OPTIMIZED, group);
+    }
+    world.finish();
+}
+
+#[test]
 fn discovery_shows_what_a_host_may_use() {
     let world = World::serving(11, &[]);
     let spec = SubsystemSpec::new("nqn.2026-01.io.tenon:private");
