@@ -30,6 +30,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crc_fast::{CrcAlgorithm, Digest};
 use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -184,11 +185,11 @@ fn copy_content(source: &mut File, target: &mut File) -> std::io::Result<()> {
 fn content_hash(file: &mut File) -> std::io::Result<u32> {
     file.seek(SeekFrom::Start(0))?;
     let mut chunk = vec![0; CHUNK_BYTES];
-    let mut hash = 0;
+    let mut hash = Digest::new(CrcAlgorithm::Crc32Iscsi);
     loop {
         match file.read(&mut chunk)? {
-            0 => return Ok(hash),
-            count => hash = crc32c::crc32c_append(hash, &chunk[..count]),
+            0 => return Ok(hash.finalize() as u32),
+            count => hash.update(&chunk[..count]),
         }
     }
 }

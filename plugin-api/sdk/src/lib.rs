@@ -86,6 +86,7 @@ mod base;
 mod bdev;
 mod bridge;
 mod channel;
+mod checksum;
 mod control;
 mod error;
 mod export;
@@ -114,6 +115,7 @@ mod units;
 pub use base::{Access, BaseChannel, BaseEvent, BdevInfo, Claim, Descriptor};
 pub use bdev::{Bdev, Publish};
 pub use channel::{Channel, Children, IoBatch, Released, Upcoming, Victim};
+pub use checksum::crc32c;
 pub use control::ControlCell;
 pub use error::Error;
 pub use fabric::{

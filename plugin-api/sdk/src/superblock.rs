@@ -6,7 +6,7 @@
 //! Does not interpret the payload, and does not decide between devices.
 
 use crate::base::{BaseChannel, Descriptor};
-use crate::{DmaBuf, Error, Host};
+use crate::{DmaBuf, Error, Host, crc32c};
 
 /// Where and how superblocks of one kind are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,7 +131,7 @@ impl SuperblockFormat {
         slot[8..16].copy_from_slice(&superblock.generation.to_le_bytes());
         slot[16..20].copy_from_slice(&(superblock.payload.len() as u32).to_le_bytes());
         slot[HEADER..end].copy_from_slice(&superblock.payload);
-        let crc = crc32c::crc32c(&slot[..end]);
+        let crc = crc32c(0, &slot[..end]);
         slot[CRC..CRC + 4].copy_from_slice(&crc.to_le_bytes());
         Ok(())
     }
@@ -144,7 +144,7 @@ impl SuperblockFormat {
         let payload = slot.get(HEADER..HEADER.checked_add(len)?)?;
         let mut covered = *header;
         covered[CRC..CRC + 4].fill(0);
-        let actual = crc32c::crc32c_append(crc32c::crc32c(&covered), payload);
+        let actual = crc32c(crc32c(0, &covered), payload);
         (magic == self.magic && actual == crc)
             .then(|| Superblock { generation: u64::from_le_bytes(generation), payload: payload.to_vec() })
     }

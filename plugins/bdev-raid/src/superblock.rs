@@ -296,7 +296,7 @@ fn checksum(bytes: &[u8]) -> u32 {
 
 /// The usual CRC-32C inverts its register at both ends; this takes the inversions back.
 fn raw_crc32c(register: u32, bytes: &[u8]) -> u32 {
-    !crc32c::crc32c_append(!register, bytes)
+    !tenon_sdk::crc32c(!register, bytes)
 }
 
 fn name_of(field: &[u8]) -> Result<String, SuperblockError> {

@@ -18,6 +18,8 @@
 //! members makes all earlier entries void. Does no I/O (`channel/raid5.rs` writes,
 //! `replay.rs` reads).
 
+use tenon_sdk::crc32c;
+
 use super::Fields;
 
 /// What a footer says.
@@ -139,9 +141,9 @@ impl Slots {
 }
 
 fn seal(footer: &[u8], payload: &[u8]) -> Option<u32> {
-    let crc = crc32c::crc32c(footer.get(..CRC)?);
-    let crc = crc32c::crc32c_append(crc, footer.get(CRC + 4..FOOTER_USED)?);
-    Some(crc32c::crc32c_append(crc, payload))
+    let crc = crc32c(0, footer.get(..CRC)?);
+    let crc = crc32c(crc, footer.get(CRC + 4..FOOTER_USED)?);
+    Some(crc32c(crc, payload))
 }
 
 const MAGIC: [u8; 8] = *b"TNNJRNAL";

@@ -22,6 +22,8 @@ pub mod bitmap;
 pub mod journal;
 pub(crate) mod record;
 
+use tenon_sdk::crc32c;
+
 /// First byte of the record with an even sequence number.
 pub const RECORD: u64 = 64 << 10;
 /// Bytes between the two slots of the record.
@@ -33,9 +35,9 @@ pub const JOURNAL: u64 = 256 << 10;
 
 /// The CRC-32C of a sealed block whose own field, at `at`, counts as zero.
 fn seal_of(bytes: &[u8], at: usize) -> u32 {
-    let crc = crc32c::crc32c(&bytes[..at]);
-    let crc = crc32c::crc32c_append(crc, &[0; 4]);
-    crc32c::crc32c_append(crc, &bytes[at + 4..])
+    let crc = crc32c(0, &bytes[..at]);
+    let crc = crc32c(crc, &[0; 4]);
+    crc32c(crc, &bytes[at + 4..])
 }
 
 /// Takes fields off the front of bytes.
