@@ -218,6 +218,7 @@ fn tcp() -> Vec<Figure> {
         ("write 4", "TCP 4 KiB random write, 4 connections of QD 128", Need::AtLeast(0.8)),
         ("read one", "TCP 4 KiB random read QD 1", Need::AtLeast(0.9)),
         ("read large", "TCP 128 KiB random read QD 32", Need::None),
+        ("read 256", "TCP 4 KiB random read, 256 connections of QD 4", Need::AtLeast(0.8)),
     ] {
         let (own, ceiling) = (format!("tcp {work}"), format!("tcp {work} beside"));
         let key = own.clone();
@@ -227,13 +228,18 @@ fn tcp() -> Vec<Figure> {
         }));
     }
     for (work, name, need) in [
-        ("write asked", "TCP write by R2T, of one in capsule", 0.6),
-        ("read digests", "TCP read with digests, of one without", 0.85),
-        ("write digests", "TCP write with digests, of one without", 0.85),
-        ("read 256", "TCP read on 256 connections of QD 4, of 1 of QD 1024", 0.8),
+        ("write asked", "TCP write by R2T, of one in capsule", Need::AtLeast(0.6)),
+        ("read digests", "TCP read with digests, of one without", Need::AtLeast(0.85)),
+        ("write digests", "TCP write with digests, of one without", Need::AtLeast(0.85)),
+        ("read many", "TCP read on 256 connections of QD 4, of 1 of QD 1024", Need::AtLeast(0.8)),
+        ("moved many", "  the same bytes, only moved", Need::None),
+        ("moved dropped", "Moving a write whose data is dropped, of one kept", Need::None),
+        ("uring", "Moving reads by io_uring, of calls of the sockets", Need::None),
+        ("uring 4", "  on 4 connections", Need::None),
+        ("uring 256", "  on 256 connections of QD 4", Need::None),
     ] {
         let (own, other) = (format!("tcp {work}"), format!("tcp {work} beside"));
-        figures.push(figure("tcp", name, "x", Need::AtLeast(need), move |r| ratio(r, &other, &own)));
+        figures.push(figure("tcp", name, "x", need, move |r| ratio(r, &other, &own)));
     }
     figures.push(figure("tcp", "TCP target, 100 idle hosts", "% CPU", Need::AtMost(2.0), |r| {
         get(r, "tcp idle hosts %")

@@ -30,87 +30,112 @@ const IDLE_HOSTS: usize = 100;
 const IDLE: Duration = Duration::from_secs(10);
 const IDLE_CONFIG: &str = "target/bench/tcp-hosts.toml";
 
-/// What a work is measured by turns with.
-enum Beside {
-    Nothing,
-    /// A program that moves the same bytes.
-    Ceiling,
-    /// The target at other work.
-    Work(&'static Work),
+/// Who does a work.
+enum Side {
+    Target(Work),
+    /// The program that moves the same bytes. Its further words.
+    Moved(Work, &'static str),
+}
+
+/// Two sides that are measured by turns.
+struct Pair {
+    name: &'static str,
+    own: Side,
+    beside: Side,
 }
 
 /// What is done on how many connections; each has a subsystem with a device of its own.
+#[derive(Clone, Copy)]
 struct Work {
-    name: &'static str,
     connections: usize,
     depth: usize,
     block_bytes: usize,
-    is_write: bool,
+    kind: Kind,
     /// Further words for each controller.
     words: &'static str,
     /// The target takes no data with a write command.
     asks_for_data: bool,
-    beside: Beside,
 }
 
-const PLAIN: Work = Work {
-    name: "read",
-    connections: 1,
-    depth: 128,
-    block_bytes: 4096,
-    is_write: false,
-    words: "",
-    asks_for_data: false,
-    beside: Beside::Nothing,
-};
+#[derive(Clone, Copy)]
+enum Kind {
+    Read,
+    Write,
+    /// Data is thrown away, which a target does not.
+    Drop,
+}
 
-const READ: Work = PLAIN;
-const WRITE: Work = Work { name: "write", is_write: true, ..PLAIN };
-/// As many commands in flight as with 256 connections.
-const DEEP: Work = Work { depth: 1024, ..PLAIN };
+const READ: Work =
+    Work { connections: 1, depth: 128, block_bytes: 4096, kind: Kind::Read, words: "", asks_for_data: false };
+const WRITE: Work = Work { kind: Kind::Write, ..READ };
+const FOUR_READ: Work = Work { connections: 4, ..READ };
+const FOUR_WRITE: Work = Work { connections: 4, ..WRITE };
+const MANY: Work = Work { connections: 256, depth: 4, ..READ };
+/// As many commands in flight as `MANY` has.
+const DEEP: Work = Work { depth: 1024, ..READ };
+const ONE: Work = Work { depth: 1, ..READ };
+const LARGE: Work = Work { depth: 32, block_bytes: 131_072, ..READ };
 const DIGESTS: &str = " hdgst:true ddgst:true";
 
-const WORKS: [Work; 10] = [
-    Work { beside: Beside::Ceiling, ..READ },
-    Work { name: "read 4", connections: 4, beside: Beside::Ceiling, ..READ },
-    Work { beside: Beside::Ceiling, ..WRITE },
-    Work { name: "write 4", connections: 4, beside: Beside::Ceiling, ..WRITE },
-    Work { name: "read one", depth: 1, beside: Beside::Ceiling, ..READ },
-    Work { name: "read large", depth: 32, block_bytes: 131_072, beside: Beside::Ceiling, ..READ },
-    Work { name: "write asked", asks_for_data: true, beside: Beside::Work(&WRITE), ..WRITE },
-    Work { name: "read digests", words: DIGESTS, beside: Beside::Work(&READ), ..READ },
-    Work { name: "write digests", words: DIGESTS, beside: Beside::Work(&WRITE), ..WRITE },
-    Work { name: "read 256", connections: 256, depth: 4, beside: Beside::Work(&DEEP), ..READ },
+const PAIRS: [Pair; 16] = [
+    moved("read", READ),
+    moved("read 4", FOUR_READ),
+    moved("write", WRITE),
+    moved("write 4", FOUR_WRITE),
+    moved("read one", ONE),
+    moved("read large", LARGE),
+    moved("read 256", MANY),
+    targets("write asked", Work { asks_for_data: true, ..WRITE }, WRITE),
+    targets("read digests", Work { words: DIGESTS, ..READ }, READ),
+    targets("write digests", Work { words: DIGESTS, ..WRITE }, WRITE),
+    targets("read many", MANY, DEEP),
+    Pair { name: "moved many", own: Side::Moved(MANY, ""), beside: Side::Moved(DEEP, "") },
+    Pair {
+        name: "moved dropped",
+        own: Side::Moved(Work { kind: Kind::Drop, ..WRITE }, ""),
+        beside: Side::Moved(WRITE, ""),
+    },
+    Pair { name: "uring", own: Side::Moved(READ, "uring"), beside: Side::Moved(READ, "") },
+    Pair { name: "uring 4", own: Side::Moved(FOUR_READ, "uring"), beside: Side::Moved(FOUR_READ, "") },
+    Pair { name: "uring 256", own: Side::Moved(MANY, "uring"), beside: Side::Moved(MANY, "") },
 ];
+
+/// The target, and what only moves the same bytes.
+const fn moved(name: &'static str, work: Work) -> Pair {
+    Pair { name, own: Side::Target(work), beside: Side::Moved(work, "") }
+}
+
+/// The target at one work and at another.
+const fn targets(name: &'static str, own: Work, beside: Work) -> Pair {
+    Pair { name, own: Side::Target(own), beside: Side::Target(beside) }
+}
 
 /// All probes of this file.
 pub fn probes(workspace: &Workspace, seconds: u64) -> Vec<Probe> {
     let own = |workspace: &Workspace| Workspace { root: workspace.root.clone() };
-    let probe = |work: &'static Work| {
+    let probe = |pair: &'static Pair| {
         let workspace = own(workspace);
-        let run = move |round: &mut Round| measure(&workspace, work, seconds, round);
-        Probe { group: "tcp", name: format!("tcp {}", work.name), run: Box::new(run) }
+        let run = move |round: &mut Round| measure(&workspace, pair, seconds, round);
+        Probe { group: "tcp", name: format!("tcp {}", pair.name), run: Box::new(run) }
     };
-    let mut probes: Vec<Probe> = WORKS.iter().map(probe).collect();
+    let mut probes: Vec<Probe> = PAIRS.iter().map(probe).collect();
     let workspace = own(workspace);
     let run = move |round: &mut Round| idle(&workspace, round);
     probes.push(Probe { group: "tcp", name: "tcp idle hosts".to_owned(), run: Box::new(run) });
     probes
 }
 
-/// The work, what is beside it, that again, the work again.
-fn measure(workspace: &Workspace, work: &Work, seconds: u64, round: &mut Round) -> Result<()> {
+/// One side, the other, that again, the first again.
+fn measure(workspace: &Workspace, pair: &Pair, seconds: u64, round: &mut Round) -> Result<()> {
     let mut sums = [0.0; 2];
     for turn in [0, 1, 1, 0] {
-        sums[turn] += match (turn, &work.beside) {
-            (0, _) => target(workspace, work, seconds)?,
-            (_, Beside::Nothing) => 0.0,
-            (_, Beside::Ceiling) => ceiling(workspace, work, seconds)?,
-            (_, Beside::Work(other)) => target(workspace, other, seconds)?,
+        sums[turn] += match [&pair.own, &pair.beside][turn] {
+            Side::Target(work) => target(workspace, work, seconds)?,
+            Side::Moved(work, words) => ceiling(workspace, work, words, seconds)?,
         };
     }
-    round.insert(format!("tcp {}", work.name), sums[0] / 2.0);
-    round.insert(format!("tcp {} beside", work.name), sums[1] / 2.0);
+    round.insert(format!("tcp {}", pair.name), sums[0] / 2.0);
+    round.insert(format!("tcp {} beside", pair.name), sums[1] / 2.0);
     Ok(())
 }
 
@@ -122,7 +147,8 @@ fn target(workspace: &Workspace, work: &Work, seconds: u64) -> Result<f64> {
     command.args(["--time", &format!("{seconds}s"), "-q", &work.depth.to_string()]);
     command.args(["--block-size", &work.block_bytes.to_string()]);
     // Memory that was never written is found and zeroed first, or all read from one page.
-    command.args(["--fill", "--rw", if work.is_write { "randwrite" } else { "randread" }]);
+    let rw = if matches!(work.kind, Kind::Read) { "randread" } else { "randwrite" };
+    command.args(["--fill", "--rw", rw]);
     for index in 0..work.connections {
         let (nqn, words) = (nqn(index), work.words);
         let trid = format!("trtype:TCP traddr:127.0.0.1 trsvcid:{PORT} subnqn:{nqn}{words}");
@@ -132,11 +158,16 @@ fn target(workspace: &Workspace, work: &Work, seconds: u64) -> Result<f64> {
     Ok(1e6 / report["total"]["iops"].as_f64().context("a report without IOPS")?)
 }
 
-fn ceiling(workspace: &Workspace, work: &Work, seconds: u64) -> Result<f64> {
+fn ceiling(workspace: &Workspace, work: &Work, words: &str, seconds: u64) -> Result<f64> {
+    let kind = match work.kind {
+        Kind::Read => "read",
+        Kind::Write => "write",
+        Kind::Drop => "drop",
+    };
     let numbers = [work.connections, work.depth, work.block_bytes, seconds as usize];
     let mut command = Command::new(workspace.path(CEILING));
     command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
-    command.arg(if work.is_write { "write" } else { "read" }).args(numbers.map(|number| number.to_string()));
+    command.arg(kind).args(numbers.map(|number| number.to_string())).args(words.split_whitespace());
     let output = steps::output_of(&mut command)?;
     let rate = output.split_whitespace().next().context("ceiling_tcp prints two numbers")?;
     Ok(1e6 / rate.parse::<f64>()?)
