@@ -37,6 +37,9 @@
 //! * Copy, Verify and Write Uncorrectable on devices that do not declare them. (What else a device lacks, the
 //!   gate makes of reads and writes: Compare, Write Zeroes, fused Compare and Write.)
 //! * Protection information, and separate metadata: hosts see such a device without its metadata.
+//!
+//! Discovery services are not announced by multicast DNS: `nvmf_publish_mdns_prr` and `nvmf_stop_mdns_prr` are no
+//! methods.
 
 mod ana;
 mod auth;
