@@ -32,8 +32,8 @@ mod sockets;
 mod uring;
 
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -123,11 +123,14 @@ fn main() {
     let is_over = Arc::new(AtomicBool::new(false));
     let (over, cpus) = (is_over.clone(), cpus());
     let (first, second) = (cpus[0], *cpus.get(1).unwrap_or(&cpus[0]));
+    let is_ready = Arc::new(Barrier::new(2));
+    let ready = is_ready.clone();
     let target = thread::spawn(move || {
         pin(first);
-        answer(answering, work, engine, &over);
+        answer(answering, work, engine, &ready, &over);
     });
     pin(second);
+    is_ready.wait();
     let (rate, median_us) = ask(asking, work, Duration::from_secs(seconds as u64));
     is_over.store(true, Ordering::Relaxed);
     target.join().unwrap();
@@ -239,10 +242,11 @@ fn ask(lines: Vec<Line>, work: Work, time: Duration) -> (f64, f64) {
     (done as f64 / begin.elapsed().as_secs_f64(), median.as_secs_f64() * 1e6)
 }
 
-/// Answers requests until it is over.
-fn answer(lines: Vec<Line>, work: Work, engine: Engine, is_over: &AtomicBool) {
+/// Answers requests until it is over, once the memory has been touched.
+fn answer(lines: Vec<Line>, work: Work, engine: Engine, is_ready: &Barrier, is_over: &AtomicBool) {
     let (mut memory, mut done, mut idle) = (Memory::new(work), 0, Idle::default());
     let mut answering = answering(lines, work, engine);
+    is_ready.wait();
     while !is_over.load(Ordering::Relaxed) {
         idle.turn(done);
         done += answering.turn(work, &mut memory);
