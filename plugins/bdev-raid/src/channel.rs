@@ -428,7 +428,8 @@ impl RaidChannel {
     /// [`Self::report`] for all slots of a mask.
     fn report_all(&self, slots: u32) -> bool {
         let slots = (0..u32::BITS).filter(|slot| slots & (1 << slot) != 0);
-        slots.fold(true, |is_told, slot| self.report(slot as usize) && is_told)
+        // Each is reported, also after one that could not be.
+        slots.filter(|slot| !self.report(*slot as usize)).count() == 0
     }
 
     /// Tells the control side that a member failed, once per directive. False if it cannot be told.

@@ -219,8 +219,10 @@ impl Process {
     /// The next window is larger if this one was short and nobody was in the way.
     fn adapt(&mut self, took_ns: u64, smallest: u64, largest: u64, is_used: bool, options: &RaidOptions) {
         let now = self.window_blocks.max(smallest);
-        self.window_blocks = if is_used || options.process_max_bandwidth_mb_sec > 0 || took_ns > LONG_NS {
+        self.window_blocks = if is_used || options.process_max_bandwidth_mb_sec > 0 {
             smallest
+        } else if took_ns > LONG_NS {
+            (now / 2).max(smallest)
         } else if took_ns < SHORT_NS {
             (now * 2).min(largest.max(smallest))
         } else {
@@ -743,7 +745,7 @@ fn smallest_window(inner: &Inner, options: &RaidOptions) -> u64 {
 const RECORDS: u64 = 64;
 /// A window that takes less is followed by a larger one while nobody uses the array.
 const SHORT_NS: u64 = 10_000_000;
-/// A window that takes more is followed by the smallest.
+/// A window that takes more is followed by a smaller one.
 const LONG_NS: u64 = 40_000_000;
 /// Bytes of the largest window.
 const LARGEST_BYTES: u64 = 16 << 20;

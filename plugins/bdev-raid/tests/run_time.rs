@@ -356,6 +356,30 @@ fn a_rebuild_can_be_paused_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_rebuild_takes_the_share_of_the_time_that_its_priority_gives_it() {
+    let taken_ns = ["low", "normal", "high"].map(|priority| {
+        let rig = rig("raid1", 2, 2, json!({}));
+        let options = json!({ "process_window_size_kb": 64, "process_priority": priority });
+        rig.ok("bdev_raid_set_options", options);
+        rig.bases.iter().for_each(|base| base.set_plan(FaultPlan::none().delay_ns(100_000, 100_000)));
+        rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b1" }));
+        rig.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "b1" }));
+        let begin_ns = rig.host.now_ns();
+        // Somebody uses the array all the time.
+        let descriptor = rig.host.open("r0", Access::Read).unwrap();
+        let channel = descriptor.channel(0).unwrap();
+        while !rig.is_whole() {
+            assert!(rig.host.wait(&channel.submit(Request::read(0, 8))).status.is_success());
+        }
+        channel.put();
+        descriptor.close();
+        rig.host.now_ns() - begin_ns
+    });
+    let [low, normal, high] = taken_ns;
+    assert!(low > 2 * normal && normal > 2 * high, "{taken_ns:?}");
+}
+
+#[test]
 fn an_array_grows_with_its_members_and_is_as_large_after_a_restart() {
     for (level, members) in [("raid0", 2), ("raid1", 2), ("raid10", 4), ("raid5f", 3), ("concat", 2)] {
         let rig = rig(level, members, members, json!({}));
