@@ -2,9 +2,10 @@
 //! sizes, the same order and the same kind of memory as `tenon perf` on a
 //! `malloc` device, and nothing else. `cargo xtask bench` compares the two.
 //!
-//!     ceiling WORKING_SET_BYTES BLOCK_BYTES DEPTH SECONDS
+//!     ceiling WORKING_SET_BYTES BLOCK_BYTES DEPTH SECONDS [MEMBERS]
 //!
-//! Prints copies per second.
+//! Copies out of a working set, or, with members, each block to the same place of
+//! so many. Prints blocks per second.
 // UNSAFETY: copies between two blocks of device memory.
 #![allow(clippy::unwrap_used, reason = "a tool of the benchmarks, not of the product")]
 
@@ -15,14 +16,16 @@ use tenon_bdev::device_alloc;
 
 fn main() {
     let numbers: Vec<usize> = std::env::args().skip(1).map(|word| word.parse().unwrap()).collect();
-    let [size, block, depth, seconds] = numbers[..] else {
-        panic!("usage: ceiling WORKING_SET_BYTES BLOCK_BYTES DEPTH SECONDS");
+    let ([size, block, depth, seconds] | [size, block, depth, seconds, _]) = numbers[..] else {
+        panic!("usage: ceiling WORKING_SET_BYTES BLOCK_BYTES DEPTH SECONDS [MEMBERS]");
     };
+    let members = numbers.get(4).copied().unwrap_or(0);
     pin();
-    let (medium, buffers) = (memory(size), memory(block * depth));
+    let media: Vec<*mut u8> = (0..members.max(1)).map(|_| memory(size)).collect();
+    let buffers = memory(block * depth);
     // SAFETY: `memory` gives as many bytes as asked for.
     unsafe {
-        medium.write_bytes(0x5a, size);
+        media.iter().for_each(|medium| medium.write_bytes(0x5a, size));
         buffers.write_bytes(0xa5, block * depth);
     }
     let chunks = (size / block) as u64;
@@ -35,9 +38,13 @@ fn main() {
             let product = u128::from(state) * u128::from(state ^ 0xe703_7ed1_a0b4_28db);
             let random = (product >> 64) as u64 ^ product as u64;
             let chunk = ((u128::from(random) * u128::from(chunks)) >> 64) as usize;
-            // SAFETY: `chunk` and `turn` are below the number of blocks on their sides, which are two mappings.
-            unsafe {
-                std::ptr::copy_nonoverlapping(medium.add(chunk * block), buffers.add(turn * block), block);
+            for medium in &media {
+                // SAFETY: `chunk` and `turn` are below the number of blocks on their sides, which are two mappings.
+                unsafe {
+                    let (stored, buffer) = (medium.add(chunk * block), buffers.add(turn * block));
+                    let (from, to) = if members == 0 { (stored, buffer) } else { (buffer, stored) };
+                    std::ptr::copy_nonoverlapping(from, to, block);
+                }
             }
             turn = if turn + 1 < depth { turn + 1 } else { 0 };
         }

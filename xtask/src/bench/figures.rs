@@ -110,6 +110,9 @@ fn raid() -> Vec<Figure> {
         Need::AtLeast(2.36),
         |r| rate(r, "raid1 write malloc"),
     ));
+    figures.push(figure("raid", "  of bare copies of the same bytes", "x", Need::None, |r| {
+        ratio(r, "copies of raid1", "raid1 write malloc")
+    }));
     figures.push(figure(
         "raid",
         "raid5f x 3 write, 128 KiB stripes, over null",
@@ -126,6 +129,41 @@ fn raid() -> Vec<Figure> {
         "k IOPS",
         Need::AtLeast(42.0),
         |r| r.get("raid5f malloc").map(|ns| 1e6 / ns),
+    ));
+    figures.push(figure("raid", "  of bare copies of as many bytes", "x", Need::None, |r| {
+        ratio(r, "copies of raid5f", "raid5f malloc")
+    }));
+    figures.extend(raid_beside_users());
+    figures
+}
+
+/// What a bitmap and a rebuild cost.
+fn raid_beside_users() -> Vec<Figure> {
+    let mut figures = Vec::new();
+    figures.push(figure(
+        "raid",
+        "bitmap of raid1 x 2, random writes, over 50 us",
+        "%",
+        Need::AtMost(5.0),
+        |r| Some((ratio(r, "bitmap on", "bitmap off")? - 1.0) * 100.0),
+    ));
+    figures.push(figure(
+        "raid",
+        "rebuild, idle, of a member that takes 400 MiB/s",
+        "MiB/s",
+        Need::None,
+        |r| r.get("rebuild").map(|ns| 1e9 / ns),
+    ));
+    // A write of the member is a quarter of a MiB.
+    figures.push(figure("raid", "  of sequential writes to it", "x", Need::AtLeast(0.9), |r| {
+        Some(4.0 * r.get("member write")? / r.get("rebuild")?)
+    }));
+    figures.push(figure(
+        "raid",
+        "users' loss while a member is rebuilt, over 50 us",
+        "%",
+        Need::AtMost(30.0),
+        |r| Some((1.0 - ratio(r, "foreground", "foreground beside a rebuild")?) * 100.0),
     ));
     figures
 }

@@ -148,9 +148,7 @@ impl Host {
 
     /// Makes one call.
     pub fn call(&self, method: &str, params: &Value) -> Result<Value> {
-        let mut connection = Connection::open(&self.socket)?;
-        connection.send(method, params)?;
-        connection.receive()
+        Connection::open(&self.socket)?.call(method, params)
     }
 
     /// Time on a processor so far, of all threads.
@@ -179,17 +177,25 @@ impl Drop for Host {
     }
 }
 
-struct Connection {
+/// A client of a host.
+pub struct Connection {
     stream: UnixStream,
     received: Vec<u8>,
     next_id: u64,
 }
 
 impl Connection {
-    fn open(socket: &Path) -> Result<Self> {
+    /// Connects to a host that listens.
+    pub fn open(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Connection { stream, received: Vec::new(), next_id: 1 })
+    }
+
+    /// Makes one call.
+    pub fn call(&mut self, method: &str, params: &Value) -> Result<Value> {
+        self.send(method, params)?;
+        self.receive()
     }
 
     fn send(&mut self, method: &str, params: &Value) -> Result<()> {

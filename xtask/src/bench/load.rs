@@ -108,10 +108,25 @@ impl Lab {
         Ok(Probe { group, name: name.to_owned(), run: Box::new(run) })
     }
 
-    /// `tenon perf` on one reactor.
-    fn tenon(&self, name: &str, config: &str, args: &str) -> Result<Load> {
+    /// Two of them that are compared, by turns.
+    pub fn pair(self, group: &'static str, loads: [(&str, &str); 2], args: &str) -> Result<Probe> {
+        let names = loads.map(|(name, _)| name.to_owned());
+        let [one, other] = loads.map(|(name, config)| self.tenon(name, config, args));
+        let (name, loads) = (names.join(" and "), [one?, other?]);
+        let run = move |round: &mut super::Round| by_turns(round, &names, &loads);
+        Ok(Probe { group, name, run: Box::new(run) })
+    }
+
+    /// Writes the configuration of a probe.
+    pub fn config(&self, name: &str, config: &str) -> Result<PathBuf> {
         let file = self.path(&format!("{}.toml", name.replace(' ', "-")));
         fs::write(&file, config).with_context(|| file.display().to_string())?;
+        Ok(file)
+    }
+
+    /// `tenon perf` on one reactor.
+    fn tenon(&self, name: &str, config: &str, args: &str) -> Result<Load> {
+        let file = self.config(name, config)?;
         let mut words = vec!["perf", "--json", "--reactors", "1", "--seed", "1"];
         words.extend(args.split_whitespace());
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
@@ -126,14 +141,20 @@ impl Lab {
 
     /// The loop that only copies.
     fn ceiling(self, name: &str, working_set: u64, block: u64, depth: u64) -> Probe {
-        let numbers = [working_set, block, depth, self.seconds].map(|number| number.to_string());
+        self.copies("malloc", name, [working_set, block, depth], 0)
+    }
+
+    /// The loop that only copies: from memory of that many bytes in blocks, or each block to that many members.
+    pub fn copies(self, group: &'static str, name: &str, sizes: [u64; 3], members: u64) -> Probe {
+        let [working_set, block, depth] = sizes;
+        let numbers = [working_set, block, depth, self.seconds, members].map(|number| number.to_string());
         let (program, key) = (self.root.join(CEILING), name.to_owned());
         let run = move |round: &mut super::Round| {
             let copies: f64 = steps::output_of(Command::new(&program).args(&numbers))?.trim().parse()?;
             round.insert(key.clone(), 1e9 / copies);
             Ok(())
         };
-        Probe { group: "malloc", name: name.to_owned(), run: Box::new(run) }
+        Probe { group, name: name.to_owned(), run: Box::new(run) }
     }
 
     /// The same file through `uring` and through fio; one on the device below, one in memory.
