@@ -49,7 +49,8 @@ fn config_of(files: &[PathBuf]) -> String {
             file.to_str().unwrap()
         )
     };
-    files.iter().enumerate().map(table).collect()
+    let devices: String = files.iter().enumerate().map(table).collect();
+    format!("[[module]]\nname = \"raid\"\n{devices}")
 }
 
 /// Sequence number of the superblock in a file, if it carries one.

@@ -37,8 +37,8 @@ fn passthru(name: &str, base: &str) -> Value {
 fn slow_delay(name: &str, base: &str) -> Value {
     json!({
         "name": name, "base_bdev_name": base,
-        "avg_read_latency": 1_000_000, "p99_read_latency": 1_000_000,
-        "avg_write_latency": 1_000_000, "p99_write_latency": 1_000_000
+        "avg_read_latency": 1000, "p99_read_latency": 1000,
+        "avg_write_latency": 1000, "p99_write_latency": 1000
     })
 }
 
@@ -66,7 +66,7 @@ fn a_chain_sent_without_waiting_is_built() {
     for round in 0..20 {
         let mut chain = host.connect();
         chain.send("bdev_malloc_create", malloc("m0"));
-        // A base that answers I/O after a second delays no create above it.
+        // Whoever looks for a superblock on it, or on what stands on it, waits for that.
         chain.send("bdev_delay_create", slow_delay("d0", "m0"));
         chain.send("bdev_passthru_create", passthru("p0", "d0"));
         chain.send("bdev_passthru_create", passthru("p1", "p0"));

@@ -45,7 +45,8 @@ impl Load {
     /// The same in a given directory.
     #[must_use]
     pub fn start_in(scratch: Scratch, nqn: &str, paths: &[Path], more: &Value) -> Load {
-        let mut config = "[[module]]\nname = \"nvme\"\nkeep_alive_timeout_ms = 2000\nbdev_retry_count = -1\n\
+        // Another module looks at the devices, as one does that finds arrays.
+        let mut config = "[[module]]\nname = \"raid\"\n[[module]]\nname = \"nvme\"\nkeep_alive_timeout_ms = 2000\nbdev_retry_count = -1\n\
              ctrlr_loss_timeout_sec = -1\nreconnect_delay_sec = 1\n[[bdev]]\nmodule = \"nvme\"\n"
             .to_owned();
         let attach = |path: &Path| {

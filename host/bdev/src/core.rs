@@ -17,7 +17,6 @@ use crate::activity::Activities;
 use crate::deadline::Deadlines;
 use crate::descriptor::Descriptors;
 use crate::examine::Examinations;
-use crate::examiners::Examiners;
 use crate::hotplug::Hotplug;
 use crate::io::DEFAULT_RESET_DRAIN_TIMEOUT;
 use crate::memory::Subscriptions;
@@ -98,7 +97,6 @@ pub(crate) struct Inner {
     pub registry: RefCell<Registry>,
     pub descriptors: RefCell<Descriptors>,
     pub examinations: RefCell<Examinations>,
-    pub examiners: RefCell<Examiners>,
     pub operations: RefCell<Operations>,
     pub activities: RefCell<Activities>,
     pub deadlines: RefCell<Deadlines>,
@@ -139,7 +137,6 @@ impl Core {
                 registry: RefCell::new(Registry::new(options.max_bdevs)),
                 descriptors: RefCell::default(),
                 examinations: RefCell::default(),
-                examiners: RefCell::default(),
                 operations: RefCell::default(),
                 activities: RefCell::default(),
                 deadlines: RefCell::default(),

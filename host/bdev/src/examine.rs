@@ -152,14 +152,8 @@ impl Core {
             let allowed = &self.inner.examinations.borrow().allowed;
             self.inner.auto_examine.get() || record.all_names.iter().any(|name| allowed.contains(&**name))
         };
-        if !wanted {
-            let modules: Rc<[ModuleRef]> = Rc::new([]);
-            return self.examine_request(bdev, Request { modules, activity, reply: None });
-        }
-        self.with_examiners(move |core| {
-            let modules: Rc<[ModuleRef]> = core.inner.modules.running().into();
-            core.examine_request(bdev, Request { modules, activity, reply: None });
-        });
+        let modules = if wanted { self.inner.modules.running() } else { Vec::new() };
+        self.examine_request(bdev, Request { modules: modules.into(), activity, reply: None });
     }
 
     /// Offers a device to all modules again; with `auto_examine` off, its name is remembered.

@@ -51,7 +51,6 @@ mod descriptor;
 mod error;
 mod event;
 mod examine;
-mod examiners;
 mod file_watch;
 mod gate_steps;
 mod host_api;

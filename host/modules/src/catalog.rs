@@ -64,7 +64,7 @@ pub struct PluginInfo {
     pub abi_major: u16,
     /// Minor version of the contract.
     pub abi_minor: u16,
-    /// What it provides: `bdev`, `transport`, `examine`.
+    /// What it provides: `bdev`, `transport`.
     pub provides: Vec<String>,
     /// RPC methods whose first call loads it.
     pub rpc: Vec<String>,

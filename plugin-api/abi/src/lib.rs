@@ -62,9 +62,8 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"TENONABI");
 /// Name of the one symbol a plugin exports: `const PluginDescV1 *tenon_plugin_v1(void)`.
 pub const ENTRY_SYMBOL: &str = "tenon_plugin_v1";
 /// ELF section with `key=value` pairs, each ended by NUL, that describe a plugin without loading it.
-/// Keys: `abi` (`major.minor`), `name`, `version`, `provides` (comma list of `bdev`, `transport`, `examine`: loaded
-/// when the first device is there, because what devices carry tells it of devices to make), `rpc` (comma list of
-/// methods whose first call loads the plugin).
+/// Keys: `abi` (`major.minor`), `name`, `version`, `provides` (comma list of `bdev`, `transport`),
+/// `rpc` (comma list of methods whose first call loads the plugin).
 pub const METADATA_SECTION: &str = ".tenon_plugin";
 
 /// Handle of a block device: index and generation, packed by the host. `0` is never valid.

@@ -9,9 +9,8 @@ use tenon_abi::{ABI_MAJOR, ABI_MINOR, AbiSizes, MAGIC, ModuleOpsV1, PluginDescV1
 ///
 /// * `module`: the type; it gets [`Exported`](crate::Exported).
 /// * `name`: 1–63 bytes of `a-z 0-9 _ -`; `version`: usually `env!("CARGO_PKG_VERSION")`.
-/// * `provides`: `bdev`, `transport`, and `examine` if the module finds its devices by what others carry: then the
-///   host loads it when the first device is there. `rpc`: methods whose first call makes the host load the plugin;
-///   the module registers them in [`Module::init_complete`](crate::Module::init_complete).
+/// * `provides`: `bdev`, `transport`; `rpc`: methods whose first call makes the host load the plugin. The module
+///   registers them in [`Module::init_complete`](crate::Module::init_complete).
 ///
 /// Emits `pub fn plugin()`, the descriptor for tests that link the crate, next to the entry symbol
 /// `tenon_plugin_v1`. The symbol has the same name in every plugin, so never link two plugins into one binary.

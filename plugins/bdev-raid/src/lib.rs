@@ -370,7 +370,7 @@ export_plugin! {
     module: RaidModule,
     name: "raid",
     version: env!("CARGO_PKG_VERSION"),
-    provides: ["bdev", "examine"],
+    provides: ["bdev"],
     rpc: [
         "bdev_raid_create", "bdev_raid_delete", "bdev_raid_get_bdevs", "bdev_raid_set_options",
         "bdev_raid_add_base_bdev", "bdev_raid_remove_base_bdev", "bdev_raid_replace_base_bdev",

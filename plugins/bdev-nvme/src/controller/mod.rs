@@ -325,7 +325,9 @@ impl Controller {
     }
 
     fn set_up(&self) {
-        let queues = self.plan.params.num_io_queues.unwrap_or_else(|| self.host.reactors().count() as u16);
+        // The control reactor needs one as well: devices are examined there.
+        let of_all = || self.host.reactors().count() as u16 + 1;
+        let queues = self.plan.params.num_io_queues.unwrap_or_else(of_all);
         let setup = Setup::new(
             self.door.identity.clone(),
             self.door.address.subnqn.clone(),
