@@ -47,13 +47,15 @@ impl Core {
         config: Option<&Map<String, Value>>,
         done: impl FnOnce(Result<ModuleRef, OpError>) + 'static,
     ) {
-        let config = config.map_or_else(|| self.module_config(name), |config| json!(config).to_string());
-        if self.inner.modules.current(name).is_some() && config != self.module_config(name) {
+        let (given, before) = (config.map(|config| json!(config).to_string()), self.module_config(name));
+        if self.inner.modules.current(name).is_some() && given.as_ref().is_some_and(|given| *given != before)
+        {
             let reason = "module runs with other options; module_configure may change them";
             let error = OpError::new(errno::EEXIST, name, reason);
             return self.later(move |_| done(Err(error)));
         }
-        let done = self.load_activity(name.to_owned(), config.clone(), done);
+        let config = given.clone().unwrap_or(before);
+        let done = self.load_activity(name.to_owned(), given, done);
         self.inner.modules.ensure(name, &config, done);
     }
 
@@ -69,8 +71,9 @@ impl Core {
             let plugin = tenon_modules::inspect(path, self.inner.options.modules.trust);
             plugin.map_or_else(|_| "{}".to_owned(), |plugin| self.module_config(&plugin.name))
         };
-        let config = config.map_or_else(before, |config| json!(config).to_string());
-        let done = self.load_activity(path.display().to_string(), config.clone(), done);
+        let given = config.map(|config| json!(config).to_string());
+        let config = given.clone().unwrap_or_else(before);
+        let done = self.load_activity(path.display().to_string(), given, done);
         self.inner.modules.load_file(path, &config, existing, done);
     }
 
@@ -86,24 +89,25 @@ impl Core {
         done: impl FnOnce(Result<ModuleRef, OpError>) + 'static,
     ) {
         let config = config.to_string();
-        let done = self.load_activity("static".to_owned(), config.clone(), done);
+        let done = self.load_activity("static".to_owned(), Some(config.clone()), done);
         // SAFETY: as the caller promises.
         unsafe { self.inner.modules.load_static(descriptor, &config, existing, done) };
     }
 
-    /// Makes a load an activity that others can wait for. The options are kept if the module takes them.
+    /// Makes a load an activity that others can wait for. Options that were given with it are kept if the module
+    /// takes them.
     fn load_activity(
         &self,
         object: String,
-        config: String,
+        given: Option<String>,
         done: impl FnOnce(Result<ModuleRef, OpError>) + 'static,
     ) -> impl FnOnce(Result<ModuleRef, PluginError>) + 'static {
         let activity = self.activity_begin(Origin::Requested);
         let core = self.downgrade();
         move |result| {
             if let Some(core) = core.upgrade() {
-                if let Ok(module) = &result {
-                    core.keep_module_config(module.name(), &config);
+                if let (Ok(module), Some(given)) = (&result, &given) {
+                    core.keep_module_config(module.name(), given);
                 }
                 core.later(move |core| core.activity_end(activity));
             }
