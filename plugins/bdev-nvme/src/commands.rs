@@ -151,7 +151,7 @@ impl Registry {
         let (owed, returns) = (Owed::new(token), matches!(command.data, Data::In(_)));
         let timeout = params.timeout_ms.filter(|ms| *ms > 0).map(Duration::from_millis);
         let timeout = timeout.or(controller.plan.admin_timeout);
-        controller.send_within(&command, timeout, move |_, answer| owed.answer(completed(answer, returns)));
+        controller.send_within(&command, timeout, move |_, answer| owed.answer(told(said(answer, returns))));
     }
 
     /// `bdev_nvme_get_controller_health_info`.
@@ -176,12 +176,16 @@ impl Registry {
     }
 }
 
-fn completed(answer: Answer, returns: bool) -> Result<Value, Error> {
-    told(answer.map(|(cqe, data)| (cqe, data.filter(|_| returns).map(|data| data.as_slice().to_vec()))))
+/// What a controller said to a command, with data if it `returns` some; or the error of the connection.
+pub(crate) type Said = Result<(Cqe, Option<Vec<u8>>), i32>;
+
+/// The same as any thread may have it.
+pub(crate) fn said(answer: Answer, returns: bool) -> Said {
+    answer.map(|(cqe, data)| (cqe, data.filter(|_| returns).map(|data| data.as_slice().to_vec())))
 }
 
 /// The result of `bdev_nvme_send_cmd`.
-pub(crate) fn told(said: Result<(Cqe, Option<Vec<u8>>), i32>) -> Result<Value, Error> {
+pub(crate) fn told(said: Said) -> Result<Value, Error> {
     let (cqe, data) =
         said.map_err(|code| Error::new(code, "the command was not answered by the controller"))?;
     let mut result = json!({ "cpl": URL_SAFE.encode(cqe.as_bytes()) });
@@ -242,7 +246,7 @@ fn decode(what: &str, text: &str) -> Result<Vec<u8>, Error> {
 /// Most time for an I/O command that does not say.
 const IO_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most data of one command.
-const MAX_DATA: usize = 1 << 20;
+pub(crate) const MAX_DATA: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {

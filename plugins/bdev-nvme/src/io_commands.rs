@@ -6,10 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nvme_spec::completion::Cqe;
 use tenon_sdk::{Error, Host, OpToken, Timer, errno};
 
-use crate::commands::{Owed, told};
+use crate::commands::{Owed, Said, said, told};
 use crate::controller::Controller;
 use crate::controller::command::{AdminCommand, Data};
 use crate::door::Door;
@@ -23,9 +22,6 @@ pub(crate) struct Pending {
     /// Ends the wait.
     _deadline: Timer,
 }
-
-/// What a controller said, or the error of the connection.
-type Said = Result<(Cqe, Option<Vec<u8>>), i32>;
 
 impl Registry {
     /// Sends an I/O command; when `timeout` is over, the controller is begun anew.
@@ -79,16 +75,7 @@ fn send(host: Host, index: usize, door: Arc<Door>, command: AdminCommand, id: u6
             return send(host, index + 1, door, command, id);
         }
         let returns = matches!(command.data, Data::In(_));
-        queue.send_for_operator(
-            command,
-            Box::new(move |answer| {
-                done(
-                    answer.map(|(cqe, data)| {
-                        (cqe, data.filter(|_| returns).map(|data| data.as_slice().to_vec()))
-                    }),
-                );
-            }),
-        );
+        queue.send_for_operator(command, Box::new(move |answer| done(said(answer, returns))));
     });
 }
 

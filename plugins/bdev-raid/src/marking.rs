@@ -124,21 +124,10 @@ impl Array {
     /// Has the whole bitmap written to every member, also one that was not there when a region was marked; `then` runs
     /// when that is done. Of tasks, one at a time.
     pub fn bitmap_everywhere(self: &Rc<Self>, then: impl FnOnce(&Rc<Array>) + 'static) {
-        let has_bitmap = {
-            let mut inner = self.inner.borrow_mut();
-            let awaited = inner.marking.as_mut().map(|marking| marking.ledger.write_again());
-            match awaited {
-                Some(awaited) => {
-                    inner.after_bitmap = Some((awaited, Box::new(then)));
-                    None
-                }
-                None => Some(then),
-            }
-        };
-        match has_bitmap {
-            Some(then) => then(self),
-            None => self.write_bitmap(),
-        }
+        let awaited = self.inner.borrow_mut().marking.as_mut().map(|marking| marking.ledger.write_again());
+        let Some(awaited) = awaited else { return then(self) };
+        self.inner.borrow_mut().after_bitmap = Some((awaited, Box::new(then)));
+        self.write_bitmap();
     }
 
     fn bitmap_written(self: &Rc<Self>, failures: Vec<(usize, Error)>) {

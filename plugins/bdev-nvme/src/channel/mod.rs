@@ -270,6 +270,17 @@ impl NvmeChannel {
         self.give(io, queue, &FabricCommand { sqe, payload })
     }
 
+    /// Starts an I/O of a batch; the queue of those before is flushed if this one goes to another.
+    #[inline]
+    fn start_after(&self, last: &mut Option<Rc<IoQueue>>, io: Io<Self>) {
+        if let Some(queue) = self.start(io) {
+            if let Some(other) = last.as_ref().filter(|other| !Rc::ptr_eq(other, &queue)) {
+                other.flush();
+            }
+            *last = Some(queue);
+        }
+    }
+
     /// Gives the command of an I/O to a queue, or lets the I/O wait; the queue, which is to be flushed.
     #[inline]
     fn give(&self, mut io: Io<Self>, queue: Rc<IoQueue>, command: &FabricCommand<'_>) -> Option<Rc<IoQueue>> {
@@ -377,12 +388,7 @@ impl NvmeChannel {
                 break;
             }
             let Some(io) = self.waiting.pop_front() else { break };
-            if let Some(queue) = self.start(io) {
-                if let Some(other) = last.as_ref().filter(|other| !Rc::ptr_eq(other, &queue)) {
-                    other.flush();
-                }
-                last = Some(queue);
-            }
+            self.start_after(&mut last, io);
         }
         if let Some(queue) = last {
             queue.flush();
@@ -706,12 +712,7 @@ impl Channel for NvmeChannel {
         let mut last: Option<Rc<IoQueue>> = None;
         for mut io in batch {
             self.set_deadline(&mut io);
-            if let Some(queue) = self.start(io) {
-                if let Some(other) = last.as_ref().filter(|other| !Rc::ptr_eq(other, &queue)) {
-                    other.flush();
-                }
-                last = Some(queue);
-            }
+            self.start_after(&mut last, io);
         }
         if let Some(queue) = last {
             queue.flush();

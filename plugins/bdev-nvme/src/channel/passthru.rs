@@ -9,19 +9,17 @@ use std::rc::Rc;
 use nvme_spec::command::Sqe;
 use nvme_spec::completion::Cqe;
 use nvme_spec::opcode::{AdminOpcode, FABRICS};
-use tenon_sdk::{FabricCommand, Host, Io, IoStatus, PayloadOf, Reactor};
+use tenon_sdk::{FabricCommand, Host, Io, IoStatus, PayloadOf, Reactor, errno};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::NvmeChannel;
+use crate::commands::{MAX_DATA, Said, said};
 use crate::controller::command::{AdminCommand, Data};
 use crate::module;
 use crate::queue::IoQueue;
 use crate::registry::Registry;
 use crate::side::Side;
 use crate::status::{ABORTED_BY_HOST, NO_PATH, Verdict, judge};
-
-/// What a controller said to an admin command of an I/O; `None` if none of them heard of it.
-type Said = Option<(Cqe, Vec<u8>)>;
 
 /// An admin command of an I/O. Whatever becomes of it, the channel hears of the end: when this is dropped.
 pub(crate) struct Asked {
@@ -41,10 +39,11 @@ impl Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let (host, device, ticket, said) = (self.host, self.device, self.ticket, self.said.take());
+        let (host, device, ticket, said) =
+            (self.host, self.device, self.ticket, std::mem::replace(&mut self.said, UNHEARD));
         module::post(host, self.reactor, move || {
             let channels = Side::existing(host).map_or_else(Vec::new, |side| side.channels(Some(device)));
-            channels.iter().for_each(|channel| channel.admin_done(ticket, said.as_ref()));
+            channels.iter().for_each(|channel| channel.admin_done(ticket, &said));
         });
     }
 }
@@ -96,13 +95,13 @@ impl NvmeChannel {
         self.admin.push_back(io);
         let device = self.device();
         module::tell(host, move |registry| {
-            let asked = Asked { host, device, reactor, ticket, said: None };
+            let asked = Asked { host, device, reactor, ticket, said: UNHEARD };
             registry.pass_on(asked, &command);
         });
     }
 
     /// The control thread has an answer, or there is none.
-    fn admin_done(&self, ticket: u32, said: Option<&(Cqe, Vec<u8>)>) {
+    fn admin_done(&self, ticket: u32, said: &Said) {
         for _ in 0..self.admin.len() {
             let Some(mut io) = self.admin.pop_front() else { return };
             if io.context().tag != ticket {
@@ -110,8 +109,8 @@ impl NvmeChannel {
                 continue;
             }
             match said {
-                Some((cqe, data)) => {
-                    let mut left = &data[..];
+                Ok((cqe, data)) => {
+                    let mut left = data.as_deref().unwrap_or_default();
                     for piece in io.buffers_mut() {
                         let (now, later) = left.split_at(left.len().min(piece.len()));
                         piece[..now.len()].copy_from_slice(now);
@@ -119,7 +118,7 @@ impl NvmeChannel {
                     }
                     complete(io, cqe);
                 }
-                None => io.complete(NO_PATH),
+                Err(_) => io.complete(NO_PATH),
             }
         }
     }
@@ -130,12 +129,7 @@ impl Registry {
     fn pass_on(&self, asked: Asked, command: &AdminCommand) {
         let Some(controller) = self.controller_of(asked.device) else { return };
         let returns = matches!(command.data, Data::In(_));
-        controller.send(command, move |_, answer| {
-            let bytes = |data: Option<tenon_sdk::DmaBuf>| {
-                data.filter(|_| returns).map_or_else(Vec::new, |data| data.as_slice().to_vec())
-            };
-            asked.heard(answer.ok().map(|(cqe, data)| (cqe, bytes(data))));
-        });
+        controller.send(command, move |_, answer| asked.heard(said(answer, returns)));
     }
 }
 
@@ -161,7 +155,7 @@ fn admin_command(io: &Io<NvmeChannel>) -> Result<AdminCommand, IoStatus> {
     let entry = io.nvme_command().ok_or(IoStatus::INVALID)?;
     let sqe = Sqe::read_from_bytes(&entry[..]).map_err(|_| IoStatus::INVALID)?;
     let len = usize::try_from(io.payload_len()).unwrap_or(usize::MAX);
-    if is_kept(AdminOpcode(sqe.opc)) || !io.metadata().is_empty() || len > MAX_ADMIN_DATA {
+    if is_kept(AdminOpcode(sqe.opc)) || !io.metadata().is_empty() || len > MAX_DATA {
         return Err(IoStatus::INVALID);
     }
     let data = match (sqe.opc & DIRECTION, len) {
@@ -196,5 +190,5 @@ const TO_CONTROLLER: u8 = 0b01;
 const FROM_CONTROLLER: u8 = 0b10;
 /// Bits of a command's flags that make it a part of a fused operation.
 const FUSE: u8 = 0b11;
-/// Most data of an admin command.
-pub(crate) const MAX_ADMIN_DATA: usize = 1 << 20;
+/// What there is to an admin command that no controller heard of.
+const UNHEARD: Said = Err(errno::ENODEV);

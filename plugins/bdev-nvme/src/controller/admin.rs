@@ -165,8 +165,7 @@ impl AdminQueue {
     /// Ends the queue; `Closed` follows, `Lost` does not any more.
     pub(crate) fn close(&self, drain_by_ns: u64) {
         self.is_closing.set(true);
-        let unsent = self.unsent.take();
-        drop(unsent);
+        drop(self.unsent.take());
         self.fabric.disconnect(CloseReason::LOCAL, drain_by_ns);
     }
 }
