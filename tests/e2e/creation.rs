@@ -34,7 +34,7 @@ fn passthru(name: &str, base: &str) -> Value {
     json!({ "name": name, "base_bdev_name": base })
 }
 
-fn slow_delay(name: &str, base: &str) -> Value {
+fn delay(name: &str, base: &str) -> Value {
     json!({
         "name": name, "base_bdev_name": base,
         "avg_read_latency": 1000, "p99_read_latency": 1000,
@@ -67,7 +67,7 @@ fn a_chain_sent_without_waiting_is_built() {
         let mut chain = host.connect();
         chain.send("bdev_malloc_create", malloc("m0"));
         // Whoever looks for a superblock on it, or on what stands on it, waits for that.
-        chain.send("bdev_delay_create", slow_delay("d0", "m0"));
+        chain.send("bdev_delay_create", delay("d0", "m0"));
         chain.send("bdev_passthru_create", passthru("p0", "d0"));
         chain.send("bdev_passthru_create", passthru("p1", "p0"));
         chain.send("bdev_error_create", json!({ "base_name": "p1" }));
@@ -217,7 +217,7 @@ fn a_client_that_goes_away_at_once_leaves_whole_devices() {
 fn a_refused_create_leaves_nothing_and_may_be_sent_again() {
     let mut host = Host::start("");
     host.ok("bdev_malloc_create", malloc("m0"));
-    let create = slow_delay("d0", "m0");
+    let create = delay("d0", "m0");
     let mut wrong = create.clone();
     wrong["avg_read_latency"] = json!("soon");
     let before = counts(&mut host);

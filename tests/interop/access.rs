@@ -4,7 +4,7 @@ use serde_json::json;
 use tenon_tests::{Host, Scratch, wait_for};
 
 use crate::kernel::{
-    NQN, PORT, Tlshd, config, connect, connect_as, controllers, device, find_device, finish, secret, sh,
+    NQN, PORT, Tlshd, config, connect, connect_as, controllers, device, find_device, finish, key_table, sh,
     target, target_controllers, try_connect_as, try_sh,
 };
 
@@ -68,18 +68,15 @@ fn a_namespace_is_seen_by_its_hosts_only() {
 
 /// A host with a key for itself and one for the subsystem, in files of their own.
 fn with_keys(scratch: Scratch) -> (Host, String, String) {
-    let key = |name: &str, hash: u32| {
-        let text = sh(&format!("nvme gen-dhchap-key -m {hash} -n {}", FIRST.0));
-        (secret(&scratch, name, &text), text.trim().to_owned())
-    };
-    let ((own, own_text), (other, other_text)) = (key("host", 1), key("controller", 2));
+    let key = |hash: u32| sh(&format!("nvme gen-dhchap-key -m {hash} -n {}", FIRST.0)).trim().to_owned();
+    let (own, other) = (key(1), key(2));
     let more = format!(
-        "[[subsystem.host]]\nnqn = \"{}\"\ndhchap_key = \"own\"\ndhchap_ctrlr_key = \"other\"\n[[key]]\nname = \"own\"\npath = \"{}\"\n[[key]]\nname = \"other\"\npath = \"{}\"\n",
+        "[[subsystem.host]]\nnqn = \"{}\"\ndhchap_key = \"own\"\ndhchap_ctrlr_key = \"other\"\n{}{}",
         FIRST.0,
-        own.display(),
-        other.display()
+        key_table(&scratch, "own", &own),
+        key_table(&scratch, "other", &other)
     );
-    (Host::start_in(scratch, &config("", &more), &[]), own_text, other_text)
+    (Host::start_in(scratch, &config("", &more), &[]), own, other)
 }
 
 #[test]
@@ -201,11 +198,10 @@ fn secure_channels_carry_data_and_refuse_other_keys() {
     for (hash, number) in [("01", 1), ("02", 2)] {
         let scratch = Scratch::new();
         let key = channel_key(number);
-        let path = secret(&scratch, "channel", &key);
         let more = format!(
-            "secure_channel = true\n[[subsystem.host]]\nnqn = \"{}\"\npsk = \"channel\"\n[[key]]\nname = \"channel\"\npath = \"{}\"\n",
+            "secure_channel = true\n[[subsystem.host]]\nnqn = \"{}\"\npsk = \"channel\"\n{}",
             FIRST.0,
-            path.display()
+            key_table(&scratch, "channel", &key)
         );
         let mut host = Host::start_in(scratch, &config("", &more), &[]);
         let tlshd = Tlshd::start(hash, &key, FIRST.0, NQN);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tenon_tests::initiator::{Load, num_blocks, paths, states, uuid, within};
+use tenon_tests::multipath::TABLE;
 use tenon_tests::{Host, wait_for};
 
 use crate::nvmet::{NQN, Nvmet, ONE, TWO};
@@ -122,29 +123,19 @@ fn s0_f_another_namespace_in_its_place_is_another_device() {
     host.stop();
 }
 
-/// States of both ports, and of both paths: current, connected, accessible.
-type Row = (&'static str, &'static str, [bool; 2], [bool; 2], [bool; 2]);
-
-const ROWS: [Row; 5] = [
-    ("optimized", "optimized", [T, F], [T, T], [T, T]),
-    ("non-optimized", "optimized", [F, T], [T, T], [T, T]),
-    ("non-optimized", "inaccessible", [T, F], [T, T], [T, F]),
-    ("inaccessible", "inaccessible", [F, F], [T, T], [F, F]),
-    ("inaccessible", "optimized", [F, T], [T, T], [F, T]),
-];
-
 #[test]
 #[ignore = "needs the kernel of cargo xtask interop"]
 fn s2_a_states_of_the_kernels_ports_choose_the_path() {
     let target = Nvmet::start(2);
     let mut load = target.load(&json!({}));
     load.goes_on();
-    for (first, second, current, connected, accessible) in &ROWS {
-        target.set_ana(0, first);
-        target.set_ana(1, second);
-        let expected: Vec<_> = (0..2).map(|at| [connected[at], accessible[at], current[at]]).collect();
-        within(Duration::from_secs(1), &format!("{first} {second}"), || {
-            paths(&mut load.host, target.paths()) == expected
+    for row in TABLE.iter().filter(|row| row.policy == "active_passive") {
+        for (port, state) in row.ana.iter().enumerate() {
+            // The kernel's word for it.
+            target.set_ana(port, &state.replace('_', "-"));
+        }
+        within(Duration::from_secs(1), &format!("{:?}", row.ana), || {
+            paths(&mut load.host, target.paths()) == row.paths
         });
     }
     load.goes_on();

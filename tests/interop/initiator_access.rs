@@ -7,18 +7,14 @@ use tenon_tests::initiator::states;
 use tenon_tests::{Host, Scratch, wait_for};
 
 use crate::access::channel_key;
-use crate::kernel::{Tlshd, secret, sh, try_sh};
+use crate::kernel::{Tlshd, key_table, sh, try_sh};
 use crate::nvmet::{NQN, Nvmet};
 
 const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000001";
 
 /// Tables of these keys, by name.
 fn key_tables(scratch: &Scratch, keys: &[(&str, &str)]) -> String {
-    let table = |(name, key): &(&str, &str)| {
-        let path = secret(scratch, name, key);
-        format!("[[key]]\nname = \"{name}\"\npath = \"{}\"\n", path.display())
-    };
-    keys.iter().map(table).collect()
+    keys.iter().map(|(name, key)| key_table(scratch, name, key)).collect()
 }
 
 /// Parameters that attach the target as [`HOST`].

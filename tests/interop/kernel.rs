@@ -132,6 +132,11 @@ pub fn secret(scratch: &Scratch, name: &str, text: &str) -> PathBuf {
     path
 }
 
+/// A `[[key]]` table of that name, with the key in a file.
+pub fn key_table(scratch: &Scratch, name: &str, key: &str) -> String {
+    format!("[[key]]\nname = \"{name}\"\npath = \"{}\"\n", secret(scratch, name, key).display())
+}
+
 /// The options with the usual port, unless they name one.
 pub fn with_port(options: &str) -> String {
     if options.contains("-s ") { options.to_owned() } else { format!("-s {PORT} {options}") }

@@ -8,6 +8,7 @@ use tenon_abi::IoStatus;
 use tenon_nvmf_target::{AnaState, SubsystemSpec};
 
 use crate::load::Load;
+use crate::multipath::two_paths;
 use crate::survive::{drain, run};
 use crate::world::{NQN, ONE, World, for_seeds};
 
@@ -15,17 +16,6 @@ use crate::world::{NQN, ONE, World, for_seeds};
 const WRITE: u8 = 1;
 const READ: u8 = 2;
 const GET_LOG_PAGE: u8 = 2;
-
-fn two_paths(world: &World) -> Load {
-    world.device("m0", 1024);
-    world.subsystem(&["a", "b"]);
-    world.add_namespace(1, "m0", ONE);
-    world.attach("a", json!({})).expect("attaches");
-    world.attach("b", json!({})).expect("attaches");
-    let load = Load::open(world, "nvme0n1", 0);
-    world.advance(Duration::from_millis(10));
-    load
-}
 
 fn controllers(world: &World) -> Vec<Value> {
     let all = world.rpc("bdev_nvme_get_controllers", json!({ "name": "nvme0" })).expect("answers");

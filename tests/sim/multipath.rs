@@ -10,7 +10,7 @@ use crate::load::Load;
 use crate::world::{ONE, World, for_seeds};
 
 /// Two listeners of one subsystem, both attached.
-fn two_paths(world: &World) -> Load {
+pub fn two_paths(world: &World) -> Load {
     world.device("m0", 1024);
     world.subsystem(&["a", "b"]);
     world.add_namespace(1, "m0", ONE);

@@ -13,7 +13,8 @@ use tenon_nvmf_target::{NamespaceSpec, SubsystemSpec, TargetOptions};
 const CONFLICT: StatusCode = StatusCode::RESERVATION_CONFLICT;
 pub const OK: StatusCode = StatusCode::SUCCESS;
 
-fn command(opcode: IoOpcode, cdw10: u32, data: &[u64]) -> (Sqe, Vec<u8>) {
+/// A reservation command with these keys as its data.
+pub fn command(opcode: IoOpcode, cdw10: u32, data: &[u64]) -> (Sqe, Vec<u8>) {
     let data: Vec<u8> = data.iter().flat_map(|key| key.to_le_bytes()).collect();
     let mut sqe = rw(opcode, 1, 0, 1, data.len());
     sqe.cdw10.set(cdw10);

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::reservations::command;
 use crate::rig::auth::{authenticate, key_file};
 use crate::rig::device::chance;
 use crate::rig::{NQN, Session, World, admin, host_nqn, read, rw, write};
@@ -207,15 +208,6 @@ impl Scene {
             }
         }
     }
-}
-
-fn command(opcode: IoOpcode, cdw10: u32, data: &[u64]) -> (Sqe, Vec<u8>) {
-    let data: Vec<u8> = data.iter().flat_map(|key| key.to_le_bytes()).collect();
-    let mut sqe = rw(opcode, 1, 0, 1, data.len());
-    sqe.cdw10.set(cdw10);
-    sqe.cdw11.set(0);
-    sqe.cdw12.set(0);
-    (sqe, data)
 }
 
 fn run(seed: u64) {
