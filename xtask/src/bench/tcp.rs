@@ -166,7 +166,6 @@ fn ceiling(workspace: &Workspace, work: &Work, words: &str, seconds: u64) -> Res
     };
     let numbers = [work.connections, work.depth, work.block_bytes, seconds as usize];
     let mut command = Command::new(workspace.path(CEILING));
-    command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     command.arg(kind).args(numbers.map(|number| number.to_string())).args(words.split_whitespace());
     let output = steps::output_of(&mut command)?;
     let rate = output.split_whitespace().next().context("ceiling_tcp prints two numbers")?;

@@ -21,13 +21,13 @@
 //! per request of each side is printed, in nanoseconds: what another process does
 //! to the machine meanwhile changes little in that.
 //!
-//! The memory is to be of huge pages, as a device's is, or the kernel's copy spends its
-//! time on finding pages: start it with `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`.
+//! Both memories come from where a device's come from, in huge pages if there are any.
 //!
 //! Prints I/Os per second, and the median time between two receipts of answers in
 //! microseconds: at depth 1 that of an I/O.
 #![allow(clippy::unwrap_used, reason = "a tool of the benchmarks, not of the product")]
 
+mod memory;
 mod sockets;
 mod uring;
 
@@ -40,6 +40,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::memory::{Area, Memory, PAGE_BYTES, Piece};
 use crate::sockets::{Calls, Line, Readiness};
 use crate::uring::Ring;
 
@@ -72,21 +73,6 @@ pub trait Answering {
     fn turn(&mut self, work: Work, memory: &mut Memory) -> usize;
     /// Nothing of it is used any more when this returns.
     fn end(&mut self) {}
-}
-
-/// Bytes of a memory that are to be sent.
-#[derive(Clone, Copy)]
-pub struct Piece {
-    pub at: usize,
-    pub len: usize,
-}
-
-/// A large memory with blocks at random places.
-pub struct Memory {
-    reserve: Vec<u8>,
-    start: usize,
-    block: usize,
-    state: u64,
 }
 
 /// How far the requests of one connection have been received.
@@ -169,8 +155,7 @@ struct Asking {
     lines: Vec<Line>,
     readiness: Readiness,
     /// A command, and a block for each request in flight.
-    reserve: Vec<u8>,
-    start: usize,
+    area: Area,
     /// Requests so far on each line.
     asked: Vec<usize>,
     buffer: Vec<u8>,
@@ -179,11 +164,11 @@ struct Asking {
 impl Asking {
     fn new(lines: Vec<Line>, work: Work) -> Self {
         let engine = if lines.len() <= FEW { Engine::Each } else { Engine::Epoll };
-        let reserve = vec![0x5a; 2 * PAGE_BYTES + lines.len() * work.depth * work.carried];
+        let mut area = Area::new(PAGE_BYTES + lines.len() * work.depth * work.carried);
+        area.bytes_mut().fill(0x5a);
         let mut asking = Asking {
             readiness: Readiness::new(&lines, engine),
-            start: reserve.as_ptr().align_offset(PAGE_BYTES),
-            reserve,
+            area,
             asked: vec![0; lines.len()],
             buffer: buffer(),
             lines,
@@ -219,7 +204,7 @@ impl Asking {
                 line.out.push_back(Piece { at: PAGE_BYTES + block * work.carried, len: work.carried });
             }
         }
-        line.send(&self.reserve[self.start..]);
+        line.send(self.area.bytes());
     }
 }
 
@@ -244,7 +229,7 @@ fn ask(lines: Vec<Line>, work: Work, time: Duration) -> (f64, f64) {
 
 /// Answers requests until it is over, once the memory has been touched.
 fn answer(lines: Vec<Line>, work: Work, engine: Engine, is_ready: &Barrier, is_over: &AtomicBool) {
-    let (mut memory, mut done, mut idle) = (Memory::new(work), 0, Idle::default());
+    let (mut memory, mut done, mut idle) = (Memory::new(work.lent.max(work.carried)), 0, Idle::default());
     let mut answering = answering(lines, work, engine);
     is_ready.wait();
     while !is_over.load(Ordering::Relaxed) {
@@ -264,7 +249,7 @@ fn answering(lines: Vec<Line>, work: Work, engine: Engine) -> Box<dyn Answering>
 /// Both sides on one core, by turns; prints what each costs.
 fn by_turns(mut asking: Asking, lines: Vec<Line>, work: Work, engine: Engine, seconds: usize) {
     pin(cpus()[0]);
-    let (mut memory, mut answering) = (Memory::new(work), answering(lines, work, engine));
+    let (mut memory, mut answering) = (Memory::new(work.lent.max(work.carried)), answering(lines, work, engine));
     let (mut least, end) = ([f64::MAX; 2], Instant::now() + Duration::from_secs(seconds as u64));
     while Instant::now() < end {
         let (mut used, mut done) = ([0; 2], [0; 2]);
@@ -305,33 +290,6 @@ impl Idle {
             self.turns = 0;
             thread::yield_now();
         }
-    }
-}
-
-impl Memory {
-    fn new(work: Work) -> Self {
-        let block = work.lent.max(work.carried);
-        let reserve = vec![0xa5_u8; MEMORY_BYTES + PAGE_BYTES];
-        // A block that lies in one page more than it has to is sent slower.
-        let start = reserve.as_ptr().align_offset(PAGE_BYTES);
-        Memory { reserve, start, block, state: 7 }
-    }
-
-    pub fn bytes(&self) -> &[u8] {
-        &self.reserve[self.start..]
-    }
-
-    /// A random block's place.
-    pub fn place(&mut self) -> usize {
-        let (state, below) = (&mut self.state, (MEMORY_BYTES / self.block) as u64);
-        *state = state.wrapping_add(0xa076_1d64_78bd_642f);
-        let product = u128::from(*state) * u128::from(*state ^ 0xe703_7ed1_a0b4_28db);
-        let random = (product >> 64) as u64 ^ product as u64;
-        ((u128::from(random) * u128::from(below)) >> 64) as usize * self.block
-    }
-
-    fn store(&mut self, at: usize, bytes: &[u8]) {
-        self.reserve[self.start + at..][..bytes.len()].copy_from_slice(bytes);
     }
 }
 
@@ -397,8 +355,5 @@ const FEW: usize = 4;
 const REQUESTS_PER_TIME: usize = 4000;
 /// Some 20 us.
 const TURNS_TO_YIELD: u32 = 100;
-/// Does not fit into a cache.
-const MEMORY_BYTES: usize = 256 << 20;
-const PAGE_BYTES: usize = 4096;
 /// Stays in a core's second-level cache, beside the socket's own.
 const RECEIVE_BYTES: usize = 256 << 10;

@@ -8,7 +8,8 @@ use std::os::fd::OwnedFd;
 
 use rustix::event::{Timespec, epoll};
 
-use crate::{Answering, Engine, HEADER, Intake, Memory, Piece, Work, buffer};
+use crate::memory::{Memory, Piece};
+use crate::{Answering, Engine, HEADER, Intake, Work, buffer};
 
 /// A socket with what is to be sent on it, and how far its messages have been received.
 pub struct Line {

@@ -15,7 +15,8 @@ use io_uring::types::{BufRingEntry, Fd};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use crate::sockets::Line;
-use crate::{Answering, Memory, Work};
+use crate::memory::Memory;
+use crate::{Answering, Work};
 
 /// What a connection's send names; it stays in place while the kernel has it.
 #[repr(C)]
