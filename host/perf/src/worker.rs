@@ -317,6 +317,10 @@ impl Worker {
     }
 
     unsafe fn pump_batch(worker: *mut Worker, pass: Pass, quota: u32) -> u32 {
+        // SAFETY: as for `pump`.
+        if unsafe { (*worker).free.len() } == 0 {
+            return 0;
+        }
         let mut batch = [std::ptr::null_mut::<BdevIo>(); MAX_BATCH as usize];
         let mut count = 0;
         // SAFETY: as for `pump_one_by_one`.

@@ -89,7 +89,7 @@ impl Channel {
     /// # Safety
     /// Every piece is writable memory that nobody else looks at.
     #[inline]
-    pub unsafe fn receive(&self, pieces: &[IoVec]) -> io::Result<Option<usize>> {
+    pub unsafe fn receive(&self, pieces: &mut [IoVec]) -> io::Result<Option<usize>> {
         match self {
             // SAFETY: as the caller vouches.
             Self::Plain(socket) => unsafe { socket.receive(pieces) },

@@ -315,7 +315,7 @@ impl HostConnection {
         let channel = self.channel.borrow();
         let received = match channel.as_ref() {
             // SAFETY: the pieces are a command's memory that is being received to, and a chunk's unused part.
-            Some(channel) => unsafe { channel.receive(&pieces) },
+            Some(channel) => unsafe { channel.receive(&mut pieces) },
             None => Ok(Some(0)),
         };
         self.shared.counters.receives.set(self.shared.counters.receives.get() + 1);

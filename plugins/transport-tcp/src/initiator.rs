@@ -214,7 +214,7 @@ impl Connection {
     }
 
     fn receive(&self, group: &Group, now_ns: u64) -> bool {
-        let asks = group.asks_sockets && self.machine.borrow().requests_in_flight() > 0;
+        let asks = group.asks_sockets && self.machine.borrow().awaits_answers();
         if !self.is_readable.get() && !asks {
             return false;
         }
@@ -258,7 +258,7 @@ impl Connection {
         let received = match &*self.socket.borrow() {
             // SAFETY: the buffer is ours for this call; the other pieces are memory of a request in flight, which
             // the module keeps and leaves to the transport.
-            Some((_, socket)) => unsafe { socket.receive(&pieces) },
+            Some((_, socket)) => unsafe { socket.receive(&mut pieces) },
             None => Ok(None),
         };
         let count = match received {

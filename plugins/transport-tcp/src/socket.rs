@@ -6,13 +6,15 @@
 //! `listener`, securing a channel in `tls`.
 // UNSAFETY: moves bytes from and to memory that is named by raw pointers.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, ipproto, sockopt,
+};
 use tenon_sdk::IoVec;
 
 /// A connected, or connecting, stream socket that never blocks.
@@ -91,12 +93,16 @@ impl Socket {
     /// # Safety
     /// Every piece is readable memory.
     pub unsafe fn send(&self, pieces: &[IoVec]) -> io::Result<Option<usize>> {
-        // SAFETY: an all-zero header is an empty one.
-        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-        header.msg_iov = pieces.as_ptr().cast_mut().cast();
-        header.msg_iovlen = pieces.len().min(MAX_PIECES) as _;
-        // SAFETY: `IoVec` is laid out as `iovec`; the caller vouches for the pieces, which are only read.
-        moved(unsafe { libc::sendmsg(self.fd.as_raw_fd(), &header, libc::MSG_NOSIGNAL) })
+        if let [piece] = pieces {
+            // SAFETY: as the caller vouches.
+            let bytes = unsafe { std::slice::from_raw_parts(piece.base.cast::<u8>(), piece.len) };
+            return moved(rustix::net::send(&self.fd, bytes, SendFlags::NOSIGNAL));
+        }
+        let count = pieces.len().min(MAX_PIECES);
+        // SAFETY: an `IoVec` is laid out as an `IoSlice` is; the caller vouches for the pieces, which are only read.
+        let slices = unsafe { std::slice::from_raw_parts(pieces.as_ptr().cast::<IoSlice<'_>>(), count) };
+        let mut nothing = SendAncillaryBuffer::default();
+        moved(rustix::net::sendmsg(&self.fd, slices, &mut nothing, SendFlags::NOSIGNAL))
     }
 
     /// Receives into `pieces`, in order: the number of bytes, 0 at the end of the stream, or `None` if there is
@@ -104,14 +110,17 @@ impl Socket {
     ///
     /// # Safety
     /// Every piece is writable memory that nobody else looks at.
-    pub unsafe fn receive(&self, pieces: &[IoVec]) -> io::Result<Option<usize>> {
-        let fd = self.fd.as_raw_fd();
+    pub unsafe fn receive(&self, pieces: &mut [IoVec]) -> io::Result<Option<usize>> {
         if let [piece] = pieces {
             // SAFETY: as the caller vouches.
-            return moved(unsafe { libc::recv(fd, piece.base, piece.len, 0) });
+            let room = unsafe { std::slice::from_raw_parts_mut(piece.base.cast::<u8>(), piece.len) };
+            return moved(rustix::net::recv(&self.fd, room, RecvFlags::empty()).map(|(count, _)| count));
         }
-        // SAFETY: `IoVec` is laid out as `iovec`; the caller vouches for the pieces.
-        moved(unsafe { libc::readv(fd, pieces.as_ptr().cast(), pieces.len().min(MAX_PIECES) as i32) })
+        let count = pieces.len().min(MAX_PIECES);
+        // SAFETY: an `IoVec` is laid out as an `IoSliceMut` is; the caller vouches for the pieces.
+        let slices =
+            unsafe { std::slice::from_raw_parts_mut(pieces.as_mut_ptr().cast::<IoSliceMut<'_>>(), count) };
+        moved(rustix::io::readv(&self.fd, slices))
     }
 
     fn set(&self, options: &SocketOptions) -> io::Result<()> {
@@ -164,15 +173,12 @@ pub fn address_of(address: Option<rustix::net::SocketAddrAny>) -> io::Result<Soc
 }
 
 /// What a system call that moves bytes returned.
-fn moved(result: isize) -> io::Result<Option<usize>> {
-    if let Ok(count) = usize::try_from(result) {
-        return Ok(Some(count));
-    }
-    let error = io::Error::last_os_error();
-    // An interrupted call is simply repeated later: readiness is still there.
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
-        _ => Err(error),
+fn moved(result: rustix::io::Result<usize>) -> io::Result<Option<usize>> {
+    match result {
+        Ok(count) => Ok(Some(count)),
+        // An interrupted call is simply repeated later: readiness is still there.
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -184,6 +190,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_COUNT: u32 = 3;
 
+// An `IoSlice` is laid out as `iovec`, by its documentation.
 const _: () = assert!(size_of::<IoVec>() == size_of::<libc::iovec>());
 
 #[cfg(test)]
@@ -210,13 +217,13 @@ mod tests {
         let room = [0_u8; 16];
         // SAFETY: the arrays live, and only this thread looks at them.
         unsafe {
-            assert_eq!(other.receive(&[piece(&room)]).expect("open"), None);
+            assert_eq!(other.receive(&mut [piece(&room)]).expect("open"), None);
             let sent = one.send(&[piece(b"ten"), piece(b"on")]).expect("open");
             assert_eq!(sent, Some(5));
-            let received = other.receive(&[piece(&room[..2]), piece(&room[2..])]).expect("open");
+            let received = other.receive(&mut [piece(&room[..2]), piece(&room[2..])]).expect("open");
             assert_eq!(received, Some(5));
             drop(one);
-            assert_eq!(other.receive(&[piece(&room)]).expect("open"), Some(0));
+            assert_eq!(other.receive(&mut [piece(&room)]).expect("open"), Some(0));
         }
     }
 

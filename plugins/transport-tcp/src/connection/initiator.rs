@@ -140,6 +140,12 @@ impl InitiatorConnection {
         self.in_flight.into()
     }
 
+    /// Whether the peer may have something to say to requests: not if it has not been sent what they have to say.
+    #[must_use]
+    pub fn awaits_answers(&self) -> bool {
+        usize::from(self.in_flight) > self.outgoing.len()
+    }
+
     /// State of a slot.
     #[must_use]
     pub fn request_state(&self, slot: Slot) -> RequestState {
@@ -204,19 +210,15 @@ impl InitiatorConnection {
 
     /// Looks at received bytes until something happened or they are used up.
     pub fn handle_bytes<'b>(&mut self, bytes: &'b [u8], now_ns: u64) -> Handled<InitiatorEvent<'b>> {
-        let mut consumed = 0;
-        let event = loop {
-            match self.step(&bytes[consumed..], now_ns) {
-                Step::Wait => break None,
-                Step::Skip(count) => consumed += count,
-                Step::Event(count, event) => {
-                    consumed += count;
-                    break Some(event);
-                }
-            }
-        };
-        self.link.clock.received(bytes.len(), bytes.len() - consumed, now_ns);
-        Handled { consumed, event }
+        // Written to where the caller reads it: a copy would wait for the data of the command before; see `Link::begin`.
+        let mut handled = Handled { consumed: 0, event: None };
+        while handled.event.is_none()
+            && let Some(count) = self.step(&bytes[handled.consumed..], now_ns, &mut handled.event)
+        {
+            handled.consumed += count;
+        }
+        self.link.clock.received(bytes.len(), bytes.len() - handled.consumed, now_ns);
+        handled
     }
 
     /// Where the next bytes of the stream belong, if they are a request's data. They may be received straight
@@ -323,19 +325,25 @@ impl InitiatorConnection {
         self.end(Incident::Close, Ending::Local)
     }
 
-    fn step<'b>(&mut self, bytes: &'b [u8], now_ns: u64) -> Step<'b> {
+    /// Takes one step; gives the bytes it used, or none if there are too few. What happened goes to `told`.
+    fn step<'b>(
+        &mut self,
+        bytes: &'b [u8],
+        now_ns: u64,
+        told: &mut Option<InitiatorEvent<'b>>,
+    ) -> Option<usize> {
         if !self.link.inflow.is_idle() {
-            return self.step_data(bytes);
+            return self.step_data(bytes, told);
         }
         match self.link.begin(bytes, 0) {
-            Begun::Wait => Step::Wait,
-            Begun::Discard => Step::Skip(bytes.len()),
-            Begun::Wrong(error) => self.fail(error, bytes, now_ns),
-            Begun::Heard(ending) => match self.end(Incident::Pdu(PduKind::C2hTermReq), ending) {
-                Some(event) => Step::Event(bytes.len(), event),
-                None => Step::Skip(bytes.len()),
-            },
-            Begun::Pdu { frame, action, to } => match self.act(bytes, &frame, action) {
+            Begun::Wait => None,
+            Begun::Discard => Some(bytes.len()),
+            Begun::Wrong(error) => self.fail(error, bytes, now_ns, told),
+            Begun::Heard(ending) => {
+                *told = self.end(Incident::Pdu(PduKind::C2hTermReq), ending);
+                Some(bytes.len())
+            }
+            Begun::Pdu { frame, action, to } => match self.act(bytes, &frame, action, told) {
                 Ok(step) => {
                     // The handshake may have ended the connection instead.
                     if self.link.ending.is_none() {
@@ -343,14 +351,20 @@ impl InitiatorConnection {
                     }
                     step
                 }
-                Err(error) => self.fail(error, bytes, now_ns),
+                Err(error) => self.fail(error, bytes, now_ns, told),
             },
         }
     }
 
-    fn act<'b>(&mut self, bytes: &'b [u8], frame: &Frame, action: Action) -> Result<Step<'b>, PeerError> {
+    fn act<'b>(
+        &mut self,
+        bytes: &'b [u8],
+        frame: &Frame,
+        action: Action,
+        told: &mut Option<InitiatorEvent<'b>>,
+    ) -> Result<Option<usize>, PeerError> {
         match action {
-            Action::Negotiate => self.negotiate(bytes, frame),
+            Action::Negotiate => self.negotiate(bytes, frame, told),
             Action::TakeData => self.begin_data(bytes, frame),
             Action::TakeR2t => self.take_r2t(bytes),
             Action::TakeResponse => self.take_response(bytes),
@@ -360,13 +374,18 @@ impl InitiatorConnection {
             | Action::RefuseSequence
             | Action::Terminate
             | Action::Close
-            | Action::Ignore => Ok(Step::Wait),
+            | Action::Ignore => Ok(None),
         }
     }
 
     #[cold]
-    fn negotiate<'b>(&mut self, bytes: &'b [u8], frame: &Frame) -> Result<Step<'b>, PeerError> {
-        let Ok((response, _)) = IcResp::ref_from_prefix(bytes) else { return Ok(Step::Wait) };
+    fn negotiate<'b>(
+        &mut self,
+        bytes: &'b [u8],
+        frame: &Frame,
+        told: &mut Option<InitiatorEvent<'b>>,
+    ) -> Result<Option<usize>, PeerError> {
+        let Ok((response, _)) = IcResp::ref_from_prefix(bytes) else { return Ok(None) };
         let agreement = handshake::accept(response, &self.options)?;
         //= NVMe/TCP 1.0 §3.3.1.1
         //# If a host requests the use of header digest or data digest in the ICReq PDU, but the use of the digest was
@@ -375,12 +394,14 @@ impl InitiatorConnection {
         let is_refused = self.options.needs_header_digest && !agreement.framing.header_digest
             || self.options.needs_data_digest && !agreement.framing.data_digest;
         if is_refused && let Some(event) = self.end(Incident::Close, Ending::DigestRefused) {
-            return Ok(Step::Event(frame.total_len(), event));
+            *told = Some(event);
+            return Ok(Some(frame.total_len()));
         }
         self.link.framing = agreement.framing;
         self.max_h2c_data_bytes = agreement.max_h2c_data_bytes;
         self.link.consumed_header();
-        Ok(Step::Event(frame.total_len(), InitiatorEvent::Ready(agreement)))
+        *told = Some(InitiatorEvent::Ready(agreement));
+        Ok(Some(frame.total_len()))
     }
 
     /// The slot of a request that the peer has seen and not completed.
@@ -391,8 +412,8 @@ impl InitiatorConnection {
         if is_known { Ok(slot) } else { Err(PeerError::UnknownCommand { pdu, cid }) }
     }
 
-    fn begin_data<'b>(&mut self, bytes: &'b [u8], frame: &Frame) -> Result<Step<'b>, PeerError> {
-        let Ok((header, _)) = C2hData::ref_from_prefix(bytes) else { return Ok(Step::Wait) };
+    fn begin_data(&mut self, bytes: &[u8], frame: &Frame) -> Result<Option<usize>, PeerError> {
+        let Ok((header, _)) = C2hData::ref_from_prefix(bytes) else { return Ok(None) };
         let slot = self.check_data(header)?;
         let flags = header.ch.flags;
         let request = &mut self.requests[slot.index()];
@@ -403,7 +424,7 @@ impl InitiatorConnection {
         let placement = Placement { slot, offset: header.datao.get(), len: frame.data_len };
         self.link.inflow.start(frame, placement, false);
         self.link.consumed_header();
-        Ok(Step::Skip(frame.head_len))
+        Ok(Some(frame.head_len))
     }
 
     /// Whether the controller's data continues what it sent before, within what there is room for.
@@ -437,12 +458,13 @@ impl InitiatorConnection {
         Ok(slot)
     }
 
-    fn step_data<'b>(&mut self, bytes: &'b [u8]) -> Step<'b> {
+    fn step_data<'b>(&mut self, bytes: &'b [u8], told: &mut Option<InitiatorEvent<'b>>) -> Option<usize> {
         match self.link.inflow.step(bytes) {
-            Progress::Wait => Step::Wait,
-            Progress::Skipped(count) => Step::Skip(count),
+            Progress::Wait => None,
+            Progress::Skipped(count) => Some(count),
             Progress::Data { slot, offset, bytes } => {
-                Step::Event(bytes.len(), InitiatorEvent::Data { slot, offset, bytes })
+                *told = Some(InitiatorEvent::Data { slot, offset, bytes });
+                Some(bytes.len())
             }
             Progress::Finished { taken, slot, len, is_intact } => {
                 let request = &mut self.requests[slot.index()];
@@ -451,13 +473,13 @@ impl InitiatorConnection {
                 if let Outcome::Answered(cqe) = request.outcome {
                     self.answer(slot, &cqe);
                 }
-                Step::Skip(taken)
+                Some(taken)
             }
         }
     }
 
-    fn take_r2t<'b>(&mut self, bytes: &'b [u8]) -> Result<Step<'b>, PeerError> {
-        let Ok((r2t, _)) = R2t::ref_from_prefix(bytes) else { return Ok(Step::Wait) };
+    fn take_r2t(&mut self, bytes: &[u8]) -> Result<Option<usize>, PeerError> {
+        let Ok((r2t, _)) = R2t::ref_from_prefix(bytes) else { return Ok(None) };
         let slot = self.check_r2t(r2t)?;
         let end = r2t.r2to.get() + r2t.r2tl.get();
         let request = &mut self.requests[slot.index()];
@@ -466,7 +488,7 @@ impl InitiatorConnection {
         request.grants.push_back(Grant { ttag: r2t.ttag.get(), end });
         self.enqueue(slot);
         self.link.consumed_header();
-        Ok(Step::Skip(self.link.framing.head_len(PduKind::R2t)))
+        Ok(Some(self.link.framing.head_len(PduKind::R2t)))
     }
 
     fn check_r2t(&self, r2t: &R2t) -> Result<Slot, PeerError> {
@@ -499,12 +521,12 @@ impl InitiatorConnection {
         Ok(slot)
     }
 
-    fn take_response<'b>(&mut self, bytes: &'b [u8]) -> Result<Step<'b>, PeerError> {
-        let Ok((response, _)) = CapsuleResp::ref_from_prefix(bytes) else { return Ok(Step::Wait) };
+    fn take_response(&mut self, bytes: &[u8]) -> Result<Option<usize>, PeerError> {
+        let Ok((response, _)) = CapsuleResp::ref_from_prefix(bytes) else { return Ok(None) };
         let slot = self.sent_request(PduKind::CapsuleResp, response.rccqe.cid.get())?;
         self.answer(slot, &response.rccqe);
         self.link.consumed_header();
-        Ok(Step::Skip(self.link.framing.head_len(PduKind::CapsuleResp)))
+        Ok(Some(self.link.framing.head_len(PduKind::CapsuleResp)))
     }
 
     //= NVMe/TCP 1.0 §3.5
@@ -607,10 +629,17 @@ impl InitiatorConnection {
 
     /// The peer broke the protocol. Requests are lost as soon as their memory is not part of the output.
     #[cold]
-    fn fail<'b>(&mut self, error: PeerError, bytes: &'b [u8], now_ns: u64) -> Step<'b> {
+    fn fail<'b>(
+        &mut self,
+        error: PeerError,
+        bytes: &'b [u8],
+        now_ns: u64,
+        told: &mut Option<InitiatorEvent<'b>>,
+    ) -> Option<usize> {
         let ending = self.link.fail(error, quoted_header(bytes), now_ns);
         self.lose_all();
-        Step::Event(bytes.len(), InitiatorEvent::Ended(ending))
+        *told = Some(InitiatorEvent::Ended(ending));
+        Some(bytes.len())
     }
 
     fn end(&mut self, incident: Incident, ending: Ending) -> Option<InitiatorEvent<'static>> {
@@ -663,14 +692,6 @@ impl InitiatorConnection {
             commands: self.in_flight > 0,
         }
     }
-}
-
-/// What one look at the bytes came to.
-#[derive(Debug)]
-enum Step<'b> {
-    Wait,
-    Skip(usize),
-    Event(usize, InitiatorEvent<'b>),
 }
 
 /// PDUs encoded for a request at a time.

@@ -161,19 +161,15 @@ impl TargetConnection {
 
     /// Looks at received bytes until something happened or they are used up.
     pub fn handle_bytes<'b>(&mut self, bytes: &'b [u8], now_ns: u64) -> Handled<TargetEvent<'b>> {
-        let mut consumed = 0;
-        let event = loop {
-            match self.step(&bytes[consumed..], now_ns) {
-                Step::Wait => break None,
-                Step::Skip(count) => consumed += count,
-                Step::Event(count, event) => {
-                    consumed += count;
-                    break Some(event);
-                }
-            }
-        };
-        self.link.clock.received(bytes.len(), bytes.len() - consumed, now_ns);
-        Handled { consumed, event }
+        // Written to where the caller reads it: a copy would wait for the data of the command before; see `Link::begin`.
+        let mut handled = Handled { consumed: 0, event: None };
+        while handled.event.is_none()
+            && let Some(count) = self.step(&bytes[handled.consumed..], now_ns, &mut handled.event)
+        {
+            handled.consumed += count;
+        }
+        self.link.clock.received(bytes.len(), bytes.len() - handled.consumed, now_ns);
+        handled
     }
 
     /// Where the next bytes of the stream belong, if they are a command's data. They may be received straight
@@ -348,24 +344,30 @@ impl TargetConnection {
         self.end(Incident::Close, Ending::Local)
     }
 
-    fn step<'b>(&mut self, bytes: &'b [u8], now_ns: u64) -> Step<'b> {
+    /// Takes one step; gives the bytes it used, or none if there are too few. What happened goes to `told`.
+    fn step<'b>(
+        &mut self,
+        bytes: &'b [u8],
+        now_ns: u64,
+        told: &mut Option<TargetEvent<'b>>,
+    ) -> Option<usize> {
         if !self.link.inflow.is_idle() {
-            return self.step_data(bytes);
+            return self.step_data(bytes, told);
         }
         match self.link.begin(bytes, self.capsule_limit) {
-            Begun::Wait => Step::Wait,
-            Begun::Discard => Step::Skip(bytes.len()),
-            Begun::Wrong(error) => self.fail(error, bytes, now_ns),
-            Begun::Heard(ending) => match self.end(Incident::Pdu(PduKind::H2cTermReq), ending) {
-                Some(event) => Step::Event(bytes.len(), event),
-                None => Step::Skip(bytes.len()),
-            },
-            Begun::Pdu { frame, action, to } => match self.act(bytes, &frame, action, now_ns) {
+            Begun::Wait => None,
+            Begun::Discard => Some(bytes.len()),
+            Begun::Wrong(error) => self.fail(error, bytes, now_ns, told),
+            Begun::Heard(ending) => {
+                *told = self.end(Incident::Pdu(PduKind::H2cTermReq), ending);
+                Some(bytes.len())
+            }
+            Begun::Pdu { frame, action, to } => match self.act(bytes, &frame, action, now_ns, told) {
                 Ok(step) => {
                     self.link.state = to;
                     step
                 }
-                Err(error) => self.fail(error, bytes, now_ns),
+                Err(error) => self.fail(error, bytes, now_ns, told),
             },
         }
     }
@@ -376,10 +378,11 @@ impl TargetConnection {
         frame: &Frame,
         action: Action,
         now_ns: u64,
-    ) -> Result<Step<'b>, PeerError> {
+        told: &mut Option<TargetEvent<'b>>,
+    ) -> Result<Option<usize>, PeerError> {
         match action {
-            Action::Negotiate => self.negotiate(bytes, frame, now_ns),
-            Action::BeginCommand => self.begin_command(bytes, frame),
+            Action::Negotiate => self.negotiate(bytes, frame, now_ns, told),
+            Action::BeginCommand => self.begin_command(bytes, frame, told),
             Action::TakeData => self.begin_data(bytes, frame),
             Action::TakeR2t
             | Action::TakeResponse
@@ -388,30 +391,42 @@ impl TargetConnection {
             | Action::RefuseSequence
             | Action::Terminate
             | Action::Close
-            | Action::Ignore => Ok(Step::Wait),
+            | Action::Ignore => Ok(None),
         }
     }
 
     #[cold]
-    fn negotiate<'b>(&mut self, bytes: &'b [u8], frame: &Frame, now_ns: u64) -> Result<Step<'b>, PeerError> {
-        let Ok((request, _)) = IcReq::ref_from_prefix(bytes) else { return Ok(Step::Wait) };
+    fn negotiate<'b>(
+        &mut self,
+        bytes: &'b [u8],
+        frame: &Frame,
+        now_ns: u64,
+        told: &mut Option<TargetEvent<'b>>,
+    ) -> Result<Option<usize>, PeerError> {
+        let Ok((request, _)) = IcReq::ref_from_prefix(bytes) else { return Ok(None) };
         let (response, agreement) = handshake::answer(request, &self.options)?;
         self.link.outbox.push_header(&response, &self.link.framing);
         self.link.clock.sent(now_ns);
         self.link.framing = agreement.framing;
         self.max_r2t = agreement.max_r2t;
         self.link.consumed_header();
-        Ok(Step::Event(frame.total_len(), TargetEvent::Ready(agreement)))
+        *told = Some(TargetEvent::Ready(agreement));
+        Ok(Some(frame.total_len()))
     }
 
-    fn begin_command<'b>(&mut self, bytes: &'b [u8], frame: &Frame) -> Result<Step<'b>, PeerError> {
-        let Ok((capsule, _)) = CapsuleCmd::ref_from_prefix(bytes) else { return Ok(Step::Wait) };
+    fn begin_command<'b>(
+        &mut self,
+        bytes: &'b [u8],
+        frame: &Frame,
+        told: &mut Option<TargetEvent<'b>>,
+    ) -> Result<Option<usize>, PeerError> {
+        let Ok((capsule, _)) = CapsuleCmd::ref_from_prefix(bytes) else { return Ok(None) };
         let total_len = frame.total_len();
         if bytes.len() < total_len {
             self.link.wait_for(total_len);
-            return Ok(Step::Wait);
+            return Ok(None);
         }
-        let Some(slot) = self.take_slot()? else { return Ok(Step::Wait) };
+        let Some(slot) = self.take_slot()? else { return Ok(None) };
         self.commands[slot.index()].begin(capsule.ccsqe.cid.get());
         self.advance(slot, CommandEvent::Capsule);
         let data_end = frame.data_offset + frame.data_len as usize;
@@ -419,7 +434,8 @@ impl TargetConnection {
         let is_intact =
             !frame.has_data_digest || read_digest(&bytes[data_end..]) == Some(extend_digest(0, data));
         self.link.consumed_header();
-        Ok(Step::Event(total_len, TargetEvent::Command { slot, sqe: &capsule.ccsqe, data, is_intact }))
+        *told = Some(TargetEvent::Command { slot, sqe: &capsule.ccsqe, data, is_intact });
+        Ok(Some(total_len))
     }
 
     /// A free slot, or none yet: the host may have seen a response before this end learnt that it was written.
@@ -437,14 +453,14 @@ impl TargetConnection {
         Ok(None)
     }
 
-    fn begin_data<'b>(&mut self, bytes: &'b [u8], frame: &Frame) -> Result<Step<'b>, PeerError> {
-        let Ok((header, _)) = H2cData::ref_from_prefix(bytes) else { return Ok(Step::Wait) };
+    fn begin_data(&mut self, bytes: &[u8], frame: &Frame) -> Result<Option<usize>, PeerError> {
+        let Ok((header, _)) = H2cData::ref_from_prefix(bytes) else { return Ok(None) };
         let slot = self.check_data(header)?;
         let placement = Placement { slot, offset: header.datao.get(), len: frame.data_len };
         let is_discarded = self.commands[slot.index()].state == CommandState::Discarding;
         self.link.inflow.start(frame, placement, is_discarded);
         self.link.consumed_header();
-        Ok(Step::Skip(frame.head_len))
+        Ok(Some(frame.head_len))
     }
 
     /// Whether the host's data is what the oldest outstanding R2T of the command asked for.
@@ -489,21 +505,20 @@ impl TargetConnection {
         Ok(slot)
     }
 
-    fn step_data<'b>(&mut self, bytes: &'b [u8]) -> Step<'b> {
+    fn step_data<'b>(&mut self, bytes: &'b [u8], told: &mut Option<TargetEvent<'b>>) -> Option<usize> {
         match self.link.inflow.step(bytes) {
-            Progress::Wait => Step::Wait,
-            Progress::Skipped(count) => Step::Skip(count),
+            Progress::Wait => None,
+            Progress::Skipped(count) => Some(count),
             Progress::Data { slot, offset, bytes } => {
-                Step::Event(bytes.len(), TargetEvent::Data { slot, offset, bytes })
+                *told = Some(TargetEvent::Data { slot, offset, bytes });
+                Some(bytes.len())
             }
             Progress::Finished { taken, slot, len, is_intact } => {
                 let command = &mut self.commands[slot.index()];
                 command.moved += len;
                 command.is_intact &= is_intact;
-                match self.data_arrived(slot) {
-                    Some(event) => Step::Event(taken, event),
-                    None => Step::Skip(taken),
-                }
+                *told = self.data_arrived(slot);
+                Some(taken)
             }
         }
     }
@@ -614,7 +629,13 @@ impl TargetConnection {
 
     /// The peer broke the protocol.
     #[cold]
-    fn fail<'b>(&mut self, error: PeerError, bytes: &'b [u8], now_ns: u64) -> Step<'b> {
+    fn fail<'b>(
+        &mut self,
+        error: PeerError,
+        bytes: &'b [u8],
+        now_ns: u64,
+        told: &mut Option<TargetEvent<'b>>,
+    ) -> Option<usize> {
         // What is encoded is sent before the termination; memory it refers to stays in use until then.
         let nothing_encoded = self.link.outbox.is_empty();
         for index in 0..self.commands.len() {
@@ -633,7 +654,8 @@ impl TargetConnection {
         self.outgoing.clear();
         self.receiving = 0;
         let ending = self.link.fail(error, quoted_header(bytes), now_ns);
-        Step::Event(bytes.len(), TargetEvent::Ended(ending))
+        *told = Some(TargetEvent::Ended(ending));
+        Some(bytes.len())
     }
 
     fn end(&mut self, incident: Incident, ending: Ending) -> Option<TargetEvent<'static>> {
@@ -703,14 +725,6 @@ impl TargetConnection {
         let mask = self.slot_mask();
         command.generation.wrapping_mul(mask.wrapping_add(1)) | slot.get()
     }
-}
-
-/// What one look at the bytes came to.
-#[derive(Debug)]
-enum Step<'b> {
-    Wait,
-    Skip(usize),
-    Event(usize, TargetEvent<'b>),
 }
 
 /// Most PDUs encoded for a command at a time: data and response.
