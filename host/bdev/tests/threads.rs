@@ -3,18 +3,26 @@
 
 mod vendor;
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tenon_abi::HotplugKind;
-use tenon_bdev::{Core, CoreOptions, buffer_get, buffer_put, channel_get, device_alloc, device_free};
+use tenon_bdev::{
+    Core, CoreOptions, Descriptor, buffer_get, buffer_put, channel_get, device_alloc, device_free,
+};
 use tenon_modules::{Catalog, Existing};
 use tenon_reactor::{Cpus, Reactors, ReactorsOptions};
 use vendor::Behaviour;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+
+thread_local! {
+    /// Of the control reactor: a descriptor that is open between two messages.
+    static OPEN: RefCell<Option<Descriptor>> = const { RefCell::new(None) };
+}
 
 /// Runs on the control reactor and waits for the answer, which may come later.
 fn ask<T: Send + 'static>(
@@ -94,8 +102,7 @@ fn devices_come_and_go_under_readers(reactors: &Reactors) {
         let desc = ask(reactors, move |core, reply: Box<dyn FnOnce(_)>| {
             let descriptor = core.open(&name_to_open, "test", true, |_| {}).expect("it is there");
             reply(descriptor.handle());
-            // Closed again when the device goes, by whoever is told; here by a later message.
-            std::mem::forget(descriptor);
+            OPEN.set(Some(descriptor));
         });
         for reactor in reactors.data() {
             let opened = opened.clone();
@@ -111,9 +118,12 @@ fn devices_come_and_go_under_readers(reactors: &Reactors) {
                 })
                 .expect("the reactor runs");
         }
-        // SAFETY: the host's function, on the control reactor; the descriptor was forgotten above.
-        let closed =
-            ask(reactors, move |_, reply| reply(unsafe { (tenon_bdev::host_api().bdev_close)(desc) }));
+        let closed = ask(reactors, move |_, reply| {
+            // SAFETY: the host's function, on the control reactor.
+            reply(unsafe { (tenon_bdev::host_api().bdev_close)(desc) });
+            // Its descriptor is closed already, which it finds when it is dropped.
+            OPEN.set(None);
+        });
         assert_eq!(closed, 0);
         assert!(reactors.data()[0].call(PATIENCE, move || channel_get(desc).is_err()).expect("it runs"));
         ask(reactors, move |core, reply| core.delete(&name, None, reply)).expect("it goes");

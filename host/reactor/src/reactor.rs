@@ -170,7 +170,7 @@ impl Core {
         if ns > self.long_turns.threshold_ns() {
             self.note_long_turn(ns);
         }
-        let is_short = ns < u64::from(IDLE_STRIDE) * IDLE_TURN_NS;
+        let is_short = ns < turns * IDLE_TURN_NS;
         if busy || !is_short || self.pollers.every_turn_count() == 0 { 1 } else { IDLE_STRIDE }
     }
 

@@ -38,13 +38,16 @@ assert_layout!(Cqe, CQE_SIZE, dw0: 0, dw1: 4, sqhd: 8, sqid: 10, cid: 12, status
 
 impl Cqe {
     /// A completion with a zero result.
+    #[inline]
     #[must_use]
     pub const fn new(cid: u16, sqhd: u16, status: StatusField) -> Self {
-        let zero = U32::new(0);
-        Self { dw0: zero, dw1: zero, sqhd: U16::new(sqhd), sqid: U16::new(0), cid: U16::new(cid), status }
+        // Written as it is read: see `to_u128`.
+        Self::from_u128((status.0.get() as u128) << 112 | (cid as u128) << 96 | (sqhd as u128) << 64)
     }
 
-    /// The entry as one little-endian number.
+    /// The entry as one little-endian number. Data paths pass it on as one: read in other pieces than it was just
+    /// written in, it would wait until all that was written before, data of commands among it, has left the
+    /// processor's store buffer.
     #[inline]
     #[must_use]
     pub const fn to_u128(self) -> u128 {

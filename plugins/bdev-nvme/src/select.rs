@@ -129,13 +129,21 @@ pub(crate) fn select(paths: &[PathFacts], rules: &Rules, cursor: Cursor) -> Opti
                 .map(|step| (cursor.last + step) % paths.len())
                 .find(|at| is_candidate(&paths[*at]))
         }
+        // Which one it is cannot be foretold: the least of numbers takes no branch, the first of the least ones does.
         (Policy::ActiveActive, Selector::QueueDepth) => {
-            let candidates = paths.iter().enumerate().filter(|(_, path)| is_candidate(path));
-            candidates.min_by_key(|(_, path)| path.in_flight).map(|(at, _)| at)
+            let rank = |(at, path): (usize, &PathFacts)| {
+                if is_candidate(path) { u64::from(path.in_flight) << 32 | at as u64 } else { u64::MAX }
+            };
+            let least = paths.iter().enumerate().map(rank).min()?;
+            Some(least as u32 as usize)
         }
         (Policy::ActiveActive, Selector::Latency) => {
-            let candidates = paths.iter().enumerate().filter(|(_, path)| is_candidate(path));
-            candidates.min_by_key(|(_, path)| (path.expected_ns(), path.in_flight)).map(|(at, _)| at)
+            let rank = |(at, path): (usize, &PathFacts)| {
+                let load = u128::from(path.expected_ns()) << 64 | u128::from(path.in_flight) << 32;
+                if is_candidate(path) { load | at as u128 } else { u128::MAX }
+            };
+            let least = paths.iter().enumerate().map(rank).min()?;
+            Some(least as u32 as usize)
         }
     }
 }

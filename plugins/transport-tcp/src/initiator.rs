@@ -22,7 +22,7 @@ use tenon_sdk::abi::transport::initiator::{
 };
 use tenon_sdk::abi::transport::{CloseReason, Direction};
 use tenon_sdk::{FdWatch, Host, IoVec, errno};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use crate::channel::Channel;
 use crate::codec::extend_digest;
@@ -214,14 +214,19 @@ impl Connection {
     }
 
     fn receive(&self, group: &Group, now_ns: u64) -> bool {
-        let asks = group.asks_sockets && self.machine.borrow().awaits_answers();
-        if !self.is_readable.get() && !asks {
+        let is_asked = !self.is_readable.get();
+        if is_asked && !(group.may_ask() && self.machine.borrow().awaits_answers()) {
             return false;
         }
         let mut is_busy = false;
         for _ in 0..RECEIVES_PER_TURN {
             match self.receive_once(group, now_ns) {
-                Received::Nothing => break,
+                Received::Nothing => {
+                    if is_asked && !is_busy {
+                        group.asked_in_vain();
+                    }
+                    break;
+                }
                 Received::Some => is_busy = true,
                 Received::All => {
                     is_busy = true;
@@ -433,7 +438,7 @@ impl Connection {
                         if self.qid != 0 && is_short && cqe.status.is_success() {
                             cqe.status = StatusField::new(StatusCode::DATA_TRANSFER_ERROR);
                         }
-                        (*request).cqe.copy_from_slice(cqe.as_bytes());
+                        (*request).cqe = cqe.to_u128().to_le_bytes();
                         0
                     }
                     Outcome::Lost => errno::ECANCELED,

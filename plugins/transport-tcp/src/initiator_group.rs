@@ -3,8 +3,10 @@
 //!
 //! One receive and one send per connection and turn, each as large as it can
 //! be: what is submitted during a turn leaves together. While commands are in
-//! flight on a data reactor the sockets are asked directly; before the reactor
-//! sleeps, and always on the control reactor, readiness comes from epoll.
+//! flight on a data reactor the sockets are asked directly, in each turn those
+//! that are next until one has nothing: a look in vain costs a system call.
+//! Before the reactor sleeps, and always on the control reactor, readiness comes
+//! from epoll.
 // UNSAFETY: owns the memory that sockets receive into, and lends it for a call.
 
 use std::cell::{Cell, RefCell};
@@ -25,7 +27,11 @@ pub(crate) struct Group {
     pub(crate) pieces: RefCell<Vec<IoVec>>,
     pub(crate) statistics: Statistics,
     /// Whether sockets are asked while commands are in flight.
-    pub(crate) asks_sockets: bool,
+    asks_sockets: bool,
+    /// A socket had nothing in this turn.
+    has_asked_in_vain: Cell<bool>,
+    /// The connection whose turn comes first.
+    first: Cell<usize>,
     next_check_ns: Cell<u64>,
     poller: RefCell<Option<Poller>>,
     alarm: RefCell<Option<Alarm>>,
@@ -60,6 +66,8 @@ impl Group {
             pieces: RefCell::new(Vec::with_capacity(MAX_PIECES)),
             statistics: Statistics::default(),
             asks_sockets,
+            has_asked_in_vain: Cell::new(false),
+            first: Cell::new(0),
             next_check_ns: Cell::new(0),
             poller: RefCell::default(),
             alarm: RefCell::default(),
@@ -81,6 +89,16 @@ impl Group {
         self.connections.borrow_mut().push(connection);
     }
 
+    /// Whether another socket may be asked in this turn.
+    pub(crate) fn may_ask(&self) -> bool {
+        self.asks_sockets && !self.has_asked_in_vain.get()
+    }
+
+    /// A socket that was asked had nothing.
+    pub(crate) fn asked_in_vain(&self) {
+        self.has_asked_in_vain.set(true);
+    }
+
     fn run(self: &Rc<Self>) -> Poll {
         count(&self.statistics.polls, 1);
         let now_ns = self.host.now_ns();
@@ -88,25 +106,40 @@ impl Group {
         if checks {
             self.next_check_ns.set(now_ns + CHECK_NS);
         }
-        let (mut at, mut is_busy) = (0, false);
-        loop {
+        let (count_now, first) = (self.connections.borrow().len(), self.first.get());
+        let (mut is_busy, mut is_any_over) = (false, false);
+        self.has_asked_in_vain.set(false);
+        for step in 0..count_now {
+            let at = (first + step) % count_now;
             let connection = self.connections.borrow().get(at).map(Rc::clone);
             let Some(connection) = connection else { break };
             if checks {
                 connection.check_time(now_ns);
             }
+            let could_ask = self.may_ask();
             is_busy |= connection.run(self, now_ns);
-            if connection.is_over() {
-                self.connections.borrow_mut().retain(|other| !Rc::ptr_eq(other, &connection));
-                connection.tell_closed();
-            } else {
-                at += 1;
+            is_any_over |= connection.is_over();
+            if could_ask && !self.may_ask() {
+                self.first.set((at + 1) % count_now);
             }
+        }
+        if is_any_over {
+            self.tell_ended();
         }
         if !is_busy {
             count(&self.statistics.idle_polls, 1);
         }
         if is_busy { Poll::Busy } else { Poll::Idle }
+    }
+
+    /// Lets go of the connections that are over.
+    #[cold]
+    fn tell_ended(&self) {
+        let is_over = |connection: &mut Rc<Connection>| connection.is_over();
+        let over: Vec<Rc<Connection>> = self.connections.borrow_mut().extract_if(.., is_over).collect();
+        for connection in over {
+            connection.tell_closed();
+        }
     }
 
     fn may_sleep(&self) -> bool {

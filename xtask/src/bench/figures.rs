@@ -243,6 +243,19 @@ fn nvme() -> Vec<Figure> {
     figures.push(figure("nvme", "  four paths, active_active", "x", Need::AtLeast(0.95), |r| {
         ratio(r, "nvme paths 1", "nvme paths 4")
     }));
+    figures.push(figure("nvme", "nvme: processor per read by the initiator", "ns", Need::None, |r| {
+        get(r, "nvme busy")
+    }));
+    figures.push(figure(
+        "nvme",
+        "  of a loop that brings the data to its requests",
+        "x",
+        Need::AtMost(1.3),
+        |r| ratio(r, "nvme busy", "nvme loop fetch"),
+    ));
+    figures.push(figure("nvme", "  of a loop that throws it away", "x", Need::None, |r| {
+        ratio(r, "nvme busy", "nvme loop read")
+    }));
     figures
 }
 

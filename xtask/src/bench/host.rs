@@ -116,9 +116,7 @@ fn register_in_process(root: &Path, round: &mut Round) -> Result<()> {
 impl Host {
     /// Starts a host and waits until it says that it is ready.
     pub fn start(root: &Path, args: &[&str]) -> Result<Host> {
-        static STARTED: AtomicU32 = AtomicU32::new(0);
-        let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        let socket = std::env::temp_dir().join(format!("tenon-bench-{}-{number}.sock", std::process::id()));
+        let socket = socket();
         let begin = Instant::now();
         let mut child = Command::new(root.join(TENON))
             .current_dir(root)
@@ -175,6 +173,64 @@ impl Drop for Host {
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.socket);
     }
+}
+
+/// A load that can be looked at meanwhile; ended when dropped.
+pub struct Load {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Load {
+    /// Starts `tenon perf`.
+    pub fn start(root: &Path, args: &[&str]) -> Result<Load> {
+        let socket = socket();
+        let child = Command::new(root.join(TENON))
+            .args(["perf", "--json", "--seed", "1"])
+            .args(args)
+            .arg("--rpc-socket")
+            .arg(&socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start tenon perf")?;
+        Ok(Load { child, socket })
+    }
+
+    /// A client of it, once it listens; none if it is over.
+    pub fn connection(&mut self) -> Result<Option<Connection>> {
+        while self.child.try_wait()?.is_none() {
+            if let Ok(connection) = Connection::open(&self.socket) {
+                return Ok(Some(connection));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(None)
+    }
+
+    /// Waits for its end; gives its report.
+    pub fn report(mut self) -> Result<Value> {
+        let mut output = self.child.stdout.take().context("no standard output")?;
+        let mut report = String::new();
+        output.read_to_string(&mut report)?;
+        serde_json::from_str(&report).context("the report of tenon perf")
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+/// A name for a control socket that nobody else has.
+fn socket() -> PathBuf {
+    static NAMED: AtomicU32 = AtomicU32::new(0);
+    let number = NAMED.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("tenon-bench-{}-{number}.sock", std::process::id()))
 }
 
 /// A client of a host.

@@ -3,14 +3,14 @@
 //! bitmap costs, how fast a rebuild is, and what it takes from those who use the
 //! array meanwhile.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::host::{Connection, Host};
+use super::host::{Host, Load};
 use super::load::Lab;
 use super::{Probe, Round};
 use crate::steps;
@@ -118,45 +118,33 @@ fn foreground(workspace: &Workspace, lab: &Lab, seconds: u64) -> Result<Probe> {
 
 /// Nanoseconds per I/O of a load on an array.
 fn used(root: &Path, file: &Path, seconds: u64, is_rebuilt: bool) -> Result<f64> {
-    let socket = std::env::temp_dir().join(format!("tenon-bench-raid-{}.sock", std::process::id()));
-    let _ = std::fs::remove_file(&socket);
-    let mut load = Load(
-        Command::new(root.join("target/release/tenon"))
-            .args(["perf", "--json", "--reactors", "1", "--seed", "1", "-q", "32", "--bdev", "r0"])
-            .args(["--rw", "randrw", "--mix", "50", "--time", &format!("{seconds}s"), "-c"])
-            .arg(file)
-            .arg("--rpc-socket")
-            .arg(&socket)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot start tenon perf")?,
-        socket,
-    );
-    while is_rebuilt && load.0.try_wait()?.is_none() {
-        // Before and after the load nobody listens, and at its end a call is cut off.
-        let Ok(mut connection) = Connection::open(&load.1) else {
-            std::thread::sleep(Duration::from_millis(2));
-            continue;
-        };
+    let time = format!("{seconds}s");
+    let file = file.to_str().context("a path")?;
+    let mut load = Load::start(
+        root,
+        &[
+            "--reactors",
+            "1",
+            "-q",
+            "32",
+            "--bdev",
+            "r0",
+            "--rw",
+            "randrw",
+            "--mix",
+            "50",
+            "--time",
+            &time,
+            "-c",
+            file,
+        ],
+    )?;
+    while is_rebuilt && let Some(mut connection) = load.connection()? {
+        // At its end a call is cut off.
         while rebuild_again(&mut |method, params| connection.call(method, params), "d1").is_ok() {}
     }
-    let mut report = String::new();
-    let output = load.0.stdout.take().context("no standard output")?;
-    std::io::Read::read_to_string(&mut std::io::BufReader::new(output), &mut report)?;
-    let report: Value = serde_json::from_str(&report).context("the report of tenon perf")?;
+    let report = load.report()?;
     Ok(1e9 / report["total"]["iops"].as_f64().context("a report without IOPS")?)
-}
-
-/// A load, ended when dropped.
-struct Load(Child, PathBuf);
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        let _ = std::fs::remove_file(&self.1);
-    }
 }
 
 fn members_of(mib: u64, count: usize, more: &str) -> String {

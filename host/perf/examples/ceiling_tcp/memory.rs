@@ -3,6 +3,8 @@
 
 use tenon_bdev::{device_alloc, device_free};
 
+use crate::Keeper;
+
 pub const PAGE_BYTES: usize = 4096;
 /// Does not fit into a cache.
 const MEMORY_BYTES: usize = 256 << 20;
@@ -66,9 +68,11 @@ impl Memory {
     pub fn bytes(&self) -> &[u8] {
         self.area.bytes()
     }
+}
 
-    /// A random block's place.
-    pub fn place(&mut self) -> usize {
+impl Keeper for Memory {
+    /// A random block's.
+    fn place(&mut self) -> usize {
         let (state, below) = (&mut self.state, (MEMORY_BYTES / self.block) as u64);
         *state = state.wrapping_add(0xa076_1d64_78bd_642f);
         let product = u128::from(*state) * u128::from(*state ^ 0xe703_7ed1_a0b4_28db);
@@ -76,7 +80,7 @@ impl Memory {
         ((u128::from(random) * u128::from(below)) >> 64) as usize * self.block
     }
 
-    pub fn store(&mut self, at: usize, bytes: &[u8]) {
+    fn store(&mut self, at: usize, bytes: &[u8]) {
         self.area.bytes_mut()[at..][..bytes.len()].copy_from_slice(bytes);
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use rustix::event::{Timespec, epoll};
 
 use crate::memory::{Memory, Piece};
-use crate::{Answering, Engine, HEADER, Intake, Work, buffer};
+use crate::{Answering, Engine, HEADER, Intake, Keeper, Work, buffer};
 
 /// A socket with what is to be sent on it, and how far its messages have been received.
 pub struct Line {
@@ -111,7 +111,7 @@ impl Answering for Calls {
         for at in 0..self.readiness.find(&mut self.lines) {
             let line = &mut self.lines[self.readiness.ready[at]];
             let received = line.receive(&mut self.buffer);
-            let requests = line.intake.take(&self.buffer[..received], work, memory);
+            let requests = line.intake.take_requests(&self.buffer[..received], work, memory);
             done += requests;
             line.answer(requests, work, memory);
             line.send(memory.bytes());

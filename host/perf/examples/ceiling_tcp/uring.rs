@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use io_uring::types::{BufRingEntry, Fd};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
-use crate::sockets::Line;
 use crate::memory::Memory;
+use crate::sockets::Line;
 use crate::{Answering, Work};
 
 /// What a connection's send names; it stays in place while the kernel has it.
@@ -79,7 +79,8 @@ impl Ring {
         }
         let mut requests = 0;
         if let Some(first) = cqueue::buffer_select(flags) {
-            self.buffers.take(first, bytes, |bytes| requests += line.intake.take(bytes, work, memory));
+            self.buffers
+                .take(first, bytes, |bytes| requests += line.intake.take_requests(bytes, work, memory));
             line.answer(requests, work, memory);
         }
         if !cqueue::more(flags) && !self.is_over {

@@ -209,6 +209,7 @@ impl InitiatorConnection {
     }
 
     /// Looks at received bytes until something happened or they are used up.
+    #[inline(always)]
     pub fn handle_bytes<'b>(&mut self, bytes: &'b [u8], now_ns: u64) -> Handled<InitiatorEvent<'b>> {
         // Written to where the caller reads it: a copy would wait for the data of the command before; see `Link::begin`.
         let mut handled = Handled { consumed: 0, event: None };
@@ -290,16 +291,21 @@ impl InitiatorConnection {
     }
 
     /// The next request that is over; its memory is no longer used.
+    #[inline]
     pub fn poll_completion(&mut self) -> Option<Completion> {
         let slot = self.done.pop()?;
         self.advance(slot, RequestEvent::Poll);
         self.in_flight -= 1;
         let request = &self.requests[slot.index()];
+        let outcome = match request.outcome {
+            Outcome::Answered(cqe) => Outcome::Answered(Cqe::from_u128(cqe.to_u128())),
+            Outcome::Lost => Outcome::Lost,
+        };
         let received = match request.transfer {
             Transfer::ToHost(_) => request.moved,
             Transfer::None | Transfer::ToController(_) => 0,
         };
-        Some(Completion { slot, cid: request.cid, outcome: request.outcome, received })
+        Some(Completion { slot, cid: request.cid, outcome, received })
     }
 
     /// When [`Self::handle_timeout`] is to be called at the latest.
@@ -325,7 +331,8 @@ impl InitiatorConnection {
         self.end(Incident::Close, Ending::Local)
     }
 
-    /// Takes one step; gives the bytes it used, or none if there are too few. What happened goes to `told`.
+    /// Takes one step, by a call of its own so that what happened stays where it is written; gives the bytes it used, or none if there are too few. What happened goes to `told`.
+    #[inline(never)]
     fn step<'b>(
         &mut self,
         bytes: &'b [u8],
@@ -471,7 +478,7 @@ impl InitiatorConnection {
                 request.moved += len;
                 request.is_intact &= is_intact;
                 if let Outcome::Answered(cqe) = request.outcome {
-                    self.answer(slot, &cqe);
+                    self.answer(slot, cqe.to_u128());
                 }
                 Some(taken)
             }
@@ -524,7 +531,7 @@ impl InitiatorConnection {
     fn take_response(&mut self, bytes: &[u8]) -> Result<Option<usize>, PeerError> {
         let Ok((response, _)) = CapsuleResp::ref_from_prefix(bytes) else { return Ok(None) };
         let slot = self.sent_request(PduKind::CapsuleResp, response.rccqe.cid.get())?;
-        self.answer(slot, &response.rccqe);
+        self.answer(slot, response.rccqe.to_u128());
         self.link.consumed_header();
         Ok(Some(self.link.framing.head_len(PduKind::CapsuleResp)))
     }
@@ -534,9 +541,9 @@ impl InitiatorConnection {
     //# processing C2HData PDUs associated with the command and when the command processing has
     //# completed, if a successful status was returned by the controller, the host shall fail the command with a
     //# non-fatal transport error.
-    fn answer(&mut self, slot: Slot, cqe: &Cqe) {
+    fn answer(&mut self, slot: Slot, cqe: u128) {
         let request = &mut self.requests[slot.index()];
-        let mut cqe = *cqe;
+        let mut cqe = Cqe::from_u128(cqe);
         if !request.is_intact && cqe.status.is_success() {
             cqe.status = StatusField::new(StatusCode::TRANSIENT_TRANSPORT_ERROR);
         }

@@ -160,6 +160,7 @@ impl TargetConnection {
     }
 
     /// Looks at received bytes until something happened or they are used up.
+    #[inline(always)]
     pub fn handle_bytes<'b>(&mut self, bytes: &'b [u8], now_ns: u64) -> Handled<TargetEvent<'b>> {
         // Written to where the caller reads it: a copy would wait for the data of the command before; see `Link::begin`.
         let mut handled = Handled { consumed: 0, event: None };
@@ -344,7 +345,8 @@ impl TargetConnection {
         self.end(Incident::Close, Ending::Local)
     }
 
-    /// Takes one step; gives the bytes it used, or none if there are too few. What happened goes to `told`.
+    /// Takes one step, by a call of its own so that what happened stays where it is written; gives the bytes it used, or none if there are too few. What happened goes to `told`.
+    #[inline(never)]
     fn step<'b>(
         &mut self,
         bytes: &'b [u8],
