@@ -243,6 +243,9 @@ fn nvme() -> Vec<Figure> {
     figures.push(figure("nvme", "  four paths, active_active", "x", Need::AtLeast(0.95), |r| {
         ratio(r, "nvme paths 1", "nvme paths 4")
     }));
+    figures.push(figure("nvme", "  four connections, the same bytes, only moved", "x", Need::None, |r| {
+        ratio(r, "nvme loop 1", "nvme loop 4")
+    }));
     figures.push(figure("nvme", "nvme: processor per read by the initiator", "ns", Need::None, |r| {
         get(r, "nvme busy")
     }));

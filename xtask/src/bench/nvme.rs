@@ -49,12 +49,16 @@ pub fn probes(workspace: &Workspace, seconds: u64) -> Vec<Probe> {
             name: "nvme paths".to_owned(),
             run: Box::new(move |round| {
                 let workspace = Workspace { root: root.clone() };
-                let mut sums = [0.0; 2];
+                let (mut own, mut moved) = ([0.0; 2], [0.0; 2]);
                 for turn in [0, 1, 1, 0] {
-                    sums[turn] += reads(&workspace, [1, PATHS][turn], seconds)?;
+                    let paths = [1, PATHS][turn];
+                    own[turn] += reads(&workspace, paths, seconds)?;
+                    moved[turn] += 1e6 / of_loop(&workspace, "read", paths, seconds)?[0];
                 }
-                round.insert("nvme paths 1".to_owned(), sums[0] / 2.0);
-                round.insert("nvme paths 4".to_owned(), sums[1] / 2.0);
+                for (turn, paths) in [1, PATHS].iter().enumerate() {
+                    round.insert(format!("nvme paths {paths}"), own[turn] / 2.0);
+                    round.insert(format!("nvme loop {paths}"), moved[turn] / 2.0);
+                }
                 Ok(())
             }),
         },
@@ -65,7 +69,7 @@ pub fn probes(workspace: &Workspace, seconds: u64) -> Vec<Probe> {
                 let workspace = Workspace { root: again.clone() };
                 round.insert("nvme busy".to_owned(), busy(&workspace, seconds)?);
                 for kind in ["read", "fetch"] {
-                    round.insert(format!("nvme loop {kind}"), busy_of_loop(&workspace, kind, seconds)?);
+                    round.insert(format!("nvme loop {kind}"), of_loop(&workspace, kind, 1, seconds)?[2]);
                 }
                 Ok(())
             }),
@@ -109,13 +113,15 @@ fn reads_so_far(connection: &mut Connection) -> Result<f64> {
     all["bdevs"][0]["num_read_ops"].as_f64().context("no count of reads")
 }
 
-/// The same of a loop that asks for as many bytes, and copies them to the memory of its requests if it is to `fetch`.
-fn busy_of_loop(workspace: &Workspace, kind: &str, seconds: u64) -> Result<f64> {
+/// Reads per second, microseconds between answers and nanoseconds of work per read of a loop that only moves the bytes
+/// on so many connections, and copies them to the memory of its requests if it is to `fetch`.
+fn of_loop(workspace: &Workspace, kind: &str, connections: u16, seconds: u64) -> Result<[f64; 3]> {
     let mut command = Command::new(workspace.path(CEILING));
-    command.args([kind, "1", "128", "4096", &seconds.to_string()]);
+    let (lines, depth) = (connections.to_string(), (128 / connections).to_string());
+    command.args([kind, &lines, &depth, "4096", &seconds.to_string()]);
     let output = steps::output_of(&mut command)?;
-    let ns = output.split_whitespace().nth(2).context("ceiling_tcp prints three numbers")?;
-    Ok(ns.parse()?)
+    let numbers: Vec<f64> = output.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    numbers.try_into().ok().context("ceiling_tcp prints three numbers")
 }
 
 /// Reads what `select` prints: a way and nanoseconds in each line.

@@ -198,15 +198,17 @@ impl NvmeChannel {
         }
     }
 
-    /// The path for the next I/O of `together` that are submitted at once; if there is another, not the one by the
-    /// controller `shunned`.
+    /// The path for the next I/O, the `nth` of those that are submitted together; if there is another, not the one by
+    /// the controller `shunned`.
     #[inline]
-    fn choose(&self, shunned: u64, together: u32) -> Option<usize> {
+    fn choose(&self, shunned: u64, nth: usize) -> Option<usize> {
         let paths = self.paths.borrow();
         let mut facts = self.facts.borrow_mut();
         let mut rules = self.rules.get();
-        // Spread over the paths, they would leave in as many sends, and their answers come in as many.
-        rules.rr_min_io = rules.rr_min_io.max(together.min(MAX_TOGETHER));
+        if !nth.is_multiple_of(MAX_TOGETHER) {
+            // Spread over the paths, they would leave in as many sends, and their answers come in as many.
+            rules.rr_min_io = u32::MAX;
+        }
         let counts = facts.len() > 1;
         for (path, facts) in paths.iter().zip(facts.iter_mut()) {
             facts.is_connected = path.queue.is_live();
@@ -225,8 +227,8 @@ impl NvmeChannel {
         Some(at)
     }
 
-    /// Starts one of so many I/Os or lets it wait; the queue it went to, which is to be flushed.
-    fn start(&self, io: Io<Self>, together: u32) -> Option<Rc<IoQueue>> {
+    /// Starts the `nth` I/O of some or lets it wait; the queue it went to, which is to be flushed.
+    fn start(&self, io: Io<Self>, nth: usize) -> Option<Rc<IoQueue>> {
         match io.op() {
             BdevOp::Reset => {
                 self.reset(io);
@@ -238,7 +240,7 @@ impl NvmeChannel {
             }
             _ => {}
         }
-        let Some(at) = self.choose(io.context().shunned, together) else {
+        let Some(at) = self.choose(io.context().shunned, nth) else {
             self.park(io);
             return None;
         };
@@ -275,8 +277,8 @@ impl NvmeChannel {
 
     /// Starts an I/O of a batch; the queue of those before is flushed if this one goes to another.
     #[inline]
-    fn start_after(&self, last: &mut Option<Rc<IoQueue>>, io: Io<Self>, together: u32) {
-        if let Some(queue) = self.start(io, together) {
+    fn start_after(&self, last: &mut Option<Rc<IoQueue>>, io: Io<Self>, nth: usize) {
+        if let Some(queue) = self.start(io, nth) {
             if let Some(other) = last.as_ref().filter(|other| !Rc::ptr_eq(other, &queue)) {
                 other.flush();
             }
@@ -386,13 +388,12 @@ impl NvmeChannel {
             return;
         }
         let mut last: Option<Rc<IoQueue>> = None;
-        let together = self.waiting.len();
-        for _ in 0..together {
+        for nth in 0..self.waiting.len() {
             if self.is_full() {
                 break;
             }
             let Some(io) = self.waiting.pop_front() else { break };
-            self.start_after(&mut last, io, together as u32);
+            self.start_after(&mut last, io, nth);
         }
         if let Some(queue) = last {
             queue.flush();
@@ -505,7 +506,7 @@ impl NvmeChannel {
         if self.is_overdue(&io) {
             return io.complete(ABORTED_BY_HOST);
         }
-        if let Some(queue) = self.start(io, 1) {
+        if let Some(queue) = self.start(io, 0) {
             queue.flush();
         }
     }
@@ -707,17 +708,16 @@ impl Channel for NvmeChannel {
 
     fn submit(&self, mut io: Io<Self>) {
         self.set_deadline(&mut io);
-        if let Some(queue) = self.start(io, 1) {
+        if let Some(queue) = self.start(io, 0) {
             queue.flush();
         }
     }
 
     fn submit_batch(&self, batch: IoBatch<'_, Self>) {
         let mut last: Option<Rc<IoQueue>> = None;
-        let together = batch.len() as u32;
-        for mut io in batch {
+        for (nth, mut io) in batch.enumerate() {
             self.set_deadline(&mut io);
-            self.start_after(&mut last, io, together);
+            self.start_after(&mut last, io, nth);
         }
         if let Some(queue) = last {
             queue.flush();
@@ -743,6 +743,6 @@ impl Channel for NvmeChannel {
 }
 
 /// I/Os submitted at once that take a path together: a send of as many is nearly as good as a larger one.
-const MAX_TOGETHER: u32 = 32;
+const MAX_TOGETHER: usize = 32;
 /// Pause before an I/O that failed is tried again, if the controller asks for none.
 const LEAST_RETRY_MS: u64 = 10;
