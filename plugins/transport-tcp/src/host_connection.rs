@@ -570,11 +570,12 @@ impl HostConnection {
             self.learn_limits(slot);
         }
         self.shared.counters.commands.set(self.shared.counters.commands.get() + 1);
+        let mut protocol = self.protocol.borrow_mut();
         if length > 0 && cqe.status.is_success() {
             // SAFETY: the request is this side's, and its payload is there.
-            unsafe { fetch_payload(request) };
+            unsafe { fetch_payload(request, protocol.has_data_digest()) };
         }
-        self.protocol.borrow_mut().complete(slot, &cqe, length);
+        protocol.complete(slot, &cqe, length);
     }
 
     /// After Connect the queue's own limits hold.

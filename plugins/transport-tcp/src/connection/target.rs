@@ -152,6 +152,12 @@ impl TargetConnection {
         MAX_DATA_OFFSET + self.capsule_limit as usize + DIGEST_LEN
     }
 
+    /// Whether data digests are used, which the handshake decides.
+    #[must_use]
+    pub fn has_data_digest(&self) -> bool {
+        self.link.framing.data_digest
+    }
+
     /// The queue has `entries` (its Connect said so), and in-capsule data is `in_capsule_bytes` at most (8192
     /// for an admin queue, IOCCSZ's for an I/O queue). Both can only be lowered.
     pub fn limit(&mut self, entries: u16, in_capsule_bytes: u32) {
