@@ -135,7 +135,7 @@ pub struct DeviceWish {
     /// Which path of `active_active` is next.
     #[serde(default)]
     pub selector: Selector,
-    /// I/Os in turn of `round_robin`, at least 1; up to 32 that are submitted together count as one.
+    /// I/Os in turn of `round_robin`, at least 1; more while up to 32 are submitted together.
     #[serde(default = "one")]
     pub rr_min_io: u32,
     /// Address of the preferred path.

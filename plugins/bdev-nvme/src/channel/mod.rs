@@ -73,6 +73,8 @@ pub struct NvmeChannel {
     facts: RefCell<Vec<PathFacts>>,
     rules: Cell<Rules>,
     cursor: Cell<Cursor>,
+    /// I/Os that `round_robin` gives each path before it begins again, if more than `rr_min_io`.
+    turn: Cell<u32>,
     is_gone: Cell<bool>,
     /// No path, or no room.
     waiting: Waiting<NvmeChannel>,
@@ -123,6 +125,7 @@ impl NvmeChannel {
             facts: RefCell::default(),
             rules: Cell::default(),
             cursor: Cell::default(),
+            turn: Cell::new(0),
             is_gone: Cell::new(false),
             waiting: Waiting::new(),
             delayed: Waiting::new(),
@@ -198,17 +201,14 @@ impl NvmeChannel {
         }
     }
 
-    /// The path for the next I/O, the `nth` of those that are submitted together; if there is another, not the one by
-    /// the controller `shunned`.
+    /// The path for the next of `together` I/Os that are submitted at once; if there is another, not the one by the
+    /// controller `shunned`.
     #[inline]
-    fn choose(&self, shunned: u64, nth: usize) -> Option<usize> {
+    fn choose(&self, shunned: u64, together: usize) -> Option<usize> {
         let paths = self.paths.borrow();
         let mut facts = self.facts.borrow_mut();
-        let mut rules = self.rules.get();
-        if !nth.is_multiple_of(MAX_TOGETHER) {
-            // Spread over the paths, they would leave in as many sends, and their answers come in as many.
-            rules.rr_min_io = u32::MAX;
-        }
+        let all = self.rules.get();
+        let rules = Rules { rr_min_io: self.turn.get().max(all.rr_min_io), ..all };
         let counts = facts.len() > 1;
         for (path, facts) in paths.iter().zip(facts.iter_mut()) {
             facts.is_connected = path.queue.is_live();
@@ -223,12 +223,17 @@ impl NvmeChannel {
             _ => select_but(shunned, &paths, &mut facts, &rules, cursor),
         }?;
         let run = if cursor.last == at { cursor.run.saturating_add(1) } else { 1 };
+        if at < cursor.last {
+            // Spread over the paths, they would leave in as many sends, and their answers come in as many. Each path
+            // has a turn as long as this one.
+            self.turn.set(together.min(MAX_TOGETHER) as u32);
+        }
         self.cursor.set(Cursor { last: at, run });
         Some(at)
     }
 
-    /// Starts the `nth` I/O of some or lets it wait; the queue it went to, which is to be flushed.
-    fn start(&self, io: Io<Self>, nth: usize) -> Option<Rc<IoQueue>> {
+    /// Starts one of so many I/Os or lets it wait; the queue it went to, which is to be flushed.
+    fn start(&self, io: Io<Self>, together: usize) -> Option<Rc<IoQueue>> {
         match io.op() {
             BdevOp::Reset => {
                 self.reset(io);
@@ -240,7 +245,7 @@ impl NvmeChannel {
             }
             _ => {}
         }
-        let Some(at) = self.choose(io.context().shunned, nth) else {
+        let Some(at) = self.choose(io.context().shunned, together) else {
             self.park(io);
             return None;
         };
@@ -277,8 +282,8 @@ impl NvmeChannel {
 
     /// Starts an I/O of a batch; the queue of those before is flushed if this one goes to another.
     #[inline]
-    fn start_after(&self, last: &mut Option<Rc<IoQueue>>, io: Io<Self>, nth: usize) {
-        if let Some(queue) = self.start(io, nth) {
+    fn start_after(&self, last: &mut Option<Rc<IoQueue>>, io: Io<Self>, together: usize) {
+        if let Some(queue) = self.start(io, together) {
             if let Some(other) = last.as_ref().filter(|other| !Rc::ptr_eq(other, &queue)) {
                 other.flush();
             }
@@ -388,12 +393,13 @@ impl NvmeChannel {
             return;
         }
         let mut last: Option<Rc<IoQueue>> = None;
-        for nth in 0..self.waiting.len() {
+        let together = self.waiting.len();
+        for _ in 0..together {
             if self.is_full() {
                 break;
             }
             let Some(io) = self.waiting.pop_front() else { break };
-            self.start_after(&mut last, io, nth);
+            self.start_after(&mut last, io, together);
         }
         if let Some(queue) = last {
             queue.flush();
@@ -506,7 +512,7 @@ impl NvmeChannel {
         if self.is_overdue(&io) {
             return io.complete(ABORTED_BY_HOST);
         }
-        if let Some(queue) = self.start(io, 0) {
+        if let Some(queue) = self.start(io, 1) {
             queue.flush();
         }
     }
@@ -708,16 +714,17 @@ impl Channel for NvmeChannel {
 
     fn submit(&self, mut io: Io<Self>) {
         self.set_deadline(&mut io);
-        if let Some(queue) = self.start(io, 0) {
+        if let Some(queue) = self.start(io, 1) {
             queue.flush();
         }
     }
 
     fn submit_batch(&self, batch: IoBatch<'_, Self>) {
         let mut last: Option<Rc<IoQueue>> = None;
-        for (nth, mut io) in batch.enumerate() {
+        let together = batch.len();
+        for mut io in batch {
             self.set_deadline(&mut io);
-            self.start_after(&mut last, io, nth);
+            self.start_after(&mut last, io, together);
         }
         if let Some(queue) = last {
             queue.flush();
@@ -742,7 +749,7 @@ impl Channel for NvmeChannel {
     }
 }
 
-/// I/Os submitted at once that take a path together: a send of as many is nearly as good as a larger one.
+/// Longest turn of a path for I/Os submitted at once: a send of as many is nearly as good as a larger one.
 const MAX_TOGETHER: usize = 32;
 /// Pause before an I/O that failed is tried again, if the controller asks for none.
 const LEAST_RETRY_MS: u64 = 10;
