@@ -1,5 +1,6 @@
 //! The memories of both sides: page-aligned, in huge pages like a device's, and touched
 //! before anything is measured.
+// UNSAFETY: makes slices of memory that it allocated.
 
 use tenon_bdev::{device_alloc, device_free};
 
