@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use tenon_abi::{BufferEvent, MemoryFn, MemoryRegion};
 
-use crate::store::{is_past_cache, store_past_cache};
+use crate::store::{are_past_cache, block_came, block_went, is_past_cache, store_past_cache};
 use crate::{Error, Host, bridge};
 
 /// A block of zeroed memory that devices may access; freed when dropped.
@@ -139,6 +139,7 @@ impl DmaBuf {
     /// Lets several reactors use it at once.
     #[must_use]
     pub fn share(self) -> SharedBuf {
+        block_came(self.len as u64);
         SharedBuf { is_past_cache: is_past_cache(self.len as u64), block: self }
     }
 
@@ -151,6 +152,12 @@ impl Drop for DmaBuf {
     fn drop(&mut self) {
         // SAFETY: as allocated, and nobody has a reference any longer.
         unsafe { (self.host.api.free)(self.ptr.as_ptr().cast::<c_void>(), self.len, self.align) }
+    }
+}
+
+impl Drop for SharedBuf {
+    fn drop(&mut self) {
+        block_went(self.len());
     }
 }
 
@@ -194,7 +201,7 @@ impl SharedBuf {
             if distance < len {
                 return std::ptr::copy(from, at, len);
             }
-            if self.is_past_cache && store_past_cache(from, at, len) {
+            if (self.is_past_cache || are_past_cache()) && store_past_cache(from, at, len) {
                 return;
             }
             for done in (0..len).step_by(PAGE) {
