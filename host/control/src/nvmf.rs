@@ -248,7 +248,12 @@ impl Nvmf {
         target.set_retry_delays(options.crdt.unwrap_or(default.retry_delays_100ms));
         target.set_discovery_filter(options.discovery_filter.unwrap_or_default().0);
         let authentication = wanted(options.authentication()).and_then(|one| target.set_authentication(one));
-        authentication.map_err(|error| format!("[nvmf]: {error}"))
+        let mdns = match (options.publish_mdns.unwrap_or_default(), target.publishes_mdns()) {
+            (true, false) => target.publish_mdns(),
+            (false, true) => target.stop_mdns(),
+            (true, true) | (false, false) => Ok(()),
+        };
+        authentication.and(mdns).map_err(|error| format!("[nvmf]: {error}"))
     }
 
     fn add_subsystem(&self, entry: SubsystemEntry, done: Done) {

@@ -102,6 +102,7 @@ fn options(control: &Control) -> NvmfSection {
         dhchap_dhgroups: (authentication.groups != usual.groups).then(groups),
         max_subsystems: (limit != default.max_subsystems).then(|| u32::try_from(limit).unwrap_or(u32::MAX)),
         discovery_filter: (filter != DiscoveryFilterName::default()).then_some(filter),
+        publish_mdns: target.publishes_mdns().then_some(true),
         crdt: (delays != default.retry_delays_100ms).then_some(delays),
         reservation_directory: control.engine().current().nvmf.options.reservation_directory,
     }
@@ -227,6 +228,9 @@ pub(crate) fn calls(control: &Control) -> Vec<Value> {
             "subnqn": referral.subnqn,
         });
         calls.push(call("nvmf_discovery_add_referral", params));
+    }
+    if target.publishes_mdns() {
+        calls.push(call("nvmf_publish_mdns_prr", json!({})));
     }
     calls
 }

@@ -71,6 +71,7 @@ impl Target {
     pub(crate) fn discovery_changed(&self) {
         let generation = self.inner.discovery_generation.get() + 1;
         self.inner.discovery_generation.set(generation);
+        self.refresh_mdns();
         if let Some(discovery) = self.discovery_subsystem() {
             self.raise(&discovery, EventKind::Discovery, None);
         }

@@ -117,6 +117,15 @@ pub enum TargetError {
     /// A host uses the key.
     #[error("key {0} is in use by a host")]
     KeyInUse(String),
+    /// Listeners are announced by mDNS.
+    #[error("mdns: listeners are announced already")]
+    MdnsPublished,
+    /// Listeners are not announced by mDNS.
+    #[error("mdns: listeners are not announced")]
+    MdnsNotPublished,
+    /// There is no mDNS responder.
+    #[error("mdns: no responder: {0}")]
+    Mdns(String),
     /// The target is shutting down.
     #[error("the target is shutting down")]
     ShuttingDown,
@@ -131,18 +140,21 @@ impl TargetError {
             | Self::NoHost { .. }
             | Self::NoListener { .. }
             | Self::NoTransport(_)
-            | Self::NoKey(_) => errno::ENOENT,
+            | Self::NoKey(_)
+            | Self::MdnsNotPublished => errno::ENOENT,
             Self::SubsystemExists(_)
             | Self::NamespaceExists { .. }
             | Self::HostExists { .. }
             | Self::ListenerExists { .. }
             | Self::TransportExists(_)
-            | Self::KeyExists(_) => errno::EEXIST,
+            | Self::KeyExists(_)
+            | Self::MdnsPublished => errno::EEXIST,
             Self::SubsystemGoing(_) | Self::TransportBusy(_) | Self::KeyInUse(_) => errno::EBUSY,
             Self::Invalid { .. } => errno::EINVAL,
             Self::TooMany { .. } => errno::ENOSPC,
             Self::TimedOut { .. } => errno::ETIMEDOUT,
             Self::Refused { source, .. } => source.code,
+            Self::Mdns(_) => errno::EIO,
             Self::ShuttingDown => errno::ESHUTDOWN,
         }
     }

@@ -26,7 +26,7 @@
 //! `target` owns all and joins the reactors; `subsystem`, `namespace`, `host_access`, `listener`, `ana`, `discovery`
 //! and `transports` are its objects and their public operations, `config` and `error` their words.
 //! `controller` serves fabrics and admin commands, `queue` is the data path, `transport` what it knows of a
-//! transport, `auth` how hosts prove who they are, `keyring` by which keys, `reservation` who may use a
+//! transport, `mdns` tells the network of listeners, `auth` how hosts prove who they are, `keyring` by which keys, `reservation` who may use a
 //! namespace, `limits` how much, `status` the one mapping of device statuses, `report` what reactors know, `post`
 //! messages that must arrive, `jobs` work for the workers.
 //!
@@ -37,9 +37,6 @@
 //! * Copy, Verify and Write Uncorrectable on devices that do not declare them. (What else a device lacks, the
 //!   gate makes of reads and writes: Compare, Write Zeroes, fused Compare and Write.)
 //! * Protection information, and separate metadata: hosts see such a device without its metadata.
-//!
-//! Discovery services are not announced by multicast DNS: `nvmf_publish_mdns_prr` and `nvmf_stop_mdns_prr` are no
-//! methods.
 
 mod ana;
 mod auth;
@@ -53,6 +50,7 @@ mod keyring;
 mod keyring_table;
 mod limits;
 mod listener;
+mod mdns;
 mod namespace;
 mod post;
 mod queue;

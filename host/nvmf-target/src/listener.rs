@@ -5,7 +5,7 @@
 //! subsystem's use closes the connections to it that came by it.
 // UNSAFETY: calls the transport's table with borrowed texts, as the contract has it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use nvme_spec::discovery::AddressFamily;
@@ -141,6 +141,17 @@ impl Target {
                 })
             })
             .collect()
+    }
+
+    /// Where the target can be reached by TCP, by number of the listener.
+    pub(crate) fn tcp_listeners(&self) -> BTreeMap<u64, Address> {
+        let listeners = self.inner.listeners.borrow();
+        let is_open = |listener: &&TargetListener| {
+            listener.state == ListenerState::Listening && !listener.users.is_empty()
+        };
+        let by_tcp =
+            listeners.values().filter(is_open).filter(|one| one.address.trtype.eq_ignore_ascii_case("tcp"));
+        by_tcp.map(|listener| (listener.number, listener.address.clone())).collect()
     }
 
     fn listener_at(&self, address: &Address) -> Option<u64> {

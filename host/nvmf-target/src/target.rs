@@ -24,6 +24,7 @@ use crate::error::TargetError;
 use crate::jobs::Jobs;
 use crate::keyring::Keyring;
 use crate::listener::TargetListener;
+use crate::mdns::Responder;
 use crate::post::post;
 use crate::queue::QueuePair;
 use crate::queue::interface::{Answer, Capsule, QueueKey, SubsystemId};
@@ -65,6 +66,7 @@ pub(crate) struct Inner {
     /// Of queues that have to authenticate, or tried.
     pub authentications: RefCell<HashMap<QueueKey, Rc<QueueAuthentication>>>,
     pub psks: Arc<PskDirectory>,
+    pub mdns: RefCell<Option<Responder>>,
     /// Modules that use transports in the initiator role.
     pub transport_users: RefCell<TransportUsers>,
 }
@@ -154,6 +156,7 @@ impl Target {
                 authentication: RefCell::default(),
                 authentications: RefCell::default(),
                 psks: Arc::default(),
+                mdns: RefCell::default(),
                 transport_users: RefCell::default(),
                 directory,
                 options,
@@ -231,6 +234,8 @@ impl Target {
     /// nothing afterwards.
     pub fn shutdown(&self, done: impl FnOnce() + 'static) {
         self.inner.is_shutting_down.set(true);
+        // The network is told first. There may be nothing to take back.
+        let _ = self.stop_mdns();
         let numbers: Vec<u64> = {
             let mut listeners = self.inner.listeners.borrow_mut();
             listeners.values_mut().for_each(|listener| listener.users.clear());

@@ -60,6 +60,8 @@ pub struct NvmfSection {
     /// Which listeners discovery shows: `"match_any"`, or a list of `transport`, `address` and `svcid` that must
     /// be those the host came by, e.g. `"transport,address"`. Default: `"match_any"`.
     pub discovery_filter: Option<DiscoveryFilterName>,
+    /// Whether TCP listeners are announced by multicast DNS; the same as `nvmf_publish_mdns_prr`. Default: false.
+    pub publish_mdns: Option<bool>,
     /// Command Retry Delay Times 1 to 3, in units of 100 ms. Default: none.
     pub crdt: Option<[u16; 3]>,
     /// Hash functions for authentication, the best first: `"sha256"`, `"sha384"`, `"sha512"`. Default: all.

@@ -1,4 +1,5 @@
-//! Referrals: where hosts are sent to find more.
+//! Referrals: where hosts are sent to find more. And whether the network is told of
+//! the listeners without being asked.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -15,6 +16,8 @@ pub const METHODS: &[(&str, Method)] = &[
     ("nvmf_discovery_add_referral", add),
     ("nvmf_discovery_remove_referral", remove),
     ("nvmf_discovery_get_referrals", get_all),
+    ("nvmf_publish_mdns_prr", publish_mdns),
+    ("nvmf_stop_mdns_prr", stop_mdns),
 ];
 
 #[derive(Deserialize)]
@@ -64,14 +67,14 @@ fn remove(control: &Control, params: Value, reply: Reply) {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct GetAll {
+struct TargetOnly {
     #[serde(default)]
     #[expect(dead_code, reason = "there is one target")]
     tgt_name: TargetName,
 }
 
 fn get_all(control: &Control, params: Value, reply: Reply) {
-    with("nvmf_discovery_get_referrals", params, reply, |_: GetAll, reply| {
+    with("nvmf_discovery_get_referrals", params, reply, |_: TargetOnly, reply| {
         let describe = |referral: &Referral| {
             json!({
                 "address": address_json(&referral.address),
@@ -80,5 +83,17 @@ fn get_all(control: &Control, params: Value, reply: Reply) {
             })
         };
         reply.send(Ok(control.target().referrals().iter().map(describe).collect()));
+    });
+}
+
+fn publish_mdns(control: &Control, params: Value, reply: Reply) {
+    with("nvmf_publish_mdns_prr", params, reply, |_: TargetOnly, reply| {
+        answer(reply)(control.target().publish_mdns());
+    });
+}
+
+fn stop_mdns(control: &Control, params: Value, reply: Reply) {
+    with("nvmf_stop_mdns_prr", params, reply, |_: TargetOnly, reply| {
+        answer(reply)(control.target().stop_mdns());
     });
 }

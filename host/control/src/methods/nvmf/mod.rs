@@ -163,6 +163,13 @@ impl From<TargetError> for RpcError {
             E::NoKey(name) => (name.clone(), "no such key".to_owned(), String::new()),
             E::KeyExists(name) => (name.clone(), "the key exists already".to_owned(), String::new()),
             E::KeyInUse(name) => (name.clone(), "a host uses the key".to_owned(), String::new()),
+            E::MdnsPublished => {
+                ("mdns".to_owned(), "listeners are announced already".to_owned(), String::new())
+            }
+            E::MdnsNotPublished => {
+                ("mdns".to_owned(), "listeners are not announced".to_owned(), String::new())
+            }
+            E::Mdns(cause) => ("mdns".to_owned(), "there is no responder".to_owned(), cause.clone()),
             E::ShuttingDown => ("target".to_owned(), "is shutting down".to_owned(), String::new()),
         };
         RpcError {
