@@ -26,9 +26,9 @@
 //! `target` owns all and joins the reactors; `subsystem`, `namespace`, `host_access`, `listener`, `ana`, `discovery`
 //! and `transports` are its objects and their public operations, `config` and `error` their words.
 //! `controller` serves fabrics and admin commands, `queue` is the data path, `transport` what it knows of a
-//! transport, `mdns` tells the network of listeners, `auth` how hosts prove who they are, `keyring` by which keys, `reservation` who may use a
-//! namespace, `limits` how much, `status` the one mapping of device statuses, `report` what reactors know, `post`
-//! messages that must arrive, `jobs` work for the workers.
+//! transport, `mdns` tells the network of listeners, `auth` how hosts prove who they are, `keyring` by which keys,
+//! `reservation` who may use a namespace, `limits` how much, `status` the one mapping of device statuses, `report`
+//! what reactors know, `post` messages that must arrive, `jobs` work for the workers.
 //!
 //! # Not implemented
 //!

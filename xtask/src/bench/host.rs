@@ -6,12 +6,12 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{Measure, Probe, Round};
@@ -37,8 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running host, ended when dropped.
 pub struct Host {
-    child: Child,
-    socket: PathBuf,
+    process: Process,
     ready_after: Duration,
 }
 
@@ -68,7 +67,7 @@ fn idle(root: &Path, round: &mut Round) -> Result<()> {
     let used = host.cpu_ns()?.saturating_sub(before) as f64;
     round.insert("idle %".to_owned(), 100.0 * used / IDLE.as_nanos() as f64);
     round.insert("rss MiB".to_owned(), host.rss_kib()? as f64 / 1024.0);
-    let mut connection = Connection::open(&host.socket)?;
+    let mut connection = Connection::open(&host.process.socket)?;
     let mut times = Vec::new();
     for _ in 0..CALLS {
         let begin = Instant::now();
@@ -82,7 +81,7 @@ fn idle(root: &Path, round: &mut Round) -> Result<()> {
 
 fn register_by_rpc(root: &Path, round: &mut Round) -> Result<()> {
     let host = Host::start(root, &[])?;
-    let mut connection = Connection::open(&host.socket)?;
+    let mut connection = Connection::open(&host.process.socket)?;
     let params =
         |index: usize| json!({ "name": format!("n{index}"), "num_blocks": 1 << 21, "block_size": 512 });
     connection.send("bdev_null_create", &params(DEVICES))?;
@@ -116,43 +115,27 @@ fn register_in_process(root: &Path, round: &mut Round) -> Result<()> {
 impl Host {
     /// Starts a host and waits until it says that it is ready.
     pub fn start(root: &Path, args: &[&str]) -> Result<Host> {
-        let socket = socket();
         let begin = Instant::now();
-        let mut child = Command::new(root.join(TENON))
-            .current_dir(root)
-            .arg("run")
-            .args(args)
-            .arg("--rpc-socket")
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| format!("cannot start {TENON}"))?;
-        let stdout = child.stdout.take().context("no standard output")?;
+        let (process, stdout) = Process::start(root, &["run"], args)?;
         let mut lines = BufReader::new(stdout);
         let mut line = String::new();
         lines.read_line(&mut line)?;
         let ready_after = begin.elapsed();
-        let mut host = Host { child, socket, ready_after };
-        if !line.contains("ready") {
-            let _ = host.child.kill();
-            bail!("tenon run is not ready: {line}");
-        }
+        ensure!(line.contains("ready"), "tenon run is not ready: {line}");
         // Whatever else it prints must find a reader.
         thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        Ok(host)
+        Ok(Host { process, ready_after })
     }
 
     /// Makes one call.
     pub fn call(&self, method: &str, params: &Value) -> Result<Value> {
-        Connection::open(&self.socket)?.call(method, params)
+        Connection::open(&self.process.socket)?.call(method, params)
     }
 
     /// Time on a processor so far, of all threads.
     pub fn cpu_ns(&self) -> Result<u64> {
         let mut sum = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+        for task in fs::read_dir(format!("/proc/{}/task", self.process.child.id()))? {
             let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
             sum += text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
         }
@@ -160,48 +143,29 @@ impl Host {
     }
 
     fn rss_kib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        // It drains what little there is; a host of ten thousand devices need not.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = fs::remove_file(&self.socket);
-    }
-}
-
 /// A load that can be looked at meanwhile; ended when dropped.
 pub struct Load {
-    child: Child,
-    socket: PathBuf,
+    process: Process,
+    stdout: ChildStdout,
 }
 
 impl Load {
     /// Starts `tenon perf`.
     pub fn start(root: &Path, args: &[&str]) -> Result<Load> {
-        let socket = socket();
-        let child = Command::new(root.join(TENON))
-            .args(["perf", "--json", "--seed", "1"])
-            .args(args)
-            .arg("--rpc-socket")
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot start tenon perf")?;
-        Ok(Load { child, socket })
+        let (process, stdout) = Process::start(root, &["perf", "--json", "--seed", "1"], args)?;
+        Ok(Load { process, stdout })
     }
 
     /// A client of it, once it listens; none if it is over.
     pub fn connection(&mut self) -> Result<Option<Connection>> {
-        while self.child.try_wait()?.is_none() {
-            if let Ok(connection) = Connection::open(&self.socket) {
+        while self.process.child.try_wait()?.is_none() {
+            if let Ok(connection) = Connection::open(&self.process.socket) {
                 return Ok(Some(connection));
             }
             thread::sleep(Duration::from_millis(2));
@@ -211,26 +175,47 @@ impl Load {
 
     /// Waits for its end; gives its report.
     pub fn report(mut self) -> Result<Value> {
-        let mut output = self.child.stdout.take().context("no standard output")?;
         let mut report = String::new();
-        output.read_to_string(&mut report)?;
+        self.stdout.read_to_string(&mut report)?;
         serde_json::from_str(&report).context("the report of tenon perf")
     }
 }
 
-impl Drop for Load {
+/// A process of `tenon` with a control socket of its own; ended when dropped.
+struct Process {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Process {
+    /// Starts it; gives what it prints as well.
+    fn start(root: &Path, command: &[&str], args: &[&str]) -> Result<(Process, ChildStdout)> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let socket = std::env::temp_dir().join(format!("tenon-bench-{}-{number}.sock", std::process::id()));
+        let mut child = Command::new(root.join(TENON))
+            .current_dir(root)
+            .args(command)
+            .args(args)
+            .arg("--rpc-socket")
+            .arg(&socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {TENON}"))?;
+        let stdout = child.stdout.take();
+        Ok((Process { child, socket }, stdout.context("no standard output")?))
+    }
+}
+
+impl Drop for Process {
     fn drop(&mut self) {
+        // It drains what little there is; a host of ten thousand devices need not.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.socket);
     }
-}
-
-/// A name for a control socket that nobody else has.
-fn socket() -> PathBuf {
-    static NAMED: AtomicU32 = AtomicU32::new(0);
-    let number = NAMED.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("tenon-bench-{}-{number}.sock", std::process::id()))
 }
 
 /// A client of a host.

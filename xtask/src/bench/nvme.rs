@@ -12,13 +12,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::host::{Connection, Host, Load};
+use super::tcp::only_moved;
 use super::{Probe, Round};
 use crate::steps;
 use crate::workspace::Workspace;
 
 const TENON: &str = "target/release/tenon";
 const SELECT: &str = "target/release/examples/select";
-const CEILING: &str = "target/release/examples/ceiling_tcp";
 const TARGET: &str = "target/bench/nvme-target.toml";
 const INITIATOR: &str = "target/bench/nvme.toml";
 const TARGET_CPU: &str = "0";
@@ -113,15 +113,10 @@ fn reads_so_far(connection: &mut Connection) -> Result<f64> {
     all["bdevs"][0]["num_read_ops"].as_f64().context("no count of reads")
 }
 
-/// Reads per second, microseconds between answers and nanoseconds of work per read of a loop that only moves the bytes
-/// on so many connections, and copies them to the memory of its requests if it is to `fetch`.
+/// As `only_moved`, of 128 commands in flight on so many connections.
 fn of_loop(workspace: &Workspace, kind: &str, connections: u16, seconds: u64) -> Result<[f64; 3]> {
-    let mut command = Command::new(workspace.path(CEILING));
-    let (lines, depth) = (connections.to_string(), (128 / connections).to_string());
-    command.args([kind, &lines, &depth, "4096", &seconds.to_string()]);
-    let output = steps::output_of(&mut command)?;
-    let numbers: Vec<f64> = output.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    numbers.try_into().ok().context("ceiling_tcp prints three numbers")
+    let lines = usize::from(connections);
+    only_moved(workspace, kind, [lines, 128 / lines, 4096, seconds as usize], "")
 }
 
 /// Reads what `select` prints: a way and nanoseconds in each line.

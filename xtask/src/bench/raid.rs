@@ -121,27 +121,9 @@ fn foreground(workspace: &Workspace, lab: &Lab, seconds: u64) -> Result<Probe> {
 
 /// Nanoseconds per I/O of a load on an array.
 fn used(root: &Path, file: &Path, seconds: u64, is_rebuilt: bool) -> Result<f64> {
-    let time = format!("{seconds}s");
-    let file = file.to_str().context("a path")?;
-    let mut load = Load::start(
-        root,
-        &[
-            "--reactors",
-            "1",
-            "-q",
-            "32",
-            "--bdev",
-            "r0",
-            "--rw",
-            "randrw",
-            "--mix",
-            "50",
-            "--time",
-            &time,
-            "-c",
-            file,
-        ],
-    )?;
+    let words = format!("--reactors 1 -q 32 --bdev r0 --rw randrw --mix 50 --time {seconds}s -c");
+    let args: Vec<&str> = words.split(' ').chain([file.to_str().context("a path")?]).collect();
+    let mut load = Load::start(root, &args)?;
     while is_rebuilt && let Some(mut connection) = load.connection()? {
         // At its end a call is cut off.
         while rebuild_again(&mut |method, params| connection.call(method, params), "d1").is_ok() {}

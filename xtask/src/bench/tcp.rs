@@ -165,11 +165,17 @@ fn ceiling(workspace: &Workspace, work: &Work, words: &str, seconds: u64) -> Res
         Kind::Drop => "drop",
     };
     let numbers = [work.connections, work.depth, work.block_bytes, seconds as usize];
+    Ok(1e6 / only_moved(workspace, kind, numbers, words)?[0])
+}
+
+/// What `ceiling_tcp` prints for so many connections, depth, bytes of a block and seconds: I/Os per second, microseconds
+/// between answers, and nanoseconds of the asking side per I/O.
+pub fn only_moved(workspace: &Workspace, kind: &str, numbers: [usize; 4], words: &str) -> Result<[f64; 3]> {
     let mut command = Command::new(workspace.path(CEILING));
     command.arg(kind).args(numbers.map(|number| number.to_string())).args(words.split_whitespace());
     let output = steps::output_of(&mut command)?;
-    let rate = output.split_whitespace().next().context("ceiling_tcp prints two numbers")?;
-    Ok(1e6 / rate.parse::<f64>()?)
+    let printed: Vec<f64> = output.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    printed.try_into().ok().context("ceiling_tcp prints three numbers")
 }
 
 /// What the target costs while a hundred hosts are connected and do nothing but keep alive.

@@ -351,7 +351,8 @@ impl TargetConnection {
         self.end(Incident::Close, Ending::Local)
     }
 
-    /// Takes one step, by a call of its own so that what happened stays where it is written; gives the bytes it used, or none if there are too few. What happened goes to `told`.
+    /// Takes one step; gives the bytes it used, or none if there are too few. What happened goes to `told`, by a call
+    /// of its own, so that it stays where it is written.
     #[inline(never)]
     fn step<'b>(
         &mut self,
