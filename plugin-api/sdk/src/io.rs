@@ -50,6 +50,15 @@ pub struct Io<C: Channel> {
     channel: PhantomData<*const C>,
 }
 
+/// What became of a write into memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// To complete with.
+    pub status: IoStatus,
+    /// Whether every thread sees the bytes; if not, [`SharedBuf::settle`] comes before the completion.
+    pub is_settled: bool,
+}
+
 /// I/Os of this image that were dropped instead of completed.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
@@ -306,11 +315,25 @@ impl<C: Channel> Io<C> {
     /// Writes the payload to `memory` at `byte_offset`; the result is the status to complete with.
     #[must_use = "complete the I/O with this status"]
     pub fn write_to(&self, memory: &SharedBuf, byte_offset: u64) -> IoStatus {
-        self.transfer(memory, byte_offset, |medium, piece, len| {
+        let written = self.write_unsettled_to(memory, byte_offset);
+        if !written.is_settled {
+            SharedBuf::settle();
+        }
+        written.status
+    }
+
+    /// As [`Io::write_to`], but other threads may not see the bytes yet: unless the result says that they do,
+    /// [`SharedBuf::settle`] has to be called before the I/O is completed. Once for several I/Os is enough.
+    #[inline]
+    #[must_use = "complete the I/O with this status, when it is settled"]
+    pub fn write_unsettled_to(&self, memory: &SharedBuf, byte_offset: u64) -> Written {
+        let mut is_settled = true;
+        let status = self.transfer(memory, byte_offset, |medium, piece, len| {
             // SAFETY: as in `read_from`.
-            unsafe { memory.store(medium, piece.cast_const(), len) };
+            is_settled &= !unsafe { memory.store(medium, piece.cast_const(), len) };
             true
-        })
+        });
+        Written { status, is_settled }
     }
 
     /// Compares the payload with `memory` at `byte_offset`; the result is the status to complete with.

@@ -130,7 +130,7 @@ pub use host::memory::{Buffer, DmaBuf, MemoryChange, MemoryWatch, SharedBuf, fet
 pub use host::publish::{Counter, Gauge, Hotplug, HotplugChange, HotplugWatch};
 pub use host::timer::{Alarm, Timer};
 pub use host::{Host, Reactor};
-pub use io::Io;
+pub use io::{Io, Written};
 pub use lend::Lender;
 pub use let_go::LetGo;
 pub use module::{Exported, Module, NoConfig, NoParams, changed_options, transport_schema};

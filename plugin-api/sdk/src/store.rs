@@ -48,14 +48,15 @@ fn cache() -> u64 {
     *CACHE.get_or_init(last_level_cache)
 }
 
-/// Copies `len` bytes past the cache, if they are enough and aligned; false, and nothing copied, if not.
+/// Copies `len` bytes past the cache, if they are enough and aligned; false, and nothing copied, if not. [`settle`] is
+/// the caller's to call.
 ///
 /// # Safety
 /// `from` and `to` have `len` bytes and do not overlap.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(crate) unsafe fn store_past_cache(from: *const u8, to: *mut u8, len: usize) -> bool {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
 
     if len < SMALLEST || !len.is_multiple_of(LINE) || !to.addr().is_multiple_of(LINE) {
         return false;
@@ -70,11 +71,22 @@ pub(crate) unsafe fn store_past_cache(from: *const u8, to: *mut u8, len: usize) 
             }
         }
     }
-    // SAFETY: the instruction is part of every x86_64. Such stores overtake others: whoever hears of the completion
-    // must see them.
-    unsafe { _mm_sfence() };
     true
 }
+
+/// Waits until what this thread has stored past the cache is where others see it. Such stores overtake others: without it,
+/// whoever hears of a completion may not see them.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn settle() {
+    // SAFETY: the instruction is part of every x86_64.
+    unsafe { std::arch::x86_64::_mm_sfence() };
+}
+
+/// There are no such stores.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline]
+pub(crate) fn settle() {}
 
 /// As on x86_64, but there is nothing to gain.
 ///

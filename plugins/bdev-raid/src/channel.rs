@@ -79,7 +79,6 @@ struct OpenLane {
 }
 
 /// State of one I/O.
-#[derive(Default)]
 pub struct RaidIo {
     /// Slots whose child failed, or that a read has tried.
     failed: u32,
@@ -93,6 +92,23 @@ pub struct RaidIo {
     done_blocks: u64,
     /// Of a write to raid5.
     raid5: raid5::Progress,
+}
+
+impl Default for RaidIo {
+    /// A copy of one that is there: made on the stack each time it would be read in larger pieces than it was just
+    /// written in, which waits for every store before.
+    #[inline(always)]
+    fn default() -> Self {
+        const EMPTY: RaidIo = RaidIo {
+            failed: 0,
+            error: None,
+            turn: None,
+            slot: 0,
+            done_blocks: 0,
+            raid5: raid5::Progress::NONE,
+        };
+        EMPTY
+    }
 }
 
 impl Channel for RaidChannel {

@@ -110,9 +110,13 @@ fn raid() -> Vec<Figure> {
         Need::AtLeast(2.36),
         |r| rate(r, "raid1 write malloc"),
     ));
-    figures.push(figure("raid", "  of bare copies of the same bytes", "x", Need::None, |r| {
-        ratio(r, "copies of raid1", "raid1 write malloc")
-    }));
+    figures.push(figure(
+        "raid",
+        "  of bare copies of the same bytes, past the cache",
+        "x",
+        Need::None,
+        |r| ratio(r, "copies of raid1", "raid1 write malloc"),
+    ));
     figures.push(figure(
         "raid",
         "raid5f x 3 write, 128 KiB stripes, over null",
@@ -130,7 +134,7 @@ fn raid() -> Vec<Figure> {
         Need::AtLeast(42.0),
         |r| r.get("raid5f malloc").map(|ns| 1e6 / ns),
     ));
-    figures.push(figure("raid", "  of bare copies of as many bytes", "x", Need::None, |r| {
+    figures.push(figure("raid", "  of bare copies of as many bytes, past the cache", "x", Need::None, |r| {
         ratio(r, "copies of raid5f", "raid5f malloc")
     }));
     figures.extend(raid_beside_users());

@@ -31,11 +31,13 @@ pub fn probes(workspace: &Workspace, seconds: u64) -> Result<Vec<Probe>> {
         let args = "-q 128 --bdev r0 --rw randwrite";
         probes.push(lab().perf("raid", &format!("{level} write"), &config, args)?);
     }
-    let args = "-q 128 --bdev r0 --rw randwrite";
+    // First the memory is found and zeroed, which takes as long as a second of writes.
+    let args = "--fill -q 128 --bdev r0 --rw randwrite";
     probes.push(lab().perf("raid", "raid1 write malloc", &array("malloc", "raid1", 2, 64), args)?);
     let stripes = "-q 32 --bdev r0 --rw randwrite --block-size 128KiB";
     probes.push(lab().perf("raid", "raid5f null", &array("null", "raid5f", 3, 64), stripes)?);
-    probes.push(lab().perf("raid", "raid5f malloc", &array("malloc", "raid5f", 3, 64), stripes)?);
+    let filled = format!("--fill {stripes}");
+    probes.push(lab().perf("raid", "raid5f malloc", &array("malloc", "raid5f", 3, 64), &filled)?);
     probes.push(xor(workspace, seconds));
     // As many bytes to as many places as the mirror and the stripe with its parity.
     probes.push(lab().copies("raid", "copies of raid1", [64 << 20, 4096, 128], 2));

@@ -14,7 +14,6 @@ use crate::stripes::{Band, Stripes};
 use crate::xor::xor_into;
 
 /// State of a write to raid5, and of a read that computes.
-#[derive(Default)]
 pub struct Progress {
     /// First block of the I/O in the stripe at hand.
     at: u64,
@@ -29,11 +28,23 @@ pub struct Progress {
     unreadable: u32,
 }
 
+impl Progress {
+    /// Nothing is being done.
+    pub(super) const NONE: Progress = Progress {
+        at: 0,
+        column: 0,
+        band: Band { stripe: 0, column: 0, blocks: 0, changed: 0 },
+        entry: None,
+        locked: None,
+        unreadable: 0,
+    };
+}
+
 impl RaidChannel {
     /// WRITE.
     pub(super) fn raid5_write(&self, view: &Rc<View>, mut io: Io<Self>) {
         let at = io.offset_blocks();
-        io.context_mut().raid5 = Progress { at, ..Progress::default() };
+        io.context_mut().raid5 = Progress { at, ..Progress::NONE };
         self.next_step(view, io);
     }
 
