@@ -74,6 +74,8 @@ pub fn miri(workspace: &Workspace) -> Result<()> {
         println!("miri: this nightly has no miri component; running under the address sanitizer instead");
         command.args(["test", "--lib", "--tests", "--target", TARGET, "--target-dir", "target/asan"]);
         command.env("RUSTFLAGS", "-Zsanitizer=address");
+        let leaks = workspace.root.join("plugin-api/testkit/tests/faults.supp");
+        command.env("LSAN_OPTIONS", format!("suppressions={}", leaks.display()));
         SANITIZER_CRATES
     };
     for package in present(&workspace.packages()?, crates) {

@@ -203,12 +203,20 @@ impl Shared {
             );
             return errno::EINVAL;
         }
-        let cell: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
+        let cell = cell_for_ever();
         lock(&self.metrics).push(Metric { module: self.module_name(module), name, cell });
         // SAFETY: `out` is not null and the caller promises that it is writable.
         unsafe { *out = cell.as_ptr() };
         0
     }
+}
+
+/// A metric's cell, which outlives every host: a module may keep it. It stays in a list, so that nobody takes it for a leak.
+fn cell_for_ever() -> &'static AtomicU64 {
+    static CELLS: Mutex<Vec<&'static AtomicU64>> = Mutex::new(Vec::new());
+    let cell = Box::leak(Box::new(AtomicU64::new(0)));
+    lock(&CELLS).push(cell);
+    cell
 }
 
 /// Marks the calling thread as working for a module while `f` runs.
