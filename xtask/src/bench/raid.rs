@@ -32,7 +32,7 @@ pub fn probes(workspace: &Workspace, seconds: u64) -> Result<Vec<Probe>> {
         probes.push(lab().perf("raid", &format!("{level} write"), &config, args)?);
     }
     // First the memory is found and zeroed, which takes as long as a second of writes.
-    let args = "--fill -q 128 --bdev r0 --rw randwrite";
+    let args = "--fill -q 128 --bdev r0 --rw randwrite --latency sampled";
     probes.push(lab().perf("raid", "raid1 write malloc", &array("malloc", "raid1", 2, 64), args)?);
     let stripes = "-q 32 --bdev r0 --rw randwrite --block-size 128KiB";
     probes.push(lab().perf("raid", "raid5f null", &array("null", "raid5f", 3, 64), stripes)?);
