@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod paths;
+mod search;
 mod survive;
 mod teardown;
 mod world;

@@ -8,7 +8,10 @@
 //! first told of, and keep them. Where it is asked is in `places`, what the pages
 //! say is read in `log`, what becomes of it in `paths`.
 
+mod announcements;
+mod browser;
 mod log;
+mod mdns;
 mod paths;
 mod places;
 
@@ -23,9 +26,11 @@ use nvme_spec::nqn::DISCOVERY_NQN;
 use serde_json::{Value, json};
 use tenon_sdk::{Error, FabricAddress, Host, HotplugChange, OpToken, Timer};
 
-use self::log::{EntryKind, LogEntry, MAX_ENTRIES};
+pub(crate) use self::announcements::service_type;
+use self::log::EntryKind;
+use self::mdns::Search;
 use self::paths::{Path, PathState};
-use self::places::{Place, Reading};
+use self::places::{Origin, Place, Reading};
 use crate::attach::Asked;
 use crate::config::{NvmeParams, Timers};
 use crate::controller::Controller;
@@ -39,6 +44,8 @@ pub(crate) struct Discovery {
     host: Host,
     registry: Weak<Registry>,
     pub(crate) params: NvmeParams,
+    /// Of a service that searches its places itself.
+    search: Option<Search>,
     places: RefCell<Vec<Place>>,
     paths: RefCell<Vec<Path>>,
     /// Names of subsystems.
@@ -73,23 +80,31 @@ impl Registry {
         if let Err(error) = checked {
             return token.fail(error);
         }
-        let services = self.discoveries();
-        let address = params.address(0);
-        if let Some(other) = services.iter().find(|other| other.params.name == params.name) {
-            return token.fail(Error::exists(&*other.params.name));
+        if let Err(error) = self.check_new_service(&params.name) {
+            return token.fail(error);
         }
-        if let Some(other) = services.iter().find(|other| other.params.address(0) == address) {
+        let (services, address) = (self.discoveries(), params.address(0));
+        if let Some(other) = services.iter().find(|other| other.asks(&address)) {
             let reason = format!("discovery service {} asks this address already", other.params.name);
             return token.fail(Error::new(tenon_sdk::errno::EEXIST, reason).object(&*params.name));
         }
-        if services.len() >= MAX_SERVICES {
-            let reason = format!("there are {MAX_SERVICES} discovery services: no more are possible");
-            return token.fail(Error::no_memory(reason).object(&*params.name));
-        }
         self.add_wishes(&params);
-        let discovery = Discovery::new(self, params);
+        let discovery = Discovery::new(self, params, None);
         self.discoveries.borrow_mut().push(Rc::clone(&discovery));
         discovery.start(token);
+    }
+
+    /// Refuses one service too many, and a name that one has.
+    fn check_new_service(&self, name: &str) -> Result<(), Error> {
+        let services = self.discoveries();
+        if services.iter().any(|other| other.params.name == name || other.has_found(name)) {
+            return Err(Error::exists(name));
+        }
+        if services.len() >= MAX_SERVICES {
+            let reason = format!("there are {MAX_SERVICES} discovery services: no more are possible");
+            return Err(Error::no_memory(reason).object(name));
+        }
+        Ok(())
     }
 
     /// The service of that name, which is not listed any more.
@@ -108,17 +123,18 @@ impl Registry {
 
     /// `bdev_nvme_get_discovery_info`.
     pub(crate) fn describe_discoveries(&self) -> Value {
-        self.discoveries().iter().map(|discovery| discovery.describe()).collect()
+        self.discoveries().iter().flat_map(|discovery| discovery.describe()).collect()
     }
 }
 
 impl Discovery {
-    fn new(registry: &Rc<Registry>, params: NvmeParams) -> Rc<Self> {
+    fn new(registry: &Rc<Registry>, params: NvmeParams, search: Option<Search>) -> Rc<Self> {
         Rc::new_cyclic(|me| Discovery {
             me: me.clone(),
             host: registry.host,
             registry: Rc::downgrade(registry),
             params,
+            search,
             places: RefCell::default(),
             paths: RefCell::default(),
             names: RefCell::default(),
@@ -139,7 +155,7 @@ impl Discovery {
             token.done();
         }
         let address = FabricAddress { subnqn: DISCOVERY_NQN.to_owned(), ..self.params.address(0) };
-        self.add_place(address);
+        self.add_place(address, Origin::Named);
     }
 
     fn arm_attach_timeout(&self) {
@@ -194,6 +210,9 @@ impl Discovery {
         *self.clocks.borrow_mut() = Clocks::default();
         self.answer(Err(reason.object(&*self.params.name)));
         let Some(registry) = self.registry.upgrade() else { return Vec::new() };
+        if let Some(browser) = self.search.as_ref().and_then(Search::take_browser) {
+            registry.end_browser(browser);
+        }
         let paths = self.paths.take();
         paths.iter().for_each(|path| self.publish(path, HotplugChange::Removed));
         let mut controllers: Vec<Rc<Controller>> =
@@ -214,21 +233,7 @@ impl Discovery {
             return;
         }
         self.settle_places();
-        let mut told: Vec<LogEntry> = Vec::new();
-        for place in self.places.borrow().iter() {
-            for entry in place.entries.iter().filter(|entry| entry.kind == EntryKind::Nvm) {
-                if !told.iter().any(|other| other.address == entry.address) && told.len() < MAX_ENTRIES {
-                    told.push(entry.clone());
-                }
-            }
-        }
-        self.forget_paths(&told);
-        for entry in told {
-            if !self.paths.borrow().iter().any(|path| path.address == entry.address) {
-                self.add_path(entry);
-            }
-        }
-        self.attach_wanted();
+        self.settle_paths();
     }
 
     /// Whoever waits for the first attachments is told when all of them have ended.
@@ -249,35 +254,56 @@ impl Discovery {
         }
     }
 
-    fn describe(&self) -> Value {
-        let places = self.places.borrow();
-        let of = |place: &Place| {
-            let name = transport_name(place.address.trtype).unwrap_or(&self.params.trtype);
-            let controller = place.controller.as_ref();
-            let state = controller.map_or("connecting", |controller| controller.state.get().as_str());
-            let mut told = json!({ "trid": trid(name, &place.address), "state": state });
-            let reason = controller.map(|controller| controller.last_error.borrow().clone());
-            if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
-                told["reason"] = reason.into();
-            }
-            told
+    /// Each place that is asked for its own sake, with the places and paths that it leads to.
+    fn describe(&self) -> Vec<Value> {
+        let (places, paths) = (self.places.borrow(), self.paths.borrow());
+        let describe = |root: &Place| {
+            let led_to = places_from(root, &places);
+            let is_told = |path: &&Path| {
+                led_to.iter().flat_map(|place| &place.entries).any(|entry| entry.address == path.address)
+            };
+            let mut all = self.describe_place(root);
+            all["name"] = match root.origin {
+                Origin::Announced { number } => self.name_of_place(number).into(),
+                Origin::Named | Origin::Referred => self.params.name.clone().into(),
+            };
+            let referred = led_to.iter().filter(|place| !place.is_root());
+            all["referrals"] = referred.map(|place| self.describe_place(place)).collect();
+            all["paths"] = paths.iter().filter(is_told).map(Path::describe).collect();
+            all
         };
-        let mut all = places.first().map_or_else(|| json!({}), of);
-        all["name"] = self.params.name.clone().into();
-        all["referrals"] = places.iter().skip(1).map(of).collect();
-        let paths = self.paths.borrow();
-        let path = |path: &Path| {
-            let name = transport_name(path.address.trtype).unwrap_or("unknown");
-            json!({
-                "name": path.name,
-                "trid": trid(name, &path.address),
-                "state": path.state.as_str(),
-                "secure_channel": path.is_secure,
-            })
-        };
-        all["paths"] = paths.iter().map(path).collect();
-        all
+        places.iter().filter(|place| place.is_root()).map(describe).collect()
     }
+
+    fn describe_place(&self, place: &Place) -> Value {
+        let name = transport_name(place.address.trtype).unwrap_or(&self.params.trtype);
+        let controller = place.controller.as_ref();
+        let state = controller.map_or("connecting", |controller| controller.state.get().as_str());
+        let mut told = json!({ "trid": trid(name, &place.address), "state": state });
+        let reason = controller.map(|controller| controller.last_error.borrow().clone());
+        if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
+            told["reason"] = reason.into();
+        }
+        told
+    }
+}
+
+/// A place, and all that pages refer to from there on.
+fn places_from<'a>(root: &'a Place, places: &'a [Place]) -> Vec<&'a Place> {
+    let mut found = vec![root];
+    let mut at = 0;
+    while let Some(place) = found.get(at).copied() {
+        at += 1;
+        for entry in place.entries.iter().filter(|entry| entry.kind == EntryKind::Referral) {
+            let referred = places.iter().find(|other| is_same_place(&other.address, &entry.address));
+            if let Some(referred) = referred
+                && !found.iter().any(|known| is_same_place(&known.address, &referred.address))
+            {
+                found.push(referred);
+            }
+        }
+    }
+    found
 }
 
 /// Places are told apart by address: a referral may have no NQN, or that of all discovery services.

@@ -5,10 +5,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ::log::{info, warn};
-use serde_json::json;
+use serde_json::{Value, json};
 use tenon_sdk::{Error, FabricAddress, Hotplug, HotplugChange};
 
-use super::log::{LogEntry, MAX_ENTRIES};
+use super::log::{EntryKind, LogEntry, MAX_ENTRIES};
 use super::places::{Place, Reading};
 use super::{Discovery, is_same_place, transport_name};
 use crate::attach::Purpose;
@@ -48,8 +48,36 @@ impl Discovery {
         paths.iter().any(|path| path.controller(&registry).is_some_and(|own| own.id == controller))
     }
 
-    /// Paths that no page tells of any more are detached.
-    pub(super) fn forget_paths(&self, told: &[LogEntry]) {
+    /// What the pages of all places tell of.
+    fn told(&self) -> Vec<LogEntry> {
+        let mut told: Vec<LogEntry> = Vec::new();
+        for place in self.places.borrow().iter() {
+            for entry in place.entries.iter().filter(|entry| entry.kind == EntryKind::Nvm) {
+                if !told.iter().any(|other| other.address == entry.address) && told.len() < MAX_ENTRIES {
+                    told.push(entry.clone());
+                }
+            }
+        }
+        told
+    }
+
+    /// Makes what is attached what the pages say.
+    pub(super) fn settle_paths(&self) {
+        for controller in self.take_untold() {
+            // Not by an order: its devices may come back.
+            controller.on(Event::Delete);
+        }
+        for entry in self.told() {
+            if !self.paths.borrow().iter().any(|path| path.address == entry.address) {
+                self.add_path(entry);
+            }
+        }
+        self.attach_wanted();
+    }
+
+    /// Forgets paths that no page tells of any more; their controllers, which are to be detached.
+    pub(super) fn take_untold(&self) -> Vec<Rc<Controller>> {
+        let told = self.told();
         let gone: Vec<Path> = {
             let mut paths = self.paths.borrow_mut();
             let is_told = |path: &Path| told.iter().any(|entry| entry.address == path.address);
@@ -57,18 +85,15 @@ impl Discovery {
             *paths = kept;
             gone
         };
-        let Some(registry) = self.registry.upgrade() else { return };
-        for path in gone {
+        let Some(registry) = self.registry.upgrade() else { return Vec::new() };
+        for path in &gone {
             info!("path is not told of any more name={} traddr={}", path.name, path.address.traddr);
-            self.publish(&path, HotplugChange::Removed);
-            // Not by an order: its devices may come back.
-            if let Some(controller) = path.controller(&registry) {
-                controller.on(Event::Delete);
-            }
+            self.publish(path, HotplugChange::Removed);
         }
+        gone.iter().filter_map(|path| path.controller(&registry)).collect()
     }
 
-    pub(super) fn add_path(&self, entry: LogEntry) {
+    fn add_path(&self, entry: LogEntry) {
         let LogEntry { address, is_secure, .. } = entry;
         let Some(name) = self.name_of(&address.subnqn) else { return };
         info!("path found name={name} traddr={} trsvcid={}", address.traddr, address.trsvcid);
@@ -89,14 +114,15 @@ impl Discovery {
             !names.values().any(|taken| taken == name)
                 && others.iter().all(|other| other.plan.params.subnqn == *subnqn)
         };
-        let mut numbered = (0..=2 * MAX_ENTRIES).map(|number| format!("{}{number}", self.params.name));
+        let prefix = self.params.prefix();
+        let mut numbered = (0..=2 * MAX_ENTRIES).map(|number| format!("{prefix}{number}"));
         let name = numbered.find(is_free)?;
         names.insert(subnqn.to_owned(), name.clone());
         Some(name)
     }
 
     /// Attaches what is told of and not attached.
-    pub(super) fn attach_wanted(&self) {
+    fn attach_wanted(&self) {
         let Some(registry) = self.registry.upgrade() else { return };
         let wanted: Vec<(FabricAddress, String)> = {
             let mut paths = self.paths.borrow_mut();
@@ -139,6 +165,7 @@ impl Discovery {
             trsvcid: Some(address.trsvcid.clone()).filter(|service| !service.is_empty()),
             subnqn: address.subnqn.clone(),
             discovery: false,
+            svcname: None,
             wait_for_attach: false,
             attach_timeout_ms: 0,
             bdevs: Vec::new(),
@@ -280,6 +307,16 @@ impl Discovery {
 }
 
 impl Path {
+    pub(super) fn describe(&self) -> Value {
+        let name = transport_name(self.address.trtype).unwrap_or("unknown");
+        json!({
+            "name": self.name,
+            "trid": trid(name, &self.address),
+            "state": self.state.as_str(),
+            "secure_channel": self.is_secure,
+        })
+    }
+
     /// Its controller, if that is the service's. By address: the number is not known while it is being attached.
     pub(super) fn controller(&self, registry: &Registry) -> Option<Rc<Controller>> {
         match self.state {
@@ -294,7 +331,7 @@ impl Path {
 }
 
 impl PathState {
-    pub(super) fn as_str(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             PathState::Wanted | PathState::Attaching => "attaching",
             PathState::Attached { .. } => "attached",

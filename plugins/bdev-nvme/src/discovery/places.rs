@@ -11,16 +11,32 @@ use super::log::{EntryKind, LogEntry, LogReading};
 use super::{Discovery, is_same_place, transport_name};
 use crate::config::{NvmeParams, Timers};
 use crate::controller::admin::Answer;
+use crate::controller::state::State;
 use crate::controller::{Controller, News};
 
 /// Where the service is asked.
 pub(super) struct Place {
     pub(super) address: FabricAddress,
+    pub(super) origin: Origin,
     pub(super) controller: Option<Rc<Controller>>,
     pub(super) entries: Vec<LogEntry>,
     pub(super) reading: Reading,
     /// It was read, or could not be reached, at least once.
     pub(super) is_settled: bool,
+}
+
+/// Why a service is asked at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// An operator named it.
+    Named,
+    /// It was announced by multicast DNS.
+    Announced {
+        /// Of the name by which operators know it.
+        number: u32,
+    },
+    /// A log page refers to it; it goes when none does.
+    Referred,
 }
 
 /// Whether a place's page is being read.
@@ -33,12 +49,22 @@ pub(super) enum Reading {
 }
 
 impl Discovery {
-    pub(super) fn add_place(&self, address: FabricAddress) {
-        let Some(registry) = self.registry.upgrade() else { return };
-        let (controller, entries) = (None, Vec::new());
-        let place =
-            Place { address: address.clone(), controller, entries, reading: Reading::No, is_settled: false };
+    pub(super) fn add_place(&self, address: FabricAddress, origin: Origin) {
+        let place = Place {
+            address: address.clone(),
+            origin,
+            controller: None,
+            entries: Vec::new(),
+            reading: Reading::No,
+            is_settled: false,
+        };
         self.places.borrow_mut().push(place);
+        self.ask(address);
+    }
+
+    /// Makes the controller of a place that has none.
+    pub(super) fn ask(&self, address: FabricAddress) {
+        let Some(registry) = self.registry.upgrade() else { return };
         let trtype = transport_name(address.trtype).unwrap_or(&self.params.trtype).to_owned();
         let (me, at) = (self.me.clone(), address.clone());
         let asked = self.host.transport(&trtype, move |transport| {
@@ -47,9 +73,11 @@ impl Discovery {
             match transport {
                 Ok(transport) if is_wanted => {
                     let params = NvmeParams {
+                        trtype: transport.name().to_owned(),
                         traddr: at.traddr.clone(),
                         trsvcid: Some(at.trsvcid.clone()),
                         subnqn: at.subnqn.clone(),
+                        svcname: None,
                         ..discovery.params.clone()
                     };
                     // Never given up: what it told of depends on it.
@@ -173,14 +201,11 @@ impl Discovery {
                 .filter(|entry| entry.kind == EntryKind::Referral)
                 .map(|entry| entry.address.clone())
                 .collect();
-            let (mut gone, mut at) = (Vec::new(), 1);
-            while at < places.len() {
-                if referred.iter().any(|address| is_same_place(address, &places[at].address)) {
-                    at += 1;
-                } else {
-                    gone.push(places.remove(at));
-                }
-            }
+            let is_wanted = |place: &Place| {
+                place.is_root() || referred.iter().any(|address| is_same_place(address, &place.address))
+            };
+            let (kept, gone): (Vec<Place>, Vec<Place>) = places.drain(..).partition(is_wanted);
+            *places = kept;
             let mut new: Vec<FabricAddress> = Vec::new();
             for address in referred {
                 let is_known = places.iter().map(|place| &place.address).chain(&new);
@@ -188,7 +213,8 @@ impl Discovery {
                     new.push(address);
                 }
             }
-            let room = MAX_PLACES.saturating_sub(places.len());
+            let counted = places.iter().filter(|place| !place.is_announced()).count();
+            let room = MAX_PLACES.saturating_sub(counted);
             if new.len() > room {
                 warn!("referrals are passed over name={} count={}", self.params.name, new.len() - room);
                 new.truncate(room);
@@ -201,11 +227,27 @@ impl Discovery {
         {
             registry.detach(&gone, || {});
         }
-        new.into_iter().for_each(|address| self.add_place(address));
+        new.into_iter().for_each(|address| self.add_place(address, Origin::Referred));
     }
 }
 
-/// Places where one service is asked.
+impl Place {
+    /// It is asked for its own sake.
+    pub(super) fn is_root(&self) -> bool {
+        self.origin != Origin::Referred
+    }
+
+    pub(super) fn is_announced(&self) -> bool {
+        matches!(self.origin, Origin::Announced { .. })
+    }
+
+    /// Its service is connected.
+    pub(super) fn is_serving(&self) -> bool {
+        self.controller.as_ref().is_some_and(|controller| controller.state.get() == State::Ready)
+    }
+}
+
+/// Places where one service is asked, beside those that are announced.
 const MAX_PLACES: usize = 16;
 /// Pause between two attempts to reach a place.
 const RECONNECT_SEC: u32 = 1;
