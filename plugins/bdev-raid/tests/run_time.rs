@@ -418,6 +418,24 @@ fn an_array_grows_with_its_members_and_is_as_large_after_a_restart() {
 }
 
 #[test]
+fn members_are_made_equal_in_the_blocks_that_an_array_of_parity_has_grown_by() {
+    for (level, more) in [("raid5", json!({})), ("raid5f", json!({ "bitmap": true }))] {
+        let rig = rig(level, 3, 3, more);
+        rig.wait_for("the new array is made equal", |rig| rig.array()["bitmap"]["is_synced"] == true);
+        for base in &rig.bases {
+            base.resize(BLOCKS * 2);
+            // Nobody knows what a device holds that it was never told.
+            base.write_bytes(BLOCKS, &[base.name().as_bytes()[1]; 512]);
+        }
+        rig.wait_for("the array has grown", |rig| {
+            rig.host.device("r0").unwrap().limits.num_blocks > 2 * DATA
+        });
+        rig.wait_for("it is made equal", |rig| rig.array()["bitmap"]["is_synced"] == true);
+        assert_eq!(rig.scrub(false)["mismatched_blocks"], 0, "{level}");
+    }
+}
+
+#[test]
 fn a_concat_gets_one_more_member() {
     let rig = rig("concat", 2, 3, json!({}));
     let mut data = rig.write_all();
