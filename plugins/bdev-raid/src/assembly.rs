@@ -148,11 +148,16 @@ fn place(module: &RaidModule, name: &str, uuid: [u8; 16], copy: Copy) -> Answer 
     let array = match module.by_uuid(&superblock.uuid) {
         Some(array) => array,
         None if module.by_name(&superblock.name).is_some() => {
-            let asked_for = module.by_name(&superblock.name).filter(|array| {
-                array.may_be(superblock) && array.inner.borrow().state == ArrayState::Configuring
-            });
-            let Some(array) = asked_for else {
-                return Answer::Failed(format!("another array is named {} already", superblock.name));
+            let asked_for = module.by_name(&superblock.name).filter(|array| array.may_be(superblock));
+            let state = asked_for.as_ref().map(|array| array.inner.borrow().state);
+            let Some(array) = asked_for.filter(|_| state == Some(ArrayState::Configuring)) else {
+                return match state {
+                    // If its members say the same, it looks for those it lacks.
+                    Some(ArrayState::Committing) => {
+                        Answer::Waiting(format!("array {} is being brought up", superblock.name))
+                    }
+                    _ => Answer::Failed(format!("another array is named {} already", superblock.name)),
+                };
             };
             array.start_over(&copy);
             array.watch_missing();
@@ -174,7 +179,7 @@ fn place(module: &RaidModule, name: &str, uuid: [u8; 16], copy: Copy) -> Answer 
             array.inner.borrow_mut().learn(&copy);
             module.insert(&array);
             array.watch_missing();
-            array.look_for_others(&uuid);
+            array.look_for_missing(&uuid);
             array
         }
     };
@@ -227,16 +232,23 @@ impl Array {
                 self.start_over(&theirs);
             }
         }
-        let (slot, standing, is_there) = {
+        let (slot, standing, there) = {
             let inner = self.inner.borrow();
             let slot = inner.slots.iter().position(|slot| slot.uuid == uuid);
             let Some(slot) = slot else {
                 return Err(Error::busy(format!("is no member of {} any more", self.name)).object(name));
             };
-            (slot, inner.slots[slot].standing, inner.slots[slot].base.is_some())
+            let place = &inner.slots[slot];
+            (slot, place.standing, place.base.is_some().then(|| place.name.clone()))
         };
-        if is_there {
-            return Err(Error::exists(name));
+        match there {
+            // It was looked at twice.
+            Some(there) if there == name => return Ok(Answer::Claimed),
+            Some(there) => {
+                let reason = format!("has the UUID of {there}, which is a member of {} already", self.name);
+                return Err(Error::new(tenon_sdk::errno::EEXIST, reason).object(name));
+            }
+            None => {}
         }
         match (standing, state) {
             (Standing::Current, ArrayState::Configuring) => {
@@ -281,10 +293,13 @@ impl Array {
         }
     }
 
-    /// Members that are there already are not offered again: they were let go when the array ended with this one.
-    fn look_for_others(&self, this: &[u8; 16]) {
-        let uuids: Vec<[u8; 16]> = self.inner.borrow().slots.iter().map(|slot| slot.uuid).collect();
-        for uuid in uuids.iter().filter(|uuid| *uuid != this) {
+    /// Members that are there already are not offered again: they were let go when the array ended, or it was not
+    /// known yet that they count. `this` is being taken.
+    pub fn look_for_missing(&self, this: &[u8; 16]) {
+        let is_missing = |slot: &&Slot| slot.base.is_none() && slot.uuid != *this;
+        let uuids: Vec<[u8; 16]> =
+            self.inner.borrow().slots.iter().filter(is_missing).map(|slot| slot.uuid).collect();
+        for uuid in &uuids {
             // One that is still to be offered cannot be opened yet.
             if let Some(id) = self.host.find(&Uuid::from_bytes(*uuid).to_string()) {
                 look(self.host, id, |answer| {

@@ -127,6 +127,7 @@ impl Array {
         }
         self.watch_missing();
         self.reply_missing();
+        self.look_for_missing(&[0; 16]);
     }
 
     fn reply_missing(&self) {

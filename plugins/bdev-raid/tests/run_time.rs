@@ -572,3 +572,31 @@ fn an_array_whose_spare_took_over_comes_up_again_by_the_names_it_was_created_wit
         rig.assert_reads(&data);
     }
 }
+
+#[test]
+fn an_array_whose_spare_took_over_comes_up_beside_the_device_that_was_lost() {
+    let params = json!({ "name": "r0", "level": "raid1", "base_bdevs": ["b0", "b1"], "spares": ["b2"],
+        "superblock": true });
+    let (images, data) = {
+        let rig = rig("raid1", 2, 3, json!({ "spares": ["b2"] }));
+        rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b0" }));
+        rig.wait_for("whole", Rig::is_whole);
+        let data = rig.write_all();
+        (rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect::<Vec<_>>(), data)
+    };
+    for seed in 0..20 {
+        let host = FakeHost::new(seed);
+        for (nth, image) in images.iter().enumerate() {
+            let base = host.add_base(spec(nth).plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8)));
+            base.write_bytes(0, image);
+        }
+        // The array is asked for while its devices are being looked at.
+        let module = host.load(bdev_raid::plugin, "{}").unwrap();
+        let created = host.start_create(module, &params.to_string());
+        host.wait_for(&created).unwrap();
+        let rig = Rig { host, bases: Vec::new() };
+        rig.wait_for("whole", |rig| rig.array()["state"] == "online" && rig.is_whole());
+        assert_eq!(rig.array()["base_bdevs_list"][0]["name"], "b2", "seed {seed}");
+        rig.assert_reads(&data);
+    }
+}
