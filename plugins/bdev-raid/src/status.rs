@@ -82,6 +82,9 @@ impl Array {
         if !missing.is_empty() {
             status["missing"] = json!(missing);
         }
+        if !(inner.returning.is_empty() && inner.blank.is_empty()) {
+            status["returning"] = json!([&inner.returning[..], &inner.blank[..]].concat());
+        }
         if let Some(writer) = inner.agreed.lineage.writer() {
             status["generation"] = json!(inner.agreed.lineage.generation());
             status["writer"] = json!(Uuid::from_bytes(writer));

@@ -536,9 +536,11 @@ fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Exp
                 |array: Value| array["num_base_bdevs_discovered"].as_u64() == Some(case.members as u64 - 1);
             world.array().is_some_and(found)
         });
-        if world.array().unwrap()["state"] == "configuring" {
-            world.host.rpc("bdev_raid_start_degraded", r#"{"name":"r0"}"#).unwrap();
-        }
+        // Refused as long as a device is being looked at.
+        world.until("started", |world| {
+            world.array().unwrap()["state"] == "online"
+                || world.host.rpc("bdev_raid_start_degraded", r#"{"name":"r0"}"#).is_ok()
+        });
     }
     world.open();
     if !is_strict {

@@ -600,3 +600,57 @@ fn an_array_whose_spare_took_over_comes_up_beside_the_device_that_was_lost() {
         rig.assert_reads(&data);
     }
 }
+
+#[test]
+fn a_member_that_lost_its_superblock_is_not_taken_for_current_because_a_table_names_it() {
+    let params = json!({ "name": "r0", "level": "raid1", "base_bdevs": ["b0", "b1"], "superblock": true });
+    let (image, data) = {
+        let rig = rig("raid1", 2, 2, json!({}));
+        let data = rig.write_all();
+        (rig.bases[1].bytes(0, BLOCKS), data)
+    };
+    let blank = vec![0; BLOCKS as usize * 512];
+    for is_created_first in [false, true] {
+        let rig = restarted(&[(0, &blank), (1, &image)], &params, is_created_first);
+        let array = rig.array();
+        assert_eq!(array["state"], "configuring", "{array}");
+        assert_eq!(array["returning"] == json!(["b0"]), is_created_first, "{array}");
+        rig.ok("bdev_raid_start_degraded", json!({ "name": "r0" }));
+        rig.assert_reads(&data);
+        if !is_created_first {
+            rig.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "b0" }));
+        }
+        rig.wait_for("whole", Rig::is_whole);
+        rig.assert_reads(&data);
+        assert!(rig.array().get("returning").is_none());
+    }
+}
+
+#[test]
+fn an_array_is_not_started_as_it_was_before_its_spare_took_over() {
+    let params = json!({ "name": "r0", "level": "raid1", "base_bdevs": ["b0", "b1"], "spares": ["b2"],
+        "superblock": true });
+    let (images, data) = {
+        let rig = rig("raid1", 2, 3, json!({ "spares": ["b2"] }));
+        rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b1" }));
+        rig.wait_for("whole", Rig::is_whole);
+        let data = rig.write_all();
+        (rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect::<Vec<_>>(), data)
+    };
+    for seed in 0..40 {
+        let host = FakeHost::new(seed);
+        // The one that was lost and the spare; the member that saw all of it stays away.
+        for nth in [1, 2] {
+            let base = host.add_base(spec(nth).plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8)));
+            base.write_bytes(0, &images[nth]);
+        }
+        let module = host.load(bdev_raid::plugin, "{}").unwrap();
+        let created = host.start_create(module, &params.to_string());
+        host.wait_for(&created).unwrap();
+        let rig = Rig { host, bases: Vec::new() };
+        rig.wait_for("it is started", |rig| {
+            rig.host.rpc("bdev_raid_start_degraded", r#"{"name":"r0"}"#).is_ok()
+        });
+        rig.assert_reads(&data);
+    }
+}
