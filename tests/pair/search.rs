@@ -5,7 +5,8 @@
 //! not counted.
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+use mdns_sd::{IfKind, ServiceDaemon, ServiceInfo};
 use serde_json::{Value, json};
 use tenon_tests::{Host, counts, multicast_dns, wait_for, wait_for_counts};
 
@@ -21,7 +22,7 @@ fn search() -> Value {
     })
 }
 
-/// The searches' account of one another's places: name, port, whether it is announced.
+/// What the search has found: names, ports, and whether they are announced now.
 fn found(host: &mut Host) -> Vec<(String, String, bool)> {
     let searches = host.ok("bdev_nvme_get_mdns_discovery_info", json!({}));
     let of = |place: &Value| {
@@ -83,7 +84,7 @@ fn io(host: &mut Host, device: &str, write: Option<&[u8]>) -> Vec<u8> {
     }
     let answer = host.ok("bdev_nvme_send_cmd", params);
     let data = answer["data"].as_str().unwrap_or_default();
-    base64::engine::general_purpose::URL_SAFE.decode(data).or_else(|_| STANDARD.decode(data)).unwrap()
+    URL_SAFE.decode(data).unwrap()
 }
 
 /// Threads of a process that have to do with multicast DNS.
@@ -264,8 +265,137 @@ fn a_search_that_makes_no_sense_is_refused_and_a_table_of_one_is_kept() {
     let text = table.replace("\"site\"", "\"other\"");
     let _ = host.scratch().write("tenon.toml", &text);
     host.ok("config_reload", json!({}));
+    // Nor does it matter if it came by a call, until it is stopped.
+    host.ok(
+        "bdev_nvme_start_mdns_discovery",
+        json!({ "name": "called", "svcname": "_nvme-disc._udp", "hostaddr": "127.0.0.1" }),
+    );
+    let is_saved = |host: &mut Host, name: &str| {
+        host.ok("save_config", json!({})).as_str().unwrap().contains(&format!("name = \"{name}\"\n"))
+    };
+    assert!(is_saved(&mut host, "called") && is_saved(&mut host, "other"));
+    host.ok("bdev_nvme_stop_mdns_discovery", json!({ "name": "called" }));
+    assert!(!is_saved(&mut host, "called") && is_saved(&mut host, "other"));
     let info = host.ok("bdev_nvme_get_mdns_discovery_info", json!({}));
     assert_eq!((&info[0]["name"], &info[0]["svcname"]), (&json!("other"), &json!("_nvme-disc._tcp.local")));
     assert_eq!(info.as_array().unwrap().len(), 1);
+    host.ok("bdev_nvme_stop_mdns_discovery", json!({ "name": "other" }));
+    assert!(!is_saved(&mut host, "other"));
+    host.stop();
+}
+
+/// Announces instances of a service, as others on the network would.
+struct Announcer(ServiceDaemon);
+
+impl Announcer {
+    fn new() -> Self {
+        let daemon = ServiceDaemon::new().unwrap();
+        // On loopback only.
+        daemon.disable_interface(IfKind::All).unwrap();
+        daemon.enable_interface(IfKind::LoopbackV4).unwrap();
+        Announcer(daemon)
+    }
+
+    fn announce(&self, instance: &str, ip: &str, port: u16, properties: &[(&str, &str)]) -> String {
+        let host = format!("{instance}-{}.local.", std::process::id());
+        let service =
+            ServiceInfo::new("_nvme-disc._udp.local.", instance, &host, ip, port, properties).unwrap();
+        let name = service.get_fullname().to_owned();
+        self.0.register(service).unwrap();
+        name
+    }
+}
+
+impl Drop for Announcer {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown();
+    }
+}
+
+fn info(host: &mut Host) -> Value {
+    host.ok("bdev_nvme_get_mdns_discovery_info", json!({}))[0].clone()
+}
+
+/// Waits until something is passed over for that reason.
+#[track_caller]
+fn is_passed_over(host: &mut Host, name: &str, reason: &str) {
+    wait_for(reason, || {
+        let info = info(host);
+        let told = |one: &Value| {
+            let text = |key: &str| one[key].as_str().unwrap_or_default().to_owned();
+            text("name").starts_with(name) && text("reason").contains(reason)
+        };
+        info["passed_over"].as_array()?.iter().any(told).then_some(())
+    });
+}
+
+#[test]
+fn announcements_that_are_of_no_use_are_told_and_too_many_are_bounded() {
+    let _turn = multicast_dns();
+    let announcer = Announcer::new();
+    let closed = 9;
+    let odd = announcer.announce("odd", "127.0.0.1", closed, &[("p", "pigeon")]);
+    let plain = announcer.announce("plain", "127.0.0.1", closed, &[]);
+    let zero = announcer.announce("zero", "127.0.0.1", 0, &[("p", "tcp")]);
+    let flour = announcer.announce("flour", "127.0.0.1", closed, &[("p", "tcp"), ("nqn", "flour")]);
+    let mut host = initiator();
+    let search = json!({ "name": "site", "svcname": "_nvme-disc._udp", "hostaddr": "127.0.0.1" });
+    host.ok("bdev_nvme_start_mdns_discovery", search);
+    for (name, reason) in [
+        (&odd, "its protocol p=pigeon is not known"),
+        (&plain, "it has no protocol p"),
+        (&zero, "its port is 0"),
+        (&flour, "its nqn `flour`"),
+    ] {
+        is_passed_over(&mut host, name, reason);
+    }
+    // Nobody has this transport here: asked, and told why not.
+    announcer.announce("remote", "127.0.0.1", closed, &[("p", "roce")]);
+    let remote = place(&mut host, closed);
+    announcer.0.unregister(&odd).unwrap();
+    wait_for("an announcement that goes", || {
+        let info = info(&mut host);
+        (!info["passed_over"].to_string().contains("pigeon")).then_some(())
+    });
+    for number in 1..=64 {
+        let ip = format!("127.0.1.{number}");
+        announcer.announce(&format!("many{number}"), &ip, closed, &[("p", "tcp")]);
+    }
+    is_passed_over(&mut host, "127.0.1.", "there are 64 already");
+    let count = |host: &mut Host| info(host)["referrals"].as_array().unwrap().len();
+    assert_eq!(count(&mut host), 64);
+    // Where one is given up, there is room.
+    host.ok("bdev_nvme_stop_discovery", json!({ "name": remote }));
+    is_passed_over(&mut host, "127.0.0.1:9", "bdev_nvme_stop_discovery stopped it");
+    wait_for("the last one", || {
+        let info = info(&mut host);
+        let has_room = !info["passed_over"].to_string().contains("64 already");
+        (has_room && info["referrals"].as_array()?.len() == 64).then_some(())
+    });
+    host.ok("bdev_nvme_stop_mdns_discovery", json!({ "name": "site" }));
+    assert!(threads(&host).is_empty(), "{:?}", threads(&host));
+    host.stop();
+}
+
+#[test]
+fn what_another_discovery_service_asks_is_asked_once() {
+    let _turn = multicast_dns();
+    let mut target = Target::start(1);
+    let port = target.ports[0];
+    let named = json!({
+        "name": "named", "trtype": "TCP", "traddr": "127.0.0.1", "trsvcid": port.to_string(),
+        "wait_for_attach": true,
+    });
+    let mut host = initiator();
+    host.ok("bdev_nvme_start_discovery", named.clone());
+    assert_eq!(device(&mut host, ONE), "named0n1");
+    target.host().ok("nvmf_publish_mdns_prr", json!({}));
+    host.ok("bdev_nvme_start_mdns_discovery", search());
+    is_passed_over(&mut host, &format!("127.0.0.1:{port}"), "discovery service named asks it already");
+    host.ok("bdev_nvme_stop_discovery", json!({ "name": "named" }));
+    place(&mut host, port);
+    assert!(device(&mut host, ONE).starts_with("site_nvme"));
+    let error = host.err("bdev_nvme_start_discovery", named);
+    assert!(error.code == -17 && error.message.contains("site asks this address already"), "{error:?}");
     host.stop();
 }

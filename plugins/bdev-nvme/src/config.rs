@@ -445,6 +445,9 @@ impl NvmeParams {
         if let Some(svcname) = &self.svcname {
             return self.check_search(svcname);
         }
+        if !self.discovery && self.subnqn.is_empty() {
+            return wrong("subnqn is empty: must be the NQN of a subsystem".to_owned());
+        }
         if self.discovery && !self.paths.is_empty() {
             return wrong("paths are given: a discovery service finds them itself".to_owned());
         }

@@ -167,7 +167,7 @@ fn attach(module: &NvmeModule, params: NvmeParams, token: OpToken) {
         let reason = "svcname is given: bdev_nvme_start_mdns_discovery searches discovery services";
         return token.fail(Error::invalid(reason).object(&*params.name));
     }
-    match params.check_table() {
+    match params.check().and_then(|()| params.check_table()) {
         Ok(()) => module.registry().attach(&params, false, token),
         Err(error) => token.fail(error),
     }
@@ -279,7 +279,7 @@ fn set_policy(module: &NvmeModule, params: SetPolicy, token: OpToken) {
 
 fn start_discovery(module: &NvmeModule, params: NvmeParams, token: OpToken) {
     let params = NvmeParams { discovery: true, ..params };
-    match params.check_table() {
+    match params.check().and_then(|()| params.check_table()) {
         Ok(()) => module.registry().start_discovery(params, token),
         Err(error) => token.fail(error),
     }

@@ -144,12 +144,7 @@ impl Discovery {
         self.follow_moved(&announced);
         let mut passed_over = 0;
         for address in announced {
-            if self
-                .places
-                .borrow()
-                .iter()
-                .any(|place| place.is_root() && is_same_place(&place.address, &address))
-            {
+            if self.asks(&address) {
                 continue;
             }
             if let Some(obstacle) = self.obstacle_to(search, &address) {

@@ -2,11 +2,11 @@
 //! of is detached, for as long as the service is wanted.
 //!
 //! It is asked by a persistent controller at each of its places: the one an
-//! operator named, and those that log pages refer to. A place that is not
-//! reached is tried again for ever, and what it told of stays attached
-//! meanwhile. Subsystems get names by number, in the order in which they are
-//! first told of, and keep them. Where it is asked is in `places`, what the pages
-//! say is read in `log`, what becomes of it in `paths`.
+//! operator named or those announced by multicast DNS (`mdns`), and those that log
+//! pages refer to. A place that is not reached is tried again for ever, and what it
+//! told of stays attached meanwhile. Subsystems get names by number, in the order in
+//! which they are first told of, and keep them. Where it is asked is in `places`,
+//! what the pages say is read in `log`, what becomes of it in `paths`.
 
 mod announcements;
 mod browser;
