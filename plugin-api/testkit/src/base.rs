@@ -565,6 +565,12 @@ impl TestBase {
         self.0.spoiled.borrow_mut().extend(blocks);
     }
 
+    /// How many blocks cannot be read.
+    #[must_use]
+    pub fn spoiled(&self) -> usize {
+        self.0.spoiled.borrow().len()
+    }
+
     /// Every block can be read again, and holds what it held.
     pub fn unspoil(&self) {
         self.0.spoiled.borrow_mut().clear();
