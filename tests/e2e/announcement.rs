@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mdns_sd::{Receiver, ResolvedService, ServiceDaemon, ServiceEvent};
 use serde_json::{Value, json};
-use tenon_tests::Host;
+use tenon_tests::{Host, multicast_dns};
 
 const NQN: &str = "nqn.2026-01.io.tenon:announced";
 const SERVICE: &str = "_nvme-disc._tcp.local.";
@@ -51,6 +51,7 @@ fn listener(port: u16) -> Value {
 
 #[test]
 fn listeners_are_announced_while_an_operator_wants_it() {
+    let _turn = multicast_dns();
     let [first, second] = [free_port(), free_port()];
     let config = format!(
         "[nvmf]\npublish_mdns = true\n[[transport]]\ntrtype = \"TCP\"\n\
@@ -79,5 +80,54 @@ fn listeners_are_announced_while_an_operator_wants_it() {
     resolved(&events, first);
     host.stop();
     removed(&events, &service.fullname);
+    asking.shutdown().unwrap();
+}
+
+/// Whether `save_config` says that listeners are announced.
+fn is_saved(host: &mut Host) -> bool {
+    host.ok("save_config", json!({})).as_str().unwrap().contains("\npublish_mdns = true\n")
+}
+
+#[test]
+fn an_announcement_is_saved_and_a_reload_begins_and_ends_it() {
+    let _turn = multicast_dns();
+    let port = free_port();
+    let config = |nvmf: &str| {
+        format!(
+            "[nvmf]\n{nvmf}[[transport]]\ntrtype = \"TCP\"\n[[subsystem]]\nnqn = \"{NQN}\"\n\
+             [[subsystem.listener]]\ntrtype = \"TCP\"\ntraddr = \"127.0.0.1\"\ntrsvcid = {port}\n"
+        )
+    };
+    let (silent, announced) = (config(""), config("publish_mdns = true\n"));
+    let asking = ServiceDaemon::new().unwrap();
+    let events = asking.browse(SERVICE).unwrap();
+    let mut host = Host::start(&silent);
+    let reload = |host: &mut Host, text: &str| {
+        let _ = host.scratch().write("tenon.toml", text);
+        assert_eq!(host.ok("config_reload", json!({})), true);
+    };
+    assert!(!is_saved(&mut host));
+    // By a call, and by a table: it is saved either way.
+    assert_eq!(host.ok("nvmf_publish_mdns_prr", json!({})), true);
+    let name = resolved(&events, port).fullname.clone();
+    assert!(is_saved(&mut host));
+    assert_eq!(host.ok("nvmf_stop_mdns_prr", json!({})), true);
+    removed(&events, &name);
+    assert!(!is_saved(&mut host));
+    reload(&mut host, &announced);
+    resolved(&events, port);
+    assert!(is_saved(&mut host));
+    // What did not change goes on.
+    reload(&mut host, &announced.replace("publish_mdns", "max_subsystems = 7\npublish_mdns"));
+    assert_eq!(host.err("nvmf_publish_mdns_prr", json!({})).code, -17);
+    assert!(is_saved(&mut host));
+    let saved = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    reload(&mut host, &silent);
+    removed(&events, &name);
+    assert!(!is_saved(&mut host));
+    // What was saved announces again.
+    reload(&mut host, &saved);
+    resolved(&events, port);
+    host.stop();
     asking.shutdown().unwrap();
 }

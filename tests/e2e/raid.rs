@@ -3,6 +3,8 @@
 //! scenario carries its id. What stands on an array is a passthru, and an array.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -330,9 +332,22 @@ fn members_that_go_and_return_under_load_lose_nothing() {
     }
 }
 
+/// A number that the host tells of `r0`.
+#[track_caller]
+fn metric_of(address: SocketAddr, name: &str) -> u64 {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    let line = page.lines().find(|line| line.starts_with(&format!("{name}{{raid=\"r0\"")));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("{name}\n{page}"))
+}
+
 #[test]
 fn a_rebuild_is_on_the_status_screen_and_among_the_metrics() {
-    let mut host = Host::start("");
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let mut host = Host::start(&format!("[metrics]\nlisten = \"{free}\"\n"));
+    let metric = |name: &str| metric_of(free, name);
     for nth in 0..2 {
         host.ok("bdev_malloc_create", malloc(&format!("m{nth}")));
     }
@@ -340,7 +355,16 @@ fn a_rebuild_is_on_the_status_screen_and_among_the_metrics() {
     host.ok("bdev_raid_set_options", json!({ "process_max_bandwidth_mb_sec": 1 }));
     host.ok("bdev_raid_remove_base_bdev", named("m1"));
     host.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "m1" }));
+    assert_eq!(metric("tenon_raid_missing_members"), 1);
+    // 7 MiB at 1 MiB/s.
+    let left = wait_for("the rate", || {
+        Some(metric("tenon_raid_process_remaining_seconds")).filter(|left| *left > 0)
+    });
+    assert!(left < 60, "{left}");
+    assert!(metric("tenon_raid_process_bytes_per_second") > 0);
     host.ok("bdev_raid_pause_process", named("r0"));
+    assert_eq!(metric("tenon_raid_process_bytes_per_second"), 0);
+    assert!(metric("tenon_raid_process_percent") < 100);
     let socket = host.socket();
     let screen = tenon_tests::run(&["status", "--rpc-socket", socket.to_str().unwrap()]);
     assert_eq!(screen.code, 0, "{}", screen.stderr);

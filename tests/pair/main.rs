@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod arrays;
 mod paths;
+mod search;
 mod survive;
 mod teardown;
 mod world;

@@ -1,10 +1,10 @@
 //! The process that exports, and what is common to all scenarios.
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::{Value, json};
-use tenon_tests::initiator::{Load, Path};
+use tenon_tests::initiator::{self, Load};
 use tenon_tests::{Host, Scratch};
 
 /// The subsystem of every scenario.
@@ -15,11 +15,12 @@ pub const TWO: &str = "22222222-2222-4222-8222-222222222222";
 /// Controllers come back by themselves, for as long as it takes.
 pub const PATIENT: &str = r#""ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1"#;
 
-/// The process that exports a device in a file; its file and its ports outlive it.
+/// The process that exports devices in files; its files and its ports outlive it.
 pub struct Target {
     host: Option<Host>,
     place: Option<Scratch>,
-    disk: PathBuf,
+    /// Tables of its devices.
+    devices: String,
     pub ports: Vec<u16>,
 }
 
@@ -34,22 +35,26 @@ impl Target {
     /// A target whose subsystem has no namespace yet.
     pub fn empty(listeners: usize) -> Target {
         let scratch = Scratch::new();
-        let disk = scratch.join("disk.img");
+        let devices = file_device("f0", &scratch.join("disk.img"), 16, "");
+        Target::of(scratch, devices, listeners)
+    }
+
+    /// A target with the devices of these tables, whose files are in the directory.
+    pub fn of(scratch: Scratch, devices: String, listeners: usize) -> Target {
         let probes: Vec<_> =
             (0..listeners).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).collect();
         let ports = probes.iter().map(|probe| probe.local_addr().unwrap().port()).collect();
         drop(probes);
-        let mut target = Target { host: None, place: Some(scratch), disk, ports };
+        let mut target = Target { host: None, place: Some(scratch), devices, ports };
         target.restart();
         target
     }
 
     fn config(&self) -> String {
         let mut text = format!(
-            "[[bdev]]\nmodule = \"uring\"\nname = \"f0\"\nfilename = \"{}\"\ncreate_size = \"16MiB\"\nblock_size = 4096\n\
-             [[transport]]\ntrtype = \"TCP\"\n\
+            "{}[[transport]]\ntrtype = \"TCP\"\n\
              [[subsystem]]\nnqn = \"{NQN}\"\nallow_any_host = true\nana_reporting = true\n",
-            self.disk.display()
+            self.devices
         );
         for port in &self.ports {
             text += &format!("[[subsystem.listener]]\ntraddr = \"127.0.0.1\"\ntrsvcid = {port}\n");
@@ -112,8 +117,11 @@ impl Target {
     }
 
     /// Ways to it, in the order of its listeners.
-    pub fn paths(&self) -> Vec<Path> {
-        self.ports.iter().map(|port| Path { traddr: "127.0.0.1".to_owned(), trsvcid: *port }).collect()
+    pub fn paths(&self) -> Vec<initiator::Path> {
+        self.ports
+            .iter()
+            .map(|port| initiator::Path { traddr: "127.0.0.1".to_owned(), trsvcid: *port })
+            .collect()
     }
 
     /// A verified load on namespace 1 by all paths; `more` are further parameters of the controllers.
@@ -131,6 +139,15 @@ impl Target {
         params["trsvcid"] = self.ports[path].to_string().into();
         params
     }
+}
+
+/// The table of a device in a file of so many MiB; `more` are further lines of it.
+pub fn file_device(name: &str, file: &Path, mib: u32, more: &str) -> String {
+    format!(
+        "[[bdev]]\nmodule = \"uring\"\nname = \"{name}\"\nfilename = \"{}\"\ncreate_size = \"{mib}MiB\"\n\
+         block_size = 4096\n{more}",
+        file.display()
+    )
 }
 
 /// An initiator with nothing attached.

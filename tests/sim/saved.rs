@@ -136,5 +136,6 @@ fn s2_i_a_discovery_service_survives_a_save() {
         assert_eq!(world.controllers(), ["enabled", "enabled"]);
         assert_eq!(saved(world), [table], "one table, not two");
         world.rpc("bdev_nvme_stop_discovery", json!({ "name": "disc" })).expect("stops");
+        assert!(saved(world).is_empty(), "what is stopped does not come back");
     });
 }

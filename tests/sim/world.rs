@@ -35,12 +35,16 @@ const PLUGINS: [&str; 5] = ["bdev_malloc", "bdev_null", "bdev_delay", "transport
 /// Plugins have one module per image: one world at a time.
 static ONE_WORLD: Mutex<()> = Mutex::new(());
 
-/// Runs `test` for every seed: `TENON_TEST_SEEDS` of them, or the one that `TENON_TEST_SEED` names.
+/// Runs `test` for every seed: up to `TENON_TEST_SEEDS`, from `TENON_TEST_FIRST_SEED` on, or the one that
+/// `TENON_TEST_SEED` names.
 pub fn for_seeds(default: u64, test: impl Fn(&World)) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("TENON_TEST_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 1..number("TENON_TEST_SEEDS").unwrap_or(default) + 1,
+        None => {
+            let first = number("TENON_TEST_FIRST_SEED").unwrap_or(1);
+            first..number("TENON_TEST_SEEDS").unwrap_or(default) + 1
+        }
     };
     let _alone = ONE_WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     for seed in seeds {

@@ -372,6 +372,15 @@ impl Drop for Host {
     }
 }
 
+/// Multicast DNS is one for the whole machine: tests that announce or search take turns.
+#[must_use]
+pub fn multicast_dns() -> std::fs::File {
+    let path = target_dir().join("multicast-dns.lock");
+    let file = std::fs::File::create(path).expect("the target directory is writable");
+    file.lock().expect("a lock can be waited for");
+    file
+}
+
 /// How many of everything there are, without what grows with the history of a host.
 #[track_caller]
 pub fn counts(host: &mut Host) -> Value {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tenon_abi::BdevHandle;
-use tenon_modules::ModuleRef;
+use tenon_modules::{Callback, ModuleRef};
 
 use crate::core::Core;
 use crate::request::Request;
@@ -122,7 +122,12 @@ impl Core {
     ) {
         let (method, params) = match request {
             Request::Create { params, .. } => (None, params),
-            Request::Rpc { method, params, .. } if !bdevs.is_empty() => (Some(method.clone()), params),
+            Request::Rpc { method, params, .. }
+                if !bdevs.is_empty()
+                    || module.is_some_and(|module| starts_a_table(method, module, params)) =>
+            {
+                (Some(method.clone()), params)
+            }
             Request::Rpc { .. }
             | Request::Delete { .. }
             | Request::Update { .. }
@@ -204,7 +209,8 @@ impl Core {
 
     /// A method that takes something away by name takes its record along, if no device speaks for it.
     pub(crate) fn saved_rpc(&self, method: &str, params: &str, module: Option<ModuleRef>) {
-        let takes_away = ["_delete", "_detach", "_destroy"].iter().any(|word| method.contains(word));
+        let words = ["_delete", "_detach", "_destroy", "_stop_discovery", "_stop_mdns_discovery"];
+        let takes_away = words.iter().any(|word| method.contains(word));
         let Some(module) = module.filter(|_| takes_away) else { return };
         let Ok(params) = serde_json::from_str::<Value>(params) else { return };
         let Some(name) = params.get("name") else { return };
@@ -344,6 +350,14 @@ impl Core {
         // SAFETY: the device is registered and not being destructed, as its state says.
         unsafe { callbacks.config_json(&name) }
     }
+}
+
+/// Whether a call starts what a table could say as well: it is kept although its devices come later, by themselves.
+fn starts_a_table(method: &str, module: ModuleRef, params: &str) -> bool {
+    method.contains("_start_")
+        && module.offers(Callback::Validate)
+        && crate::callbacks::may_be_called(module)
+        && module.validate(params).is_ok()
 }
 
 /// What a module that could not make a device yet says it misses.

@@ -3,8 +3,9 @@
 // UNSAFETY: implements a device on the raw contract.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
+use std::ops::Range;
 use std::rc::{Rc, Weak};
 
 use tenon_abi::{
@@ -156,6 +157,8 @@ struct Inner {
     block_size: usize,
     lends: bool,
     memory: RefCell<Vec<u8>>,
+    /// Blocks that cannot be read until they are written.
+    spoiled: RefCell<BTreeSet<u64>>,
     rng: Rng,
     plan: RefCell<FaultPlan>,
     seen: Cell<u64>,
@@ -319,6 +322,16 @@ impl Inner {
         if end > memory.len() && io.num_blocks > 0 {
             return IoStatus::LBA_OUT_OF_RANGE;
         }
+        let blocks = io.offset_blocks..io.offset_blocks + io.num_blocks;
+        match io.op {
+            Op::READ | Op::COMPARE | Op::COMPARE_AND_WRITE
+                if self.spoiled.borrow().range(blocks.clone()).next().is_some() =>
+            {
+                return IoStatus::UNRECOVERED_READ;
+            }
+            Op::WRITE | Op::WRITE_ZEROES => self.spoiled.borrow_mut().retain(|block| !blocks.contains(block)),
+            _ => {}
+        }
         match io.op {
             Op::READ => {
                 let mut data = memory[start..end].to_vec();
@@ -362,6 +375,19 @@ impl Inner {
             _ => return IoStatus::NOT_SUPPORTED,
         }
         IoStatus::SUCCESS
+    }
+
+    /// Where an I/O that has not completed changes the medium, and what it writes there.
+    fn change_by(&self, io: *mut BdevIo) -> Option<(usize, Vec<u8>)> {
+        // SAFETY: the I/O is ours until it completes.
+        let io = unsafe { &*io };
+        let data = match io.op {
+            // SAFETY: an admitted I/O's payload is readable.
+            Op::WRITE => unsafe { gather(io.iovs, io.iovcnt) },
+            Op::UNMAP | Op::WRITE_ZEROES => vec![0; io.num_blocks as usize * self.block_size],
+            _ => return None,
+        };
+        Some((io.offset_blocks as usize * self.block_size, data))
     }
 
     fn lend(&self, io: &mut BdevIo, data: &[u8]) -> IoStatus {
@@ -435,6 +461,7 @@ impl TestBase {
             handle: Cell::new(0),
             block_size,
             lends: spec.io_flags & u64::from(IoFlags::LEND.0) != 0,
+            spoiled: RefCell::default(),
             memory: RefCell::new(vec![0; spec.limits.num_blocks as usize * block_size]),
             rng: world.rng.fork(),
             plan: RefCell::new(spec.plan),
@@ -506,10 +533,47 @@ impl TestBase {
         self.0.memory.borrow()[start..start + num_blocks as usize * self.0.block_size].to_vec()
     }
 
+    /// What the medium would hold after a power cut at this moment: of each write that has not completed none, all
+    /// or some of its blocks, in an order of its own.
+    #[must_use]
+    pub fn bytes_after_power_cut(&self) -> Vec<u8> {
+        let mut medium = self.0.memory.borrow().clone();
+        let rng = &self.0.rng;
+        let mut cut: Vec<(usize, Vec<u8>)> =
+            self.0.waiting.borrow().iter().filter_map(|waiting| self.0.change_by(waiting.io)).collect();
+        rng.shuffle(&mut cut);
+        for (start, data) in cut {
+            let permille = [0, 500, 1000][rng.index(3)];
+            for (nth, block) in data.chunks(self.0.block_size).enumerate() {
+                let at = start + nth * self.0.block_size;
+                if let Some(place) = medium.get_mut(at..at + block.len()).filter(|_| rng.chance(permille)) {
+                    place.copy_from_slice(block);
+                }
+            }
+        }
+        medium
+    }
+
     /// Changes the medium behind everybody's back.
     pub fn write_bytes(&self, offset_blocks: u64, data: &[u8]) {
         let start = offset_blocks as usize * self.0.block_size;
         self.0.memory.borrow_mut()[start..start + data.len()].copy_from_slice(data);
+    }
+
+    /// These blocks cannot be read any more until they are written.
+    pub fn spoil(&self, blocks: Range<u64>) {
+        self.0.spoiled.borrow_mut().extend(blocks);
+    }
+
+    /// How many blocks cannot be read.
+    #[must_use]
+    pub fn spoiled(&self) -> usize {
+        self.0.spoiled.borrow().len()
+    }
+
+    /// Every block can be read again, and holds what it held.
+    pub fn unspoil(&self) {
+        self.0.spoiled.borrow_mut().clear();
     }
 
     /// A new plan; its counts start now.

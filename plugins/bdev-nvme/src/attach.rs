@@ -16,6 +16,7 @@ use crate::controller::command::HostIdentity;
 use crate::controller::{Controller, IO_ENTRIES, Listener, Plan};
 use crate::credentials::{Credentials, KeyNames, channel_key};
 use crate::door::{Door, Target};
+use crate::module;
 use crate::registry::Registry;
 
 /// An operation that devices are registered under; empty once it is answered.
@@ -86,7 +87,14 @@ impl Registry {
         let controllers = self.controllers(Some(name));
         if let Some(discovery) = self.take_discovery(name) {
             let reason = Error::new(errno::ECANCELED, "discovery was stopped");
-            self.detach(&discovery.end(reason), is_gone);
+            let controllers = discovery.end(reason);
+            self.detach(&controllers, move || {
+                is_gone();
+                // What it asked may be announced as well.
+                if let Some(registry) = module::registry() {
+                    registry.follow_announcements();
+                }
+            });
         } else if self.device_named(name).is_some() {
             // The host removes the device; its controllers stay.
             is_gone();

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use tenon_sdk::{Error, FabricAddress};
 
 use crate::credentials::{DhchapDigest, DhchapGroup, KeyNames};
+use crate::discovery::service_type;
 use crate::select::{Policy, Selector};
 
 /// How a second controller of the same name is taken.
@@ -32,9 +33,11 @@ pub enum Multipath {
 pub struct NvmeParams {
     /// Name of the controller; devices are named after it, e.g. `nvme0n1`.
     pub name: String,
-    /// Transport: TCP, RDMA, LOOP or another that a plugin offers.
+    /// Transport: TCP, RDMA, LOOP or another that a plugin offers. Required, unless svcname is given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub trtype: String,
-    /// Address: an IP address for TCP and RDMA.
+    /// Address: an IP address for TCP and RDMA. Required, unless svcname is given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub traddr: String,
     /// Address family: IPv4 or IPv6 [default: as the address says].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,6 +118,10 @@ pub struct NvmeParams {
     /// The address is a discovery service's: every controller it tells of is attached, under this name and a number.
     #[serde(default, skip_serializing_if = "is_false")]
     pub discovery: bool,
+    /// Service to search by multicast DNS, `_nvme-disc._tcp` or `_nvme-disc._udp`: each discovery service that is
+    /// announced is asked, and what it tells of is attached, under this name, `_nvme` and a number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub svcname: Option<String>,
     /// Of a discovery service: answer when all that it tells of at first is attached.
     #[serde(default, skip_serializing_if = "is_false")]
     pub wait_for_attach: bool,
@@ -379,15 +386,68 @@ impl NvmeParams {
         {
             return wrong(format!("subnqn `{}`: {error}", self.subnqn));
         }
+        for (key, value) in [("trtype", &self.trtype), ("traddr", &self.traddr)] {
+            if self.svcname.is_none() && value.is_empty() {
+                return wrong(format!("missing field `{key}`"));
+            }
+        }
         if self.has_ip_address() && self.traddr.parse::<IpAddr>().is_err() {
             return wrong(format!("traddr `{}`: must be an IP address", self.traddr));
         }
         Ok(())
     }
 
+    /// What the names of the controllers that a discovery service attaches begin with; a number follows.
+    pub fn prefix(&self) -> String {
+        if self.svcname.is_some() { format!("{}_nvme", self.name) } else { self.name.clone() }
+    }
+
+    /// Refuses what is not known before discovery services are found.
+    fn check_search(&self, svcname: &str) -> Result<(), Error> {
+        let wrong = |reason: String| Err(Error::invalid(reason).object(&*self.name));
+        service_type(svcname).map_err(|error| error.object(&*self.name))?;
+        let given = [
+            ("discovery", self.discovery),
+            ("trtype", !self.trtype.is_empty()),
+            ("traddr", !self.traddr.is_empty()),
+            ("trsvcid", self.trsvcid.is_some()),
+            ("adrfam", self.adrfam.is_some()),
+            ("subnqn", !self.subnqn.is_empty()),
+            ("paths", !self.paths.is_empty()),
+        ];
+        if let Some((key, _)) = given.iter().find(|(_, is_given)| *is_given) {
+            return wrong(format!("{key} is given with svcname: what is announced says so itself"));
+        }
+        if self.wait_for_attach || self.attach_timeout_ms > 0 {
+            return wrong(
+                "wait_for_attach or attach_timeout_ms is given with svcname: a search has no end to wait for"
+                    .to_owned(),
+            );
+        }
+        match &self.hostaddr {
+            Some(ip) if ip.parse::<IpAddr>().is_err() => {
+                wrong(format!("hostaddr `{ip}`: must be an IP address"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses what contradicts itself in a table with several paths or of a discovery service.
     pub fn check_table(&self) -> Result<(), Error> {
         let wrong = |reason: String| Err(Error::invalid(reason).object(&*self.name));
+        if let Some(wish) = self.bdevs.iter().find(|wish| wish.rr_min_io == 0) {
+            return wrong(format!("rr_min_io of {} is 0: must be at least 1", wish.name));
+        }
+        if (self.discovery || self.svcname.is_some()) && self.name.len() > MAX_NAME - NUMBER_BYTES {
+            let most = MAX_NAME - NUMBER_BYTES;
+            return wrong(format!("name `{}`: must be at most {most} bytes, as numbers follow", self.name));
+        }
+        if let Some(svcname) = &self.svcname {
+            return self.check_search(svcname);
+        }
+        if !self.discovery && self.subnqn.is_empty() {
+            return wrong("subnqn is empty: must be the NQN of a subsystem".to_owned());
+        }
         if self.discovery && !self.paths.is_empty() {
             return wrong("paths are given: a discovery service finds them itself".to_owned());
         }
@@ -399,9 +459,6 @@ impl NvmeParams {
                 "wait_for_attach and attach_timeout_ms belong to a discovery service: set discovery = true"
                     .to_owned(),
             );
-        }
-        if let Some(wish) = self.bdevs.iter().find(|wish| wish.rr_min_io == 0) {
-            return wrong(format!("rr_min_io of {} is 0: must be at least 1", wish.name));
         }
         if !self.paths.is_empty() && self.multipath == Multipath::Disable {
             return wrong("multipath is disable: there cannot be further paths".to_owned());
@@ -498,10 +555,12 @@ pub fn family_name(adrfam: u8) -> &'static str {
 
 /// Bytes of a name that leave room for a namespace's number.
 const MAX_NAME: usize = 128;
+/// Bytes of a name that leave room for the words and number of a discovered controller.
+const NUMBER_BYTES: usize = 16;
 /// Controllers of one table.
 const MAX_PATHS: usize = 32;
 /// Parameters that all paths of a table have in common.
-const NOT_OF_A_PATH: [&str; 9] = [
+const NOT_OF_A_PATH: [&str; 10] = [
     "name",
     "subnqn",
     "multipath",
@@ -509,6 +568,7 @@ const NOT_OF_A_PATH: [&str; 9] = [
     "paths",
     "bdevs",
     "discovery",
+    "svcname",
     "wait_for_attach",
     "attach_timeout_ms",
 ];

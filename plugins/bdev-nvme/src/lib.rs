@@ -109,7 +109,9 @@ impl Module for NvmeModule {
     }
 
     fn create(&self, params: NvmeParams, token: OpToken) {
-        if params.discovery {
+        if params.svcname.is_some() {
+            self.registry().start_mdns_discovery(params, token);
+        } else if params.discovery {
             self.registry().start_discovery(params, token);
         } else {
             self.registry().attach(&params, true, token);
@@ -167,6 +169,9 @@ export_plugin! {
         "bdev_nvme_start_discovery",
         "bdev_nvme_stop_discovery",
         "bdev_nvme_get_discovery_info",
+        "bdev_nvme_start_mdns_discovery",
+        "bdev_nvme_stop_mdns_discovery",
+        "bdev_nvme_get_mdns_discovery_info",
         "bdev_nvme_get_path_iostat",
         "bdev_nvme_send_cmd",
         "bdev_nvme_get_controller_health_info",

@@ -89,12 +89,16 @@ pub(crate) struct Registry {
     /// Channels could not set an alarm.
     pub(crate) kick_is_owed: Cell<bool>,
     waits: RefCell<Vec<Wait>>,
+    /// Searches whose threads have not ended yet.
+    pub(crate) browsers_ending: Cell<u32>,
 }
 
 /// Somebody who waits for things to be gone.
 struct Wait {
     controllers: Vec<u64>,
     devices: Vec<u64>,
+    /// Searches were ending when it began.
+    awaits_browsers: bool,
     done: Box<dyn FnOnce()>,
 }
 
@@ -115,6 +119,7 @@ impl Registry {
             upkeep: RefCell::default(),
             kick_is_owed: Cell::new(false),
             waits: RefCell::default(),
+            browsers_ending: Cell::new(0),
         });
         module::install(&registry);
         registry
@@ -530,10 +535,22 @@ impl Registry {
         let goes =
             |device: &Rc<Device>| device.table.read().0.iter().all(|entry| ids.contains(&entry.door.id));
         let devices = self.devices().into_iter().filter(goes).map(|device| device.id).collect();
-        self.waits.borrow_mut().push(Wait { controllers: ids, devices, done: Box::new(done) });
+        let awaits_browsers = self.browsers_ending.get() > 0;
+        self.waits.borrow_mut().push(Wait {
+            controllers: ids,
+            devices,
+            awaits_browsers,
+            done: Box::new(done),
+        });
         for controller in controllers {
             controller.on(Event::Delete);
         }
+        self.check_waits();
+    }
+
+    /// The threads of a search have ended.
+    pub(crate) fn browser_ended(&self) {
+        self.browsers_ending.set(self.browsers_ending.get().saturating_sub(1));
         self.check_waits();
     }
 
@@ -542,7 +559,10 @@ impl Registry {
             let (controllers, discoverers) = (self.controllers.borrow(), self.discoverers.borrow());
             let devices = self.devices.borrow();
             let is_there = |id: &u64| controllers.contains_key(id) || discoverers.contains_key(id);
-            !wait.controllers.iter().any(is_there) && !wait.devices.iter().any(|id| devices.contains_key(id))
+            let are_threads_there = wait.awaits_browsers && self.browsers_ending.get() > 0;
+            !are_threads_there
+                && !wait.controllers.iter().any(is_there)
+                && !wait.devices.iter().any(|id| devices.contains_key(id))
         };
         loop {
             let over = {

@@ -139,6 +139,13 @@ pub(crate) fn register(host: Host) -> Result<(), Error> {
     host.rpc::<NvmeModule, NoParams>("bdev_nvme_get_discovery_info", |module, _, token| {
         token.run(|_| Ok(module.registry().describe_discoveries()));
     })?;
+    host.rpc::<NvmeModule, NvmeParams>("bdev_nvme_start_mdns_discovery", start_mdns_discovery)?;
+    host.rpc::<NvmeModule, Name>("bdev_nvme_stop_mdns_discovery", |module, params, token| {
+        module.registry().stop_mdns_discovery(&params.name, token);
+    })?;
+    host.rpc::<NvmeModule, NoParams>("bdev_nvme_get_mdns_discovery_info", |module, _, token| {
+        token.run(|_| Ok(module.registry().describe_searches()));
+    })?;
     host.rpc::<NvmeModule, AddInjection>("bdev_nvme_add_error_injection", |module, params, token| {
         module.registry().add_injection(&params, token);
     })?;
@@ -156,7 +163,11 @@ fn attach(module: &NvmeModule, params: NvmeParams, token: OpToken) {
         let reason = "discovery is true: a discovery service is started by bdev_nvme_start_discovery";
         return token.fail(Error::invalid(reason).object(&*params.name));
     }
-    match params.check_table() {
+    if params.svcname.is_some() {
+        let reason = "svcname is given: bdev_nvme_start_mdns_discovery searches discovery services";
+        return token.fail(Error::invalid(reason).object(&*params.name));
+    }
+    match params.check().and_then(|()| params.check_table()) {
         Ok(()) => module.registry().attach(&params, false, token),
         Err(error) => token.fail(error),
     }
@@ -268,18 +279,21 @@ fn set_policy(module: &NvmeModule, params: SetPolicy, token: OpToken) {
 
 fn start_discovery(module: &NvmeModule, params: NvmeParams, token: OpToken) {
     let params = NvmeParams { discovery: true, ..params };
-    match params.check_table() {
+    match params.check().and_then(|()| params.check_table()) {
         Ok(()) => module.registry().start_discovery(params, token),
         Err(error) => token.fail(error),
     }
 }
 
 fn stop_discovery(module: &NvmeModule, params: Name, token: OpToken) {
-    let registry = module.registry();
-    if registry.discoveries().iter().all(|discovery| discovery.params.name != params.name) {
-        return token.fail(Error::not_found(params.name));
+    module.registry().stop_discovery(&params.name, token);
+}
+
+fn start_mdns_discovery(module: &NvmeModule, params: NvmeParams, token: OpToken) {
+    if params.svcname.is_none() {
+        return token.fail(Error::invalid("missing field `svcname`").object(&*params.name));
     }
-    registry.delete(&params.name, token);
+    module.registry().start_mdns_discovery(params, token);
 }
 
 fn set_hotplug(_: &NvmeModule, params: SetHotplug, token: OpToken) {

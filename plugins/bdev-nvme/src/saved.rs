@@ -19,8 +19,8 @@ impl Registry {
             Some(discovery) => discovery.params.clone(),
             None => self.group_table(&device.group)?,
         };
-        let prefix = table.name.clone();
-        let is_of = |wish: &&DeviceWish| is_device_of(&wish.name, &prefix, table.discovery);
+        let (prefix, is_numbered) = (table.prefix(), table.discovery || table.svcname.is_some());
+        let is_of = |wish: &&DeviceWish| is_device_of(&wish.name, &prefix, is_numbered);
         table.bdevs = self.wishes.borrow().values().filter(is_of).cloned().collect();
         serde_json::to_value(&table).ok()
     }

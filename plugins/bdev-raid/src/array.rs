@@ -99,8 +99,14 @@ pub struct Inner {
     pub ops: OpSet,
     /// What it tells in metrics.
     pub metrics: Option<Metrics>,
+    /// Whether the members that were asked for by name are being asked which array they carry.
+    pub is_asking: bool,
+    /// Names of devices that carry its superblock and were looked at too early.
+    pub put_off: Vec<String>,
     /// Names of members that return when it is online.
     pub returning: Vec<String>,
+    /// Names of devices that it was asked for with, and that carry nothing of it: they return as well.
+    pub blank: Vec<String>,
     /// Devices that were refused because they went their own way, and how that was told.
     pub diverged: BTreeMap<String, String>,
     /// A member that went while it was being brought up.
@@ -343,7 +349,10 @@ impl Array {
             spares,
             ops: OpSet::default(),
             metrics: None,
+            is_asking: false,
+            put_off: Vec::new(),
             returning: Vec::new(),
+            blank: Vec::new(),
             diverged: BTreeMap::new(),
             lost: None,
             patience: None,

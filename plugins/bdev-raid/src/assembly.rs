@@ -3,6 +3,7 @@
 //! largest sequence number decides; members that each went on without the other
 //! are never put together.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use uuid::Uuid;
 
 use crate::RaidModule;
 use crate::agreement::{has_diverged, side};
-use crate::array::{Array, Slot, Standing, shape_of};
+use crate::array::{Array, Slot, Standing, Step, shape_of};
 use crate::config::{BaseNames, RaidParams};
 use crate::disk::{self, Copy};
 use crate::state::ArrayState;
@@ -100,6 +101,16 @@ pub fn examine_disk(bdev: &Examined, token: ExamineToken) {
     });
 }
 
+/// Why no array may be started without its missing members yet: a device may turn out to be one, and to know more than
+/// those that are there.
+fn is_looking() -> Option<String> {
+    let names = RaidModule::with(RaidModule::looked_at).filter(|names| !names.is_empty())?;
+    Some(format!(
+        "{} may be a member and is being looked at; wait with bdev_wait_for_examine",
+        names.join(", ")
+    ))
+}
+
 /// Gives a device its place by the superblock that it carries, otherwise by its name.
 fn look(host: Host, id: BdevId, then: impl FnOnce(Answer) + 'static) {
     let Ok(info) = host.bdev_info(id) else { return then(Answer::NotMine) };
@@ -111,8 +122,10 @@ fn look(host: Host, id: BdevId, then: impl FnOnce(Answer) + 'static) {
         Err(_) => return then(Answer::NotMine),
     };
     let (uuid, name) = (info.uuid, info.name);
+    let _ = RaidModule::with(|module| module.begin_look(&name));
     disk::read(&base.clone(), move |found| {
         drop(base);
+        let _ = RaidModule::with(|module| module.end_look(&name));
         let copy = match found {
             Ok(Ok(copy)) => Some(copy),
             Ok(Err(SuperblockError::NotOurs)) => None,
@@ -145,16 +158,29 @@ fn place(module: &RaidModule, name: &str, uuid: [u8; 16], copy: Copy) -> Answer 
         Ok(shape) => shape,
         Err(reason) => return Answer::Failed(reason),
     };
-    let array = match module.by_uuid(&superblock.uuid) {
+    // One that was asked for with its UUID and has not learned its members yet is found by its name.
+    let known = module.by_uuid(&superblock.uuid).filter(|array| array.inner.borrow().superblock.is_some());
+    let array = match known {
         Some(array) => array,
         None if module.by_name(&superblock.name).is_some() => {
-            let asked_for = module.by_name(&superblock.name).filter(|array| {
-                array.may_be(superblock) && array.inner.borrow().state == ArrayState::Configuring
+            let asked_for = module.by_name(&superblock.name).filter(|array| array.may_be(superblock));
+            let standing = asked_for.as_ref().map(|array| {
+                let inner = array.inner.borrow();
+                (inner.state, inner.is_asking)
             });
-            let Some(array) = asked_for else {
-                return Answer::Failed(format!("another array is named {} already", superblock.name));
+            let array = match (asked_for, standing) {
+                (Some(array), Some((ArrayState::Configuring, false))) => array,
+                // What its members say decides, and then this one is looked at again.
+                (Some(array), Some((ArrayState::Configuring | ArrayState::Committing, _))) => {
+                    array.inner.borrow_mut().put_off.push(name.to_owned());
+                    return Answer::Waiting(format!("array {} is being brought up", superblock.name));
+                }
+                (_, _) => {
+                    return Answer::Failed(format!("another array is named {} already", superblock.name));
+                }
             };
-            array.start_over(&copy);
+            // What it has by name carries nothing.
+            array.start_over(&copy, |_| false);
             array.watch_missing();
             array
         }
@@ -174,7 +200,7 @@ fn place(module: &RaidModule, name: &str, uuid: [u8; 16], copy: Copy) -> Answer 
             array.inner.borrow_mut().learn(&copy);
             module.insert(&array);
             array.watch_missing();
-            array.look_for_others(&uuid);
+            array.look_for_missing(Some(uuid), |_| {});
             array
         }
     };
@@ -183,6 +209,20 @@ fn place(module: &RaidModule, name: &str, uuid: [u8; 16], copy: Copy) -> Answer 
         Err(error) => {
             log::warn!("member refused raid={} error=\"{error}\"", array.name);
             Answer::Failed(error.to_string())
+        }
+    }
+}
+
+/// Held by every look at a device; the array goes on when the last is over.
+struct LastLook {
+    array: Rc<Array>,
+    then: Cell<Option<Step>>,
+}
+
+impl Drop for LastLook {
+    fn drop(&mut self) {
+        if let Some(then) = self.then.take() {
+            then(&self.array);
         }
     }
 }
@@ -224,19 +264,26 @@ impl Array {
                     let reason = format!("has newer state than array {}, which is in use", self.name);
                     return Err(Error::busy(reason).object(name));
                 }
-                self.start_over(&theirs);
+                self.start_over(&theirs, |_| true);
             }
         }
-        let (slot, standing, is_there) = {
+        let (slot, standing, there) = {
             let inner = self.inner.borrow();
             let slot = inner.slots.iter().position(|slot| slot.uuid == uuid);
             let Some(slot) = slot else {
                 return Err(Error::busy(format!("is no member of {} any more", self.name)).object(name));
             };
-            (slot, inner.slots[slot].standing, inner.slots[slot].base.is_some())
+            let place = &inner.slots[slot];
+            (slot, place.standing, place.base.is_some().then(|| place.name.clone()))
         };
-        if is_there {
-            return Err(Error::exists(name));
+        match there {
+            // It was looked at twice.
+            Some(there) if there == name => return Ok(Answer::Claimed),
+            Some(there) => {
+                let reason = format!("has the UUID of {there}, which is a member of {} already", self.name);
+                return Err(Error::new(tenon_sdk::errno::EEXIST, reason).object(name));
+            }
+            None => {}
         }
         match (standing, state) {
             (Standing::Current, ArrayState::Configuring) => {
@@ -281,33 +328,60 @@ impl Array {
         }
     }
 
-    /// Members that are there already are not offered again: they were let go when the array ended with this one.
-    fn look_for_others(&self, this: &[u8; 16]) {
-        let uuids: Vec<[u8; 16]> = self.inner.borrow().slots.iter().map(|slot| slot.uuid).collect();
-        for uuid in uuids.iter().filter(|uuid| *uuid != this) {
-            // One that is still to be offered cannot be opened yet.
-            if let Some(id) = self.host.find(&Uuid::from_bytes(*uuid).to_string()) {
-                look(self.host, id, |answer| {
-                    if let Answer::Failed(reason) = answer {
-                        log::warn!("member not taken reason=\"{reason}\"");
-                    }
-                });
+    /// Members that are there already are not offered again: they were let go when the array ended, or it was not
+    /// known yet that they count. `this` is being taken. `then` runs when all were looked at.
+    pub fn look_for_missing(
+        self: &Rc<Self>,
+        this: Option<[u8; 16]>,
+        then: impl FnOnce(&Rc<Array>) + 'static,
+    ) {
+        let is_missing = |slot: &&Slot| slot.base.is_none() && Some(slot.uuid) != this;
+        let find = |slot: &Slot| {
+            let by_uuid = self.host.find(&Uuid::from_bytes(slot.uuid).to_string());
+            by_uuid.or_else(|| self.host.find(&slot.name))
+        };
+        // One that is still to be offered cannot be opened yet.
+        let mut found: Vec<BdevId> =
+            self.inner.borrow().slots.iter().filter(is_missing).filter_map(find).collect();
+        let put_off = std::mem::take(&mut self.inner.borrow_mut().put_off);
+        for id in put_off.iter().filter_map(|name| self.host.find(name)) {
+            if !found.contains(&id) {
+                found.push(id);
             }
+        }
+        let all = Rc::new(LastLook { array: Rc::clone(self), then: Cell::new(Some(Box::new(then))) });
+        for id in found {
+            let all = Rc::clone(&all);
+            look(self.host, id, move |answer| {
+                if let Answer::Failed(reason) = answer {
+                    log::warn!("member not taken reason=\"{reason}\"");
+                }
+                drop(all);
+            });
         }
     }
 
-    /// A newer superblock was found: members that it does not count are let go.
-    pub fn start_over(&self, newer: &Copy) {
+    /// A newer superblock was found: members that it does not count are let go, and those that do not carry one, since
+    /// nothing of what they hold is known.
+    pub fn start_over(&self, newer: &Copy, carries: impl Fn(usize) -> bool) {
         let mut slots = slots_of(&newer.superblock);
         let old = {
             let mut inner = self.inner.borrow_mut();
             std::mem::take(&mut inner.slots)
         };
-        let mut let_go = Vec::new();
-        for member in old {
+        let (mut let_go, mut blank) = (Vec::new(), Vec::new());
+        for (nth, member) in old.into_iter().enumerate() {
             let Some(base) = member.base.clone() else { continue };
             let place = slots.iter_mut().find(|slot| slot.uuid == member.uuid && slot.is_awaited());
             match place {
+                _ if !carries(nth) => {
+                    log::warn!(
+                        "member carries no superblock of its array raid={} member={}",
+                        self.name,
+                        member.name
+                    );
+                    blank.push(member);
+                }
                 Some(slot) => {
                     (slot.name, slot.member, slot.base) = (member.name.clone(), member.member, Some(base));
                 }
@@ -317,12 +391,13 @@ impl Array {
         let returning = {
             let mut inner = self.inner.borrow_mut();
             inner.returning.extend(let_go.iter().map(|member| member.name.clone()));
+            inner.blank.extend(blank.iter().map(|member| member.name.clone()));
             inner.slots = slots;
             inner.uuid = newer.superblock.uuid;
             inner.learn(newer);
             std::mem::take(&mut inner.returning)
         };
-        drop(let_go);
+        drop((let_go, blank));
         // One that an older superblock left out may count again.
         for name in returning {
             let uuid =
@@ -367,7 +442,7 @@ impl Array {
 
     /// Goes on without the members that are not there, if redundancy covers them.
     pub fn start_degraded(self: &Rc<Self>, token: OpToken) {
-        if let Some(reason) = self.cannot_start() {
+        if let Some(reason) = self.cannot_start().or_else(is_looking) {
             return token.fail(Error::busy(reason).object(&*self.name));
         }
         self.inner.borrow_mut().create = Some(token);
@@ -415,7 +490,7 @@ impl Array {
             } else if !inner.survives_on(rest) {
                 Some(format!("{} cannot do without it; delete the array instead", inner.params.level.name()))
             } else {
-                None
+                is_looking()
             }
         };
         if let Some(reason) = refusal {
@@ -442,6 +517,9 @@ impl Array {
             let Some(array) = weak.upgrade() else { return };
             if array.inner.borrow().state != ArrayState::Configuring {
                 return;
+            }
+            if is_looking().is_some() {
+                return array.watch_missing();
             }
             match array.cannot_start() {
                 Some(reason) => log::error!("array not started raid={} reason=\"{reason}\"", array.name),

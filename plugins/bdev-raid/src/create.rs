@@ -28,10 +28,10 @@ use crate::superblock::{Superblock, SuperblockError};
 enum Origin {
     /// The array is new.
     Fresh,
-    /// The members carry this very array already.
-    Adopted(Box<Copy>),
+    /// The members carry this very array already, newest in this copy; and the slots of those that do.
+    Adopted(Box<Copy>, Vec<usize>),
     /// They carry it, but it is not all of these members that it counts on.
-    Recalled(Box<Copy>),
+    Recalled(Box<Copy>, Vec<usize>),
 }
 
 /// Creates what `params` describes, or waits for its members.
@@ -100,13 +100,17 @@ impl Array {
     /// Some members are there: if they carry this array already, what they say of it counts, and it may need no more.
     fn ask_members(self: &Rc<Self>) {
         let (targets, this) = (self.inner.borrow().current(), Rc::clone(self));
+        self.inner.borrow_mut().is_asking = true;
         disk::read_all(targets, move |found| {
+            this.inner.borrow_mut().is_asking = false;
             if this.inner.borrow().state != ArrayState::Configuring {
                 return;
             }
             match this.judge(found) {
-                Ok(Origin::Fresh) => this.reply_missing(),
-                Ok(Origin::Adopted(copy) | Origin::Recalled(copy)) => this.recall(&copy),
+                Ok(Origin::Fresh) => this.look_for_missing(None, Array::reply_missing),
+                Ok(Origin::Adopted(copy, carriers) | Origin::Recalled(copy, carriers)) => {
+                    this.recall(&copy, &carriers);
+                }
                 Err(error) => {
                     let token = this.inner.borrow_mut().create.take();
                     this.give_up();
@@ -118,18 +122,20 @@ impl Array {
         });
     }
 
-    /// Waits for the members that the array counts on, or comes up with those that are there.
-    fn recall(self: &Rc<Self>, copy: &Copy) {
+    /// Waits for the members that the array counts on, or comes up with those that are there. Those that were looked
+    /// at before it was known that they count are looked at again.
+    fn recall(self: &Rc<Self>, copy: &Copy, carriers: &[usize]) {
         self.answer_examined();
-        self.start_over(copy);
+        self.start_over(copy, |slot| carriers.contains(&slot));
         if self.is_complete() {
             return self.bring_up_assembled();
         }
         self.watch_missing();
-        self.reply_missing();
+        self.look_for_missing(None, Array::reply_missing);
     }
 
-    fn reply_missing(&self) {
+    /// Answers a create of an array that waits; one that came up has answered.
+    fn reply_missing(self: &Rc<Self>) {
         let (token, missing) = {
             let mut inner = self.inner.borrow_mut();
             (inner.create.take(), inner.missing())
@@ -167,10 +173,10 @@ impl Array {
         let this = Rc::clone(self);
         disk::read_all(targets, move |found| match this.nothing_is_lost().and_then(|()| this.judge(found)) {
             Ok(Origin::Fresh) => this.start_fresh(),
-            Ok(Origin::Adopted(copy)) => this.adopt(&copy),
-            Ok(Origin::Recalled(copy)) => {
+            Ok(Origin::Adopted(copy, _)) => this.adopt(&copy),
+            Ok(Origin::Recalled(copy, carriers)) => {
                 this.inner.borrow_mut().on(ArrayEvent::Refused);
-                this.recall(&copy);
+                this.recall(&copy, &carriers);
             }
             Err(error) => this.refuse(error, false),
         });
@@ -212,9 +218,10 @@ impl Array {
                 && newest.members.len() == inner.slots.len();
             let apart =
                 copies.iter().find(|(slot, copy)| has_diverged(&newest_copy, copy, &inner.slots[*slot].uuid));
+            let carriers = copies.iter().map(|(slot, _)| *slot).collect();
             return match apart {
-                None if is_all => Ok(Origin::Adopted(Box::new(newest_copy))),
-                None => Ok(Origin::Recalled(Box::new(newest_copy))),
+                None if is_all => Ok(Origin::Adopted(Box::new(newest_copy), carriers)),
+                None => Ok(Origin::Recalled(Box::new(newest_copy), carriers)),
                 Some((apart, copy)) => {
                     let reason = format!(
                         "went its own way: it is at {}, {} is at {}; wipe one of them",
@@ -433,7 +440,9 @@ impl Array {
     fn is_online(self: &Rc<Self>) {
         let (token, returning, present, all) = {
             let mut inner = self.inner.borrow_mut();
-            let returning = std::mem::take(&mut inner.returning);
+            let known = std::mem::take(&mut inner.returning).into_iter().map(|name| (name, true));
+            let blank = std::mem::take(&mut inner.blank).into_iter().map(|name| (name, false));
+            let returning: Vec<_> = known.chain(blank).collect();
             (inner.create.take(), returning, inner.current().len(), inner.slots.len())
         };
         log::info!("array is online raid={} members={present} of={all}", self.name);
@@ -445,8 +454,8 @@ impl Array {
         if let Some(token) = token {
             token.reply(&true);
         }
-        for name in returning {
-            if let Err(error) = self.rejoin(&name, true) {
+        for (name, is_known) in returning {
+            if let Err(error) = self.rejoin(&name, is_known) {
                 log::warn!("member cannot return raid={} member={name} error=\"{error}\"", self.name);
             }
         }

@@ -79,6 +79,7 @@ impl Array {
                     log::error!("device not resized raid={} error=\"{error}\"", array.name);
                 }
                 log::info!("array has grown raid={} blocks={num_blocks}", array.name);
+                array.push_resync();
                 then(array);
             });
         });

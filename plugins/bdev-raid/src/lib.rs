@@ -70,6 +70,8 @@ struct Control {
     arrays: Rc<RefCell<Vec<Rc<Array>>>>,
     /// `None`: as configured at the start.
     options: Option<RaidOptions>,
+    /// Names of devices whose superblocks are being read.
+    looked_at: Vec<String>,
 }
 
 impl Module for RaidModule {
@@ -209,6 +211,24 @@ impl RaidModule {
         let arrays = self.arrays();
         let gone: Vec<Rc<Array>> = arrays.borrow_mut().extract_if(.., |array| array.id == id).collect();
         drop(gone);
+    }
+
+    /// The superblock of a device is being read.
+    pub fn begin_look(&self, name: &str) {
+        self.control.with(|control| control.looked_at.push(name.to_owned()));
+    }
+
+    /// It was read.
+    pub fn end_look(&self, name: &str) {
+        self.control.with(|control| {
+            let nth = control.looked_at.iter().position(|other| other == name);
+            nth.map(|nth| control.looked_at.swap_remove(nth))
+        });
+    }
+
+    /// Devices whose superblocks are being read.
+    pub fn looked_at(&self) -> Vec<String> {
+        self.control.with(|control| control.looked_at.clone())
     }
 
     /// Every channel of an array obeys a directive.

@@ -122,13 +122,19 @@ impl Process {
         self.channels.retain(|(other, _)| *other != slot);
     }
 
-    /// As clients see it.
-    pub fn status(&self, now_ns: u64, block_size: u32, target: Option<&str>) -> Value {
+    /// Blocks per second, and how many seconds are left if that is known.
+    pub fn pace(&self, now_ns: u64) -> (u64, Option<u64>) {
         let (since_ns, from) = self.since;
         let elapsed_ns = u128::from(now_ns.saturating_sub(since_ns).max(1));
         let done = u128::from(self.done_blocks.saturating_sub(from));
         let rate = if self.is_paused { 0 } else { done * 1_000_000_000 / elapsed_ns };
-        let left = u128::from(self.total_blocks - self.done_blocks).checked_div(rate);
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+        (rate, (self.total_blocks - self.done_blocks).checked_div(rate))
+    }
+
+    /// As clients see it.
+    pub fn status(&self, now_ns: u64, block_size: u32, target: Option<&str>) -> Value {
+        let (rate, left_sec) = self.pace(now_ns);
         let mut status = json!({
             "type": match self.kind { Kind::Rebuild { .. } => "rebuild", Kind::Scrub(_) => "scrub", Kind::Resync => "resync" },
             "state": if self.is_paused { "paused" } else { "running" },
@@ -136,9 +142,9 @@ impl Process {
                 "blocks": self.done_blocks,
                 "percent": self.done_blocks * 100 / self.total_blocks.max(1),
             },
-            "blocks_per_sec": u64::try_from(rate).unwrap_or(u64::MAX),
-            "bytes_per_sec": u64::try_from(rate * u128::from(block_size)).unwrap_or(u64::MAX),
-            "remaining_sec": left.and_then(|left| u64::try_from(left).ok()),
+            "blocks_per_sec": rate,
+            "bytes_per_sec": rate.saturating_mul(block_size.into()),
+            "remaining_sec": left_sec,
         });
         if matches!(self.kind, Kind::Rebuild { .. }) {
             status["is_delta"] = json!(self.is_delta);
@@ -367,6 +373,7 @@ impl Array {
         };
         if has_changed {
             log::info!("process {} raid={}", if is_paused { "paused" } else { "resumed" }, self.name);
+            self.publish_process();
             if !is_paused {
                 self.push_window();
             }

@@ -16,6 +16,8 @@ use crate::state::ArrayState;
 pub struct Metrics {
     missing: Gauge,
     percent: Gauge,
+    bytes_per_sec: Gauge,
+    remaining_sec: Gauge,
     corrected: Gauge,
     mismatches: Gauge,
 }
@@ -25,13 +27,18 @@ impl Metrics {
     fn new(host: Host, name: &str) -> Result<Metrics, Error> {
         let gauge = |metric: &str, help: &str| host.gauge(metric, help, &[("raid", name)]);
         Ok(Metrics {
-            missing: gauge("tenon_raid_missing_members", "Members that the array goes on without.")?,
-            percent: gauge(
-                "tenon_raid_process_percent",
-                "How far a rebuild or a scrub is; 100 if none runs.",
+            missing: gauge("missing_members", "Members that the array goes on without.")?,
+            percent: gauge("process_percent", "How far a rebuild or a scrub is; 100 if none runs.")?,
+            bytes_per_sec: gauge(
+                "process_bytes_per_second",
+                "How fast a rebuild or a scrub goes through each member; 0 if none runs.",
             )?,
-            corrected: gauge("tenon_raid_corrected_read_errors", "Read errors that were corrected.")?,
-            mismatches: gauge("tenon_raid_mismatched_blocks", "Blocks that the last scrub found to differ.")?,
+            remaining_sec: gauge(
+                "process_remaining_seconds",
+                "How long a rebuild or a scrub will take at its present rate; 0 if none runs or it is paused.",
+            )?,
+            corrected: gauge("corrected_read_errors", "Read errors that were corrected.")?,
+            mismatches: gauge("mismatched_blocks", "Blocks that the last scrub found to differ.")?,
         })
     }
 }
@@ -52,6 +59,10 @@ impl Array {
         metrics.missing.set((inner.slots.len() - inner.current().len()) as u64);
         let percent = |process: &Process| process.done_blocks * 100 / process.total_blocks.max(1);
         metrics.percent.set(inner.process.as_ref().map_or(100, percent));
+        let pace = inner.process.as_ref().map(|process| process.pace(self.host.now_ns()));
+        let (rate, remaining_sec) = pace.unwrap_or_default();
+        metrics.bytes_per_sec.set(rate.saturating_mul(inner.block_size.into()));
+        metrics.remaining_sec.set(remaining_sec.unwrap_or(0));
         metrics.corrected.set(inner.corrected);
         let report = match inner.process.as_ref().map(|process| process.kind) {
             Some(Kind::Scrub(report)) => Some(report),
@@ -81,6 +92,9 @@ impl Array {
         let missing = inner.missing();
         if !missing.is_empty() {
             status["missing"] = json!(missing);
+        }
+        if !(inner.returning.is_empty() && inner.blank.is_empty()) {
+            status["returning"] = json!([&inner.returning[..], &inner.blank[..]].concat());
         }
         if let Some(writer) = inner.agreed.lineage.writer() {
             status["generation"] = json!(inner.agreed.lineage.generation());

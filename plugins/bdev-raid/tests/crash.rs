@@ -1,9 +1,10 @@
-//! Death at any moment: an array is created, used, degraded and rebuilt, and at a
-//! numbered point, the so-many-th I/O that reaches a member, everything stops but
-//! what members hold. The next host has the last word of every write that was
-//! acknowledged, the old or the new of every other, and it stays that way: when the
-//! crash comes again while the array is brought up, when a member stays away, and
-//! when another one is lost later.
+//! Death at any moment: an array is created, used, degraded, rebuilt, compared and
+//! left alone, and at a numbered point, the so-many-th I/O that reaches a member,
+//! everything stops but what members hold, with any blocks of the writes in flight.
+//! The next host has the last word of every write that was acknowledged, the old or
+//! the new of every other, and it stays that way: when the crash comes again while
+//! the array is brought up, when a member stays away, and when another one is lost
+//! later. Once the array is whole its members agree on every block.
 //!
 //! `RAID_CRASH_RUNS` is how many runs each level has, `RAID_CRASH_SEED` where they
 //! begin.
@@ -18,9 +19,14 @@ use tenon_testkit::{
     Access, BaseSpec, Channel, Descriptor, FakeHost, FaultPlan, Io, ModuleId, Pending, Request, Rng, TestBase,
 };
 
-const BLOCKS: u64 = 2048 + 96;
+/// First block of the data area of a member.
+const DATA: u64 = 2048;
+const BLOCKS: u64 = DATA + 96;
 /// Of members that have grown.
 const GROWN: u64 = BLOCKS + 64;
+/// How long a slow member takes at most, and what nobody waits longer for.
+const SLOW_NS: u64 = 15_000_000_000;
+const PATIENCE: Duration = Duration::from_secs(3600);
 const OPTIONS: &str = r#"{"process_window_size_kb":8}"#;
 
 /// What is tried.
@@ -30,6 +36,31 @@ struct Case {
     members: usize,
     strip_kb: u32,
     bitmap: bool,
+    /// Devices that wait for a slot, behind the members.
+    spares: usize,
+}
+
+impl Case {
+    const fn new(level: &'static str, members: usize, strip_kb: u32, bitmap: bool) -> Case {
+        Case { level, members, strip_kb, bitmap, spares: 0 }
+    }
+
+    const fn with_spare(self) -> Case {
+        Case { spares: 1, ..self }
+    }
+
+    fn is_redundant(self) -> bool {
+        !matches!(self.level, "raid0" | "concat")
+    }
+
+    /// What a configuration asks for at each start.
+    fn params(self) -> String {
+        let names = |range: std::ops::Range<usize>| range.map(|nth| format!("b{nth}")).collect::<Vec<_>>();
+        let (bases, spares) = (names(0..self.members), names(self.members..self.members + self.spares));
+        json!({ "name": "r0", "level": self.level, "strip_size_kb": self.strip_kb, "base_bdevs": bases,
+            "superblock": true, "bitmap": self.bitmap, "spares": spares })
+        .to_string()
+    }
 }
 
 /// What each block may hold: numbers of writes.
@@ -45,8 +76,8 @@ struct Expected {
 /// What is left after a crash.
 struct Remains {
     images: Vec<Vec<u8>>,
-    /// Whether every member held current data.
-    is_whole: bool,
+    /// The devices that all held current data, one of which may stay away; none if one did already.
+    dispensable: Vec<usize>,
 }
 
 struct World<'a> {
@@ -68,10 +99,17 @@ struct World<'a> {
     ios: Vec<Io>,
     is_over: bool,
     is_faulty: bool,
+    /// A member is so slow that nobody could let go of it in time.
+    is_slow: bool,
 }
 
 fn base_spec(nth: usize, blocks: u64) -> BaseSpec {
     BaseSpec::new(&format!("b{nth}"), 512, blocks).uuid([nth as u8 + 1; 16])
+}
+
+/// How a member that is well answers.
+fn usual() -> FaultPlan {
+    FaultPlan::none().delay_ns(0, 50_000).reorder(8)
 }
 
 fn block_of(number: u32) -> Vec<u8> {
@@ -97,12 +135,15 @@ impl<'a> World<'a> {
             bases.push(image.as_ref().map(|image| {
                 let base = host.add_base(base_spec(nth, expected.member_blocks));
                 base.write_bytes(0, image);
-                base.set_plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8));
+                base.set_plan(usual());
                 base
             }));
         }
         let left_behind = vec![vec![0; expected.member_blocks as usize * 512]; images.len()];
         let module = host.load(bdev_raid::plugin, OPTIONS).unwrap();
+        // Superblocks know no spares. Everything else comes up without being asked for.
+        let is_asked_for = expected.is_created && (case.spares > 0 || seed & 2 != 0);
+        let created = is_asked_for.then(|| Rc::new(host.start_create(module, &case.params())));
         World {
             case,
             host,
@@ -114,10 +155,11 @@ impl<'a> World<'a> {
             expected,
             point,
             before: 0,
-            created: None,
+            created,
             ios: Vec::new(),
             is_over: false,
             is_faulty: false,
+            is_slow: false,
         }
     }
 
@@ -126,12 +168,25 @@ impl<'a> World<'a> {
         serde_json::from_str::<Vec<Value>>(&all).unwrap().into_iter().next()
     }
 
+    /// The devices in its slots.
+    fn members(&self) -> Vec<usize> {
+        let array = self.array().unwrap_or_default();
+        let slots = array["base_bdevs_list"].as_array().cloned().unwrap_or_default();
+        let names = slots.iter().filter_map(|slot| slot["name"].as_str()?.strip_prefix('b'));
+        names.filter_map(|nth| nth.parse().ok()).collect()
+    }
+
     fn is_whole(&self) -> bool {
         self.array().is_some_and(|array| {
             array["num_base_bdevs_operational"] == array["num_base_bdevs"]
                 && array.get("process").is_none()
                 && array["bitmap"]["is_synced"] != false
         })
+    }
+
+    /// Whether one member may fail, and nothing else is wrong.
+    fn may_lose(&self) -> bool {
+        !self.is_faulty && self.bases.iter().all(Option::is_some) && self.is_whole()
     }
 
     /// Runs until something is so; false if the crash comes first.
@@ -144,7 +199,7 @@ impl<'a> World<'a> {
         let arrived = || before + bases.iter().map(|base| base.records().len() as u64).sum::<u64>();
         let this = &*self;
         let mut is_over = false;
-        let met = this.host.run_until(Duration::from_secs(60), || {
+        let met = this.host.run_until(PATIENCE, || {
             is_over = arrived() >= point;
             is_over || is_met(this)
         });
@@ -170,10 +225,7 @@ impl<'a> World<'a> {
     }
 
     fn create(&mut self) -> bool {
-        let bases: Vec<String> = (0..self.case.members).map(|nth| format!("b{nth}")).collect();
-        let params = json!({ "name": "r0", "level": self.case.level, "strip_size_kb": self.case.strip_kb,
-            "base_bdevs": bases, "superblock": true, "bitmap": self.case.bitmap });
-        let pending = Rc::new(self.host.start_create(self.module, &params.to_string()));
+        let pending = Rc::new(self.host.start_create(self.module, &self.case.params()));
         self.created = Some(Rc::clone(&pending));
         if !self.until("created", |_| pending.is_done()) {
             return false;
@@ -231,6 +283,68 @@ impl<'a> World<'a> {
         is_met
     }
 
+    /// What happens beside writes. False if the crash comes.
+    fn live(&mut self, rng: &Rng) -> bool {
+        if !self.case.is_redundant() {
+            return true;
+        }
+        if !self.is_faulty {
+            self.bases.iter().flatten().for_each(|base| base.set_plan(usual()));
+        }
+        let is_idle = |world: &Self| world.bases.iter().flatten().all(|base| base.in_flight() == 0);
+        if self.is_slow && !self.until("caught up", is_idle) {
+            return false;
+        }
+        self.is_slow = self.may_lose() && rng.chance(100);
+        if self.is_slow {
+            let base = &self.bases[rng.index(self.bases.len())];
+            base.iter().for_each(|base| base.set_plan(FaultPlan::none().delay_ns(0, SLOW_NS)));
+        }
+        if rng.chance(100) {
+            // Refused if there is nothing to compare now.
+            let params = json!({ "name": "r0", "repair": rng.chance(500) }).to_string();
+            let _ = self.host.rpc("bdev_raid_start_scrub", &params);
+        }
+        if rng.chance(100) {
+            let end_ns = self.host.now_ns() + rng.below(SLOW_NS);
+            if !self.until("rested", |world| world.host.now_ns() >= end_ns) {
+                return false;
+            }
+        }
+        !rng.chance(200) || self.read_some(rng)
+    }
+
+    /// Some reads, of which a member may be unable to do some.
+    fn read_some(&mut self, rng: &Rng) -> bool {
+        let may_fail = self.may_lose();
+        if may_fail && rng.chance(700) {
+            let from = rng.between(DATA, BLOCKS - 8);
+            self.bases[rng.index(self.bases.len())].iter().for_each(|base| base.spoil(from..from + 8));
+        }
+        let (_, channels) = self.opened.as_ref().unwrap();
+        let total = self.expected.blocks.len() as u64;
+        let read = |_| {
+            let at = rng.below(total - 3);
+            (at as usize, channels[rng.index(channels.len())].submit(Request::read(at, 3)))
+        };
+        let ios: Vec<(usize, Io)> = (0..3).map(read).collect();
+        self.ios.extend(ios.iter().map(|(_, io)| io.clone()));
+        let is_met = self.until("read", |_| ios.iter().all(|(_, io)| io.is_done()));
+        self.bases.iter().flatten().for_each(TestBase::unspoil);
+        for (at, io) in ios.iter().filter(|(_, io)| io.is_done()) {
+            let done = io.completion().unwrap();
+            let context =
+                format!("seed {} block {at} {:#?} {:#?}", self.host.seed(), self.array(), self.host.logs());
+            assert!(done.status.is_success(), "{:?} {context}", done.status);
+            for (nth, block) in done.data.chunks(512).enumerate() {
+                let allowed = &self.expected.blocks[at + nth];
+                let number = number_of(block);
+                assert!(number.is_some_and(|number| allowed.contains(&number)), "{number:?} {context}");
+            }
+        }
+        is_met
+    }
+
     /// Every member becomes larger, and the array with them.
     fn grow(&mut self) -> bool {
         if self.is_faulty || self.bases.iter().any(Option::is_none) || !self.is_whole() {
@@ -251,11 +365,11 @@ impl<'a> World<'a> {
 
     /// A member goes, fails or returns.
     fn disturb(&mut self, rng: &Rng) {
-        if matches!(self.case.level, "raid0" | "concat") {
+        if !self.case.is_redundant() || self.is_slow {
             return;
         }
         let nth = rng.index(self.bases.len());
-        let may_lose = !self.is_faulty && self.bases.iter().all(Option::is_some) && self.is_whole();
+        let may_lose = self.may_lose();
         match self.bases[nth].clone() {
             Some(base) if may_lose && rng.chance(500) => {
                 self.before += base.records().len() as u64;
@@ -269,7 +383,7 @@ impl<'a> World<'a> {
             }
             Some(_) => {
                 for base in self.bases.iter().flatten() {
-                    base.set_plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8));
+                    base.set_plan(usual());
                     let params = json!({ "raid_bdev": "r0", "base_bdev": base.name() }).to_string();
                     let _ = self.host.rpc("bdev_raid_add_base_bdev", &params);
                 }
@@ -336,11 +450,12 @@ impl<'a> World<'a> {
         // What was asked before a crash counts, whatever a member that is away held since.
         let is_whole = self.host.device("r0").is_some() && self.is_whole() && !self.is_faulty;
         let image = |(nth, base): (usize, &Option<TestBase>)| match base {
-            Some(base) => base.bytes(0, self.expected.member_blocks),
+            Some(base) => base.bytes_after_power_cut(),
             None => self.held_by(nth),
         };
         let images = self.bases.iter().enumerate().map(image).collect();
-        let is_whole = is_whole && self.bases.iter().all(Option::is_some);
+        let members = self.members();
+        let is_whole = is_whole && members.iter().all(|nth| self.bases[*nth].is_some());
         for base in self.bases.iter().flatten() {
             base.set_plan(FaultPlan::none());
         }
@@ -348,12 +463,15 @@ impl<'a> World<'a> {
         if let Some(created) = &self.created {
             let _ = self.host.wait_for(created);
         }
-        assert!(self.host.run_until(Duration::from_secs(60), || self.ios.iter().all(|io| io.is_done())));
+        assert!(self.host.run_until(PATIENCE, || {
+            self.ios.iter().all(|io| io.is_done())
+                && self.bases.iter().flatten().all(|base| base.in_flight() == 0)
+        }));
         if let Some((descriptor, channels)) = self.opened.take() {
             channels.iter().for_each(Channel::put);
             descriptor.close();
         }
-        Remains { images, is_whole }
+        Remains { images, dispensable: if is_whole { members } else { Vec::new() } }
     }
 }
 
@@ -361,13 +479,13 @@ impl<'a> World<'a> {
 fn run(case: Case, seed: u64) {
     let rng = Rng::new(seed);
     let mut expected = Expected { blocks: Vec::new(), next: 0, is_created: false, member_blocks: BLOCKS };
-    let blank = vec![Some(vec![0; BLOCKS as usize * 512]); case.members];
+    let blank = vec![Some(vec![0; BLOCKS as usize * 512]); case.members + case.spares];
     let mut world = World::start(case, seed, &blank, rng.between(1, 900), &mut expected);
     if world.create() {
         // One run in five grows, somewhere between its writes.
         let grows_at = (seed % 5 == 4).then_some(seed / 5 % 20);
         for nth in 0..20 {
-            if (grows_at == Some(nth) && !world.grow()) || !world.write_some(&rng) {
+            if (grows_at == Some(nth) && !world.grow()) || !world.live(&rng) || !world.write_some(&rng) {
                 break;
             }
         }
@@ -379,16 +497,16 @@ fn run(case: Case, seed: u64) {
         world.until("brought up", |world| {
             world.host.now_ns() > 20_000_000 || (world.host.device("r0").is_some() && world.is_whole())
         });
-        remains = Remains { is_whole: false, ..world.close() };
+        remains = Remains { dispensable: Vec::new(), ..world.close() };
     }
     judge(case, seed, &rng, &remains, &mut expected);
 }
 
 fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Expected) {
-    let is_redundant = !matches!(case.level, "raid0" | "concat");
     let mut images: Vec<_> = remains.images.iter().cloned().map(Some).collect();
-    let absent = (is_redundant && remains.is_whole && expected.is_created && rng.chance(400))
-        .then(|| rng.index(case.members));
+    let may_stay_away = case.is_redundant() && !remains.dispensable.is_empty() && expected.is_created;
+    let absent =
+        (may_stay_away && rng.chance(400)).then(|| remains.dispensable[rng.index(remains.dispensable.len())]);
     // A whole stripe that was not acknowledged may be part old, part new; without a member, part neither.
     let is_strict = absent.is_none() || !matches!(case.level, "raid5f" | "raid5");
     if let Some(nth) = absent {
@@ -408,6 +526,9 @@ fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Exp
         world.close();
         return;
     }
+    if let Some(created) = world.created.clone() {
+        world.until("answered", |_| created.is_done());
+    }
     if let Some(nth) = absent {
         world.left_behind[nth] = remains.images[nth].clone();
         world.until("assembled", |world| {
@@ -415,9 +536,11 @@ fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Exp
                 |array: Value| array["num_base_bdevs_discovered"].as_u64() == Some(case.members as u64 - 1);
             world.array().is_some_and(found)
         });
-        if world.array().unwrap()["state"] == "configuring" {
-            world.host.rpc("bdev_raid_start_degraded", r#"{"name":"r0"}"#).unwrap();
-        }
+        // Refused as long as a device is being looked at.
+        world.until("started", |world| {
+            world.array().unwrap()["state"] == "online"
+                || world.host.rpc("bdev_raid_start_degraded", r#"{"name":"r0"}"#).is_ok()
+        });
     }
     world.open();
     if !is_strict {
@@ -430,8 +553,10 @@ fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Exp
     }
     world.until("whole", World::is_whole);
     world.verify("when whole");
-    if is_redundant {
-        let nth = rng.index(case.members);
+    if case.is_redundant() {
+        world.members_agree();
+        let members = world.members();
+        let nth = members[rng.index(members.len())];
         let base = world.bases[nth].take().unwrap();
         world.before += base.records().len() as u64;
         base.remove();
@@ -442,6 +567,17 @@ fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Exp
 }
 
 impl World<'_> {
+    fn members_agree(&mut self) {
+        self.host.rpc("bdev_raid_start_scrub", r#"{"name":"r0"}"#).unwrap();
+        self.until("compared", |world| {
+            let state = world.array().unwrap()["scrub"]["state"].clone();
+            state != "waiting" && state != "running"
+        });
+        let scrub = &self.array().unwrap()["scrub"];
+        let outcome = (&scrub["state"], &scrub["mismatched_blocks"]);
+        assert_eq!(outcome, (&json!("completed"), &json!(0)), "seed {} {scrub}", self.host.seed());
+    }
+
     /// Takes blocks of whole stripes that may hold anything for what they hold.
     fn forgive(&mut self) {
         let (_, channels) = self.opened.as_ref().unwrap();
@@ -493,34 +629,40 @@ fn runs(case: Case) {
 
 #[test]
 fn s4_h_raid1_keeps_what_was_acknowledged_through_a_crash_at_any_point() {
-    runs(Case { level: "raid1", members: 2, strip_kb: 0, bitmap: true });
-    runs(Case { level: "raid1", members: 3, strip_kb: 0, bitmap: true });
+    runs(Case::new("raid1", 2, 0, true));
+    runs(Case::new("raid1", 3, 0, true));
 }
 
 /// The crash takes the record that goes with a superblock.
 #[test]
 fn s4_h_a_member_is_not_taken_for_one_that_went_its_own_way_because_of_a_crash() {
-    run(Case { level: "raid1", members: 2, strip_kb: 0, bitmap: true }, 635);
+    run(Case::new("raid1", 2, 0, true), 635);
 }
 
 #[test]
 fn s4_h_raid5_keeps_what_was_acknowledged_through_a_crash_at_any_point() {
-    runs(Case { level: "raid5", members: 3, strip_kb: 2, bitmap: false });
-    runs(Case { level: "raid5", members: 5, strip_kb: 4, bitmap: false });
+    runs(Case::new("raid5", 3, 2, false));
+    runs(Case::new("raid5", 5, 4, false));
 }
 
 #[test]
 fn s4_h_raid5f_keeps_what_was_acknowledged_through_a_crash_at_any_point() {
-    runs(Case { level: "raid5f", members: 3, strip_kb: 2, bitmap: true });
+    runs(Case::new("raid5f", 3, 2, true));
 }
 
 #[test]
 fn s4_h_raid10_keeps_what_was_acknowledged_through_a_crash_at_any_point() {
-    runs(Case { level: "raid10", members: 4, strip_kb: 2, bitmap: true });
+    runs(Case::new("raid10", 4, 2, true));
+}
+
+#[test]
+fn s4_h_an_array_with_a_spare_keeps_what_was_acknowledged_through_a_crash_at_any_point() {
+    runs(Case::new("raid1", 2, 0, true).with_spare());
+    runs(Case::new("raid5", 3, 2, false).with_spare());
 }
 
 #[test]
 fn s4_h_raid0_and_concat_keep_what_was_acknowledged_through_a_crash_at_any_point() {
-    runs(Case { level: "raid0", members: 3, strip_kb: 2, bitmap: false });
-    runs(Case { level: "concat", members: 2, strip_kb: 2, bitmap: false });
+    runs(Case::new("raid0", 3, 2, false));
+    runs(Case::new("concat", 2, 2, false));
 }

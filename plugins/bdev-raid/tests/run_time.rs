@@ -5,12 +5,13 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tenon_sdk::{IoStatus, abi::Op, errno};
-use tenon_testkit::{Access, BaseSpec, FakeHost, FaultPlan, Request, TestBase};
+use tenon_sdk::{BdevFlags, IoFlags, IoStatus, abi::Op, errno};
+use tenon_testkit::{Access, Arrival, BaseSpec, FakeHost, FaultPlan, Request, TestBase};
 
 const BLOCKS: u64 = 4096;
-/// First block of the data area of a member with a superblock.
+/// First block of the data area of a member with a superblock, and of its journal.
 const DATA: u64 = 2048;
+const JOURNAL: u64 = 512;
 
 struct Rig {
     host: FakeHost,
@@ -237,6 +238,43 @@ fn a_block_that_cannot_be_read_is_read_elsewhere_and_rewritten() {
 }
 
 #[test]
+fn every_block_that_a_member_could_not_read_is_rewritten_on_it_and_on_no_other() {
+    for (level, members) in REDUNDANT.into_iter().chain([("raid5", 3)]) {
+        let rig = rig(level, members, members, json!({}));
+        rig.wait_for("it is made equal", Rig::is_whole);
+        let data = rig.write_all();
+        rig.bases.iter().for_each(|base| base.set_plan(FaultPlan::none().delay_ns(1000, 50_000)));
+        let descriptor = rig.host.open("r0", Access::Read).unwrap();
+        let channel = descriptor.channel(0).unwrap();
+        for nth in 0..members {
+            // Of levels with parity the last member holds that of stripe 0.
+            let at = if nth + 1 == members { DATA + 8 } else { DATA };
+            rig.bases[nth].spoil(at + 3..at + 5);
+            rig.bases.iter().for_each(TestBase::clear_records);
+            for _ in 0..20 {
+                // Of mirrors another member is read as long as one is busy.
+                let ats = (0..32).map(|nth| nth / 8 * 8 + 3);
+                let ios: Vec<_> = ats.map(|at| (at, channel.submit(Request::read(at, 2)))).collect();
+                for (at, io) in ios {
+                    let (done, at) = (rig.host.wait(&io), at as usize * 512);
+                    assert!(done.status.is_success() && done.data == data[at..at + 1024], "{level}");
+                }
+                rig.host.advance(Duration::from_millis(10));
+            }
+            assert_eq!(rig.bases[nth].spoiled(), 0, "{level}: member {nth}");
+            for (other, base) in rig.bases.iter().enumerate().filter(|(other, _)| *other != nth) {
+                let is_written = base.records().iter().any(|io| io.op == Op::WRITE);
+                assert!(!is_written, "{level}: member {other} for {nth}");
+            }
+        }
+        channel.put();
+        descriptor.close();
+        assert!(rig.is_whole());
+        assert_eq!(rig.scrub(false)["mismatched_blocks"], 0, "{level}");
+    }
+}
+
+#[test]
 fn a_member_that_cannot_be_rewritten_fails() {
     for (level, members) in REDUNDANT {
         let rig = rig(level, members, members, json!({}));
@@ -418,6 +456,62 @@ fn an_array_grows_with_its_members_and_is_as_large_after_a_restart() {
 }
 
 #[test]
+fn members_are_made_equal_in_the_blocks_that_an_array_of_parity_has_grown_by() {
+    for (level, more) in [("raid5", json!({})), ("raid5f", json!({ "bitmap": true }))] {
+        let rig = rig(level, 3, 3, more);
+        rig.wait_for("the new array is made equal", |rig| rig.array()["bitmap"]["is_synced"] == true);
+        for base in &rig.bases {
+            base.resize(BLOCKS * 2);
+            // Nobody knows what a device holds that it was never told.
+            base.write_bytes(BLOCKS, &[base.name().as_bytes()[1]; 512]);
+        }
+        rig.wait_for("the array has grown", |rig| {
+            rig.host.device("r0").unwrap().limits.num_blocks > 2 * DATA
+        });
+        rig.wait_for("it is made equal", |rig| rig.array()["bitmap"]["is_synced"] == true);
+        assert_eq!(rig.scrub(false)["mismatched_blocks"], 0, "{level}");
+    }
+}
+
+#[test]
+fn a_partial_write_to_raid5_is_durable_in_two_journals_before_any_of_it_is_in_place() {
+    let host = FakeHost::new(7);
+    let cached = |nth| spec(nth).flags(BdevFlags::VOLATILE_WRITE_CACHE).io_flags(IoFlags::FUA.0.into());
+    let bases: Vec<TestBase> = (0..3).map(|nth| host.add_base(cached(nth))).collect();
+    let module = host.load(bdev_raid::plugin, "{}").unwrap();
+    host.settle();
+    let params = json!({ "name": "r0", "level": "raid5", "strip_size_kb": 4, "base_bdevs": ["b0", "b1", "b2"],
+        "superblock": true });
+    host.create(module, &params.to_string()).unwrap();
+    let rig = Rig { host, bases };
+    rig.wait_for("it is made equal", Rig::is_whole);
+    let descriptor = rig.host.open("r0", Access::Write).unwrap();
+    let channel = descriptor.channel(0).unwrap();
+    assert!(rig.host.wait(&channel.submit(Request::write(0, 1, vec![1; 512]))).status.is_success());
+    let journals = || rig.bases.iter().map(|base| base.bytes(JOURNAL, DATA - JOURNAL)).collect::<Vec<_>>();
+    let before = journals();
+    for base in &rig.bases {
+        base.clear_records();
+        base.set_plan(FaultPlan::none().delay_ns(1000, 100_000));
+    }
+    let writes = |from: u64, to: u64| {
+        let records: Vec<_> = rig.bases.iter().flat_map(TestBase::records).collect();
+        let is_it = |io: &Arrival| io.op == Op::WRITE && (from..to).contains(&io.offset_blocks);
+        records.into_iter().filter(is_it).collect::<Vec<_>>()
+    };
+    let io = channel.submit(Request::write(3, 1, vec![2; 512]));
+    rig.wait_for("something is in place", |_| !writes(DATA, BLOCKS).is_empty());
+    let changed = journals().iter().zip(&before).filter(|(now, before)| now != before).count();
+    assert_eq!(changed, 2);
+    assert!(rig.host.wait(&io).status.is_success());
+    let all = [writes(JOURNAL, DATA), writes(DATA, BLOCKS)].concat();
+    assert_eq!(all.len(), 4);
+    assert!(all.iter().all(|io| io.flags.contains(IoFlags::FUA)), "{all:?}");
+    channel.put();
+    descriptor.close();
+}
+
+#[test]
 fn a_concat_gets_one_more_member() {
     let rig = rig("concat", 2, 3, json!({}));
     let mut data = rig.write_all();
@@ -551,6 +645,88 @@ fn an_array_whose_spare_took_over_comes_up_again_by_the_names_it_was_created_wit
         let rig = restarted(&there, &params, is_created_first);
         rig.wait_for("whole", |rig| rig.array()["state"] == "online" && rig.is_whole());
         assert_eq!(rig.array()["base_bdevs_list"][0]["name"], "b2", "{is_created_first}");
+        rig.assert_reads(&data);
+    }
+}
+
+#[test]
+fn an_array_whose_spare_took_over_comes_up_beside_the_device_that_was_lost() {
+    let params = json!({ "name": "r0", "level": "raid1", "base_bdevs": ["b0", "b1"], "spares": ["b2"],
+        "superblock": true });
+    let (images, data) = {
+        let rig = rig("raid1", 2, 3, json!({ "spares": ["b2"] }));
+        rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b0" }));
+        rig.wait_for("whole", Rig::is_whole);
+        let data = rig.write_all();
+        (rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect::<Vec<_>>(), data)
+    };
+    for seed in 0..20 {
+        let host = FakeHost::new(seed);
+        for (nth, image) in images.iter().enumerate() {
+            let base = host.add_base(spec(nth).plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8)));
+            base.write_bytes(0, image);
+        }
+        // The array is asked for while its devices are being looked at.
+        let module = host.load(bdev_raid::plugin, "{}").unwrap();
+        let created = host.start_create(module, &params.to_string());
+        host.wait_for(&created).unwrap();
+        let rig = Rig { host, bases: Vec::new() };
+        rig.wait_for("whole", |rig| rig.array()["state"] == "online" && rig.is_whole());
+        assert_eq!(rig.array()["base_bdevs_list"][0]["name"], "b2", "seed {seed}");
+        rig.assert_reads(&data);
+    }
+}
+
+#[test]
+fn a_member_that_lost_its_superblock_is_not_taken_for_current_because_a_table_names_it() {
+    let params = json!({ "name": "r0", "level": "raid1", "base_bdevs": ["b0", "b1"], "superblock": true });
+    let (image, data) = {
+        let rig = rig("raid1", 2, 2, json!({}));
+        let data = rig.write_all();
+        (rig.bases[1].bytes(0, BLOCKS), data)
+    };
+    let blank = vec![0; BLOCKS as usize * 512];
+    for is_created_first in [false, true] {
+        let rig = restarted(&[(0, &blank), (1, &image)], &params, is_created_first);
+        let array = rig.array();
+        assert_eq!(array["state"], "configuring", "{array}");
+        assert_eq!(array["returning"] == json!(["b0"]), is_created_first, "{array}");
+        rig.ok("bdev_raid_start_degraded", json!({ "name": "r0" }));
+        rig.assert_reads(&data);
+        if !is_created_first {
+            rig.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "b0" }));
+        }
+        rig.wait_for("whole", Rig::is_whole);
+        rig.assert_reads(&data);
+        assert!(rig.array().get("returning").is_none());
+    }
+}
+
+#[test]
+fn an_array_is_not_started_as_it_was_before_its_spare_took_over() {
+    let params = json!({ "name": "r0", "level": "raid1", "base_bdevs": ["b0", "b1"], "spares": ["b2"],
+        "superblock": true });
+    let (images, data) = {
+        let rig = rig("raid1", 2, 3, json!({ "spares": ["b2"] }));
+        rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b1" }));
+        rig.wait_for("whole", Rig::is_whole);
+        let data = rig.write_all();
+        (rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect::<Vec<_>>(), data)
+    };
+    for seed in 0..40 {
+        let host = FakeHost::new(seed);
+        // The one that was lost and the spare; the member that saw all of it stays away.
+        for nth in [1, 2] {
+            let base = host.add_base(spec(nth).plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8)));
+            base.write_bytes(0, &images[nth]);
+        }
+        let module = host.load(bdev_raid::plugin, "{}").unwrap();
+        let created = host.start_create(module, &params.to_string());
+        host.wait_for(&created).unwrap();
+        let rig = Rig { host, bases: Vec::new() };
+        rig.wait_for("it is started", |rig| {
+            rig.host.rpc("bdev_raid_start_degraded", r#"{"name":"r0"}"#).is_ok()
+        });
         rig.assert_reads(&data);
     }
 }

@@ -672,6 +672,39 @@ fn a_member_that_returns_gets_only_what_was_written_meanwhile() {
 }
 
 #[test]
+fn a_region_is_not_cleared_as_long_as_a_write_to_it_is_in_flight() {
+    let rig = created(2, WITH_BITMAP);
+    rig.write(100, 7);
+    let marked = rig.bases[0].bytes(384, 8);
+    let descriptor = rig.host.open("r0", Access::Write).unwrap();
+    let channel = descriptor.channel(0).unwrap();
+    rig.bases[1].hold(true);
+    let io = channel.submit(Request::write(100, 1, vec![8; 512]));
+    // It would have rested by now.
+    rig.host.advance(Duration::from_secs(30));
+    assert!(!io.is_done());
+    assert!(rig.bases[0].bytes(384, 8) == marked, "a crash would leave members that differ");
+    rig.bases[1].hold(false);
+    assert!(rig.host.wait(&io).status.is_success());
+    rig.wait_for("the region is clean", |rig| rig.array("r0").unwrap()["bitmap"]["dirty_regions"] == 0);
+    channel.put();
+    descriptor.close();
+}
+
+#[test]
+fn a_region_stays_marked_as_long_as_a_member_is_missing() {
+    let rig = created(2, WITH_BITMAP);
+    let image = rig.bases[1].bytes(0, BLOCKS);
+    rig.bases[1].remove();
+    rig.wait_for("degraded", |rig| rig.bases[1].is_gone());
+    rig.write(800, 2);
+    rig.host.advance(Duration::from_secs(60));
+    let back = add_with_image(&rig, 1, &image);
+    rig.wait_for("whole", Rig::is_whole);
+    assert_eq!(back.bytes(2048, 2048), rig.bases[0].bytes(2048, 2048));
+}
+
+#[test]
 fn a_member_that_was_rebuilt_remembers_which_regions_another_lacks() {
     let images = {
         let rig = created(2, WITH_BITMAP);
