@@ -555,17 +555,7 @@ fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Exp
         world.write_quietly(rng);
         world.bring_back(nth);
     }
-    // A size that one member alone had been told of, and which stayed away, looks like a life of its own: it is
-    // refused, and added anew.
-    let may_be_refused = absent.filter(|_| grows_at(seed).is_some());
-    world.until("whole", |world| {
-        let refused = may_be_refused.filter(|_| world.array().unwrap().get("diverged").is_some());
-        if let Some(nth) = refused {
-            let params = json!({ "raid_bdev": "r0", "base_bdev": format!("b{nth}") }).to_string();
-            let _ = world.host.rpc("bdev_raid_add_base_bdev", &params);
-        }
-        world.is_whole()
-    });
+    world.becomes_whole(absent.filter(|_| grows_at(seed).is_some()));
     world.verify("when whole");
     if case.is_redundant() {
         world.members_agree();
@@ -581,6 +571,19 @@ fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Exp
 }
 
 impl World<'_> {
+    /// A size that one member alone had been told of, and which stayed away, looks like a life of its own: such a one
+    /// may be refused, and is added anew.
+    fn becomes_whole(&mut self, may_be_refused: Option<usize>) {
+        self.until("whole", |world| {
+            let refused = may_be_refused.filter(|_| world.array().unwrap().get("diverged").is_some());
+            if let Some(nth) = refused {
+                let params = json!({ "raid_bdev": "r0", "base_bdev": format!("b{nth}") }).to_string();
+                let _ = world.host.rpc("bdev_raid_add_base_bdev", &params);
+            }
+            world.is_whole()
+        });
+    }
+
     fn members_agree(&mut self) {
         self.host.rpc("bdev_raid_start_scrub", r#"{"name":"r0"}"#).unwrap();
         self.until("compared", |world| {
