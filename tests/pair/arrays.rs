@@ -63,6 +63,7 @@ fn killed_again_and_again(level: &str, members: usize, strip_kb: u32) {
         target.kill();
         target.restart();
         wait_for("the array", || (array(&mut target)["state"] == "online").then_some(()));
+        target.host().ok("bdev_wait_for_examine", json!({}));
         target.add_namespace(1, "r0", ONE);
     }
     load.goes_on();

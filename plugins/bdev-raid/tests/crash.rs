@@ -482,10 +482,9 @@ fn run(case: Case, seed: u64) {
     let blank = vec![Some(vec![0; BLOCKS as usize * 512]); case.members + case.spares];
     let mut world = World::start(case, seed, &blank, rng.between(1, 900), &mut expected);
     if world.create() {
-        // One run in five grows, somewhere between its writes.
-        let grows_at = (seed % 5 == 4).then_some(seed / 5 % 20);
         for nth in 0..20 {
-            if (grows_at == Some(nth) && !world.grow()) || !world.live(&rng) || !world.write_some(&rng) {
+            if (grows_at(seed) == Some(nth) && !world.grow()) || !world.live(&rng) || !world.write_some(&rng)
+            {
                 break;
             }
         }
@@ -500,6 +499,11 @@ fn run(case: Case, seed: u64) {
         remains = Remains { dispensable: Vec::new(), ..world.close() };
     }
     judge(case, seed, &rng, &remains, &mut expected);
+}
+
+/// One run in five grows, before that one of its writes.
+fn grows_at(seed: u64) -> Option<u64> {
+    (seed % 5 == 4).then_some(seed / 5 % 20)
 }
 
 fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Expected) {
@@ -551,7 +555,7 @@ fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Exp
         world.write_quietly(rng);
         world.bring_back(nth);
     }
-    world.until("whole", World::is_whole);
+    world.becomes_whole(absent.filter(|_| grows_at(seed).is_some()));
     world.verify("when whole");
     if case.is_redundant() {
         world.members_agree();
@@ -567,6 +571,19 @@ fn judge(case: Case, seed: u64, rng: &Rng, remains: &Remains, expected: &mut Exp
 }
 
 impl World<'_> {
+    /// A size that one member alone had been told of, and which stayed away, looks like a life of its own: such a one
+    /// may be refused, and is added anew.
+    fn becomes_whole(&mut self, may_be_refused: Option<usize>) {
+        self.until("whole", |world| {
+            let refused = may_be_refused.filter(|_| world.array().unwrap().get("diverged").is_some());
+            if let Some(nth) = refused {
+                let params = json!({ "raid_bdev": "r0", "base_bdev": format!("b{nth}") }).to_string();
+                let _ = world.host.rpc("bdev_raid_add_base_bdev", &params);
+            }
+            world.is_whole()
+        });
+    }
+
     fn members_agree(&mut self) {
         self.host.rpc("bdev_raid_start_scrub", r#"{"name":"r0"}"#).unwrap();
         self.until("compared", |world| {
