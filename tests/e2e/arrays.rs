@@ -133,3 +133,23 @@ fn s4_h_a_host_that_is_killed_while_it_creates_an_array_leaves_none_or_a_whole_o
     println!("{found:?}");
     assert!(found.none > 0 && found.whole + found.partial > 0, "all moments were alike: {found:?}");
 }
+
+#[test]
+fn s4_j_a_create_takes_over_the_array_that_its_members_brought_up_before() {
+    let scratch = Scratch::new();
+    let files = member_files(&scratch);
+    let mut host = Host::start_in(scratch, &config_of(&files), &[]);
+    assert_eq!(host.ok("bdev_raid_create", create_of(LEVELS[1])), true);
+    let mut host = Host::start_in(host.kill(), &config_of(&files), &[]);
+    host.ok("bdev_wait_for_examine", json!({}));
+    assert!(host.bdevs().iter().any(|name| name == "r0"));
+    let other = host.err("bdev_raid_create", create_of(LEVELS[4]));
+    assert_eq!((other.code, &other.data["object"]), (-17, &json!("r0")));
+    assert_eq!(host.ok("bdev_raid_create", create_of(LEVELS[1])), true);
+    let again = host.err("bdev_raid_create", create_of(LEVELS[1]));
+    assert_eq!((again.code, &again.data["object"]), (-17, &json!("r0")));
+    let config = host.ok("framework_get_config", json!({ "name": "bdev" }));
+    assert_eq!(config.to_string().matches("bdev_raid_create").count(), 1, "{config}");
+    host.ok("bdev_raid_delete", json!({ "name": "r0" }));
+    host.stop();
+}

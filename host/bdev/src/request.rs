@@ -143,8 +143,12 @@ impl Core {
     pub(crate) fn request_check(&self, request: &Request) -> Result<(), OpError> {
         let registry = self.inner.registry.borrow();
         match request {
-            Request::Create { name: Some(name), .. } => match registry.find(name) {
+            Request::Create { module, name: Some(name), .. } => match registry.find(name) {
                 None => Ok(()),
+                // Its module knows whether it is the one that is asked for.
+                Some(record) if record.module.name() == &**module && self.came_by_itself(record.handle) => {
+                    Ok(())
+                }
                 Some(record) if record.state().may_be_opened() => {
                     Err(OpError::new(errno::EEXIST, &**name, "name is taken"))
                 }

@@ -161,7 +161,12 @@ impl Core {
         let bdev = self.find_any(name)?;
         let registry = self.inner.registry.borrow();
         let is_its = registry.get(bdev).is_some_and(|record| record.module.id() == module.id());
-        (is_its && !self.inner.saved.borrow().by_bdev.contains_key(&bdev)).then_some(bdev)
+        (is_its && self.came_by_itself(bdev)).then_some(bdev)
+    }
+
+    /// Whether no create made a device.
+    pub(crate) fn came_by_itself(&self, bdev: BdevHandle) -> bool {
+        !self.inner.saved.borrow().by_bdev.contains_key(&bdev)
     }
 
     /// The module of a name that was created and is no device: it has none now, or its devices have other names.
