@@ -164,7 +164,7 @@ impl<F: Format> MallocChannel<F> {
             return io.complete(status);
         }
         self.unsettled.push_back(io);
-        let waits = self.settle_soon.is_set() || self.settle_soon.set_ns(NEXT_TURN_NS).is_ok();
+        let waits = self.settle_soon.is_set() || self.settle_soon.set_ns(THIS_TURN_NS).is_ok();
         if !waits || self.unsettled.len() >= SETTLED_TOGETHER {
             self.settle();
         }
@@ -273,10 +273,13 @@ const COPY_PIECE: usize = 4096;
 const FETCHED_AHEAD: u64 = 512;
 /// Memory that is zeroed in one turn of the reactor: some 100 us.
 const ZERO_PIECE: u64 = 1 << 20;
-/// Writes that are waited for at once: the wait takes as long as one of them.
-const SETTLED_TOGETHER: usize = 64;
+/// Writes that are waited for at once: the wait takes as long as one of them. More make a consumer wait who goes on with each
+/// answer: 4 KiB writes over TCP, one connection, 0.88 M/s with 64 and 1.07 M with 16.
+const SETTLED_TOGETHER: usize = 16;
 /// Longer writes gain less than their consumers lose who could use their buffers again at once: raid5f, 64 KiB to each member,
 /// wrote 59 instead of 72 k stripes per second.
 const LONGEST_UNSETTLED: u64 = 16 << 10;
+/// When the pollers of this turn are over. A turn later 4 KiB writes on four TCP connections were 0.70 instead of 0.95 M/s.
+const THIS_TURN_NS: u64 = 0;
 /// Not in this turn.
 const NEXT_TURN_NS: u64 = 1;

@@ -13,7 +13,7 @@ const PARAMS: &str = r#"{"name":"m0","size":"64MiB","block_size":512}"#;
 const BLOCKS: u64 = 8;
 const BYTES: usize = 4096;
 /// Writes that are waited for at once.
-const TOGETHER: u64 = 64;
+const TOGETHER: u64 = 16;
 
 fn device() -> (FakeHost, Descriptor, Channel) {
     let host = FakeHost::new(1);
@@ -36,7 +36,7 @@ fn finish(host: FakeHost, descriptor: &Descriptor, channel: &Channel) {
 }
 
 #[test]
-fn writes_of_one_turn_complete_in_the_next_in_order() {
+fn writes_that_are_held_complete_in_order_when_the_turn_is_over() {
     let (host, descriptor, channel) = device();
     let writes: Vec<Io> = (0..5).map(|nth| write(&channel, nth)).collect();
     assert!(writes.iter().all(|io| !io.is_done()));
