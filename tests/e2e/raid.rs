@@ -344,7 +344,7 @@ fn metric_of(address: SocketAddr, name: &str) -> u64 {
 }
 
 #[test]
-fn a_rebuild_is_on_the_status_screen_and_among_the_metrics() {
+fn a_missing_member_and_its_rebuild_are_on_the_status_screen_and_among_the_metrics() {
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let mut host = Host::start(&format!("[metrics]\nlisten = \"{free}\"\n"));
     let metric = |name: &str| metric_of(free, name);
@@ -370,5 +370,7 @@ fn a_rebuild_is_on_the_status_screen_and_among_the_metrics() {
     assert_eq!(screen.code, 0, "{}", screen.stderr);
     let line = screen.stdout.lines().find(|line| line.contains("rebuild")).unwrap_or_default();
     assert!(line.contains("r0") && line.contains("paused") && line.contains('%'), "{}", screen.stdout);
+    let line = screen.stdout.lines().find(|line| line.contains("degraded")).unwrap_or_default();
+    assert!(line.contains("r0") && line.contains("1 of 2 members"), "{}", screen.stdout);
     host.stop();
 }

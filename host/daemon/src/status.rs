@@ -200,6 +200,7 @@ impl Sample {
                 rate("bytes_written"),
             );
             for (_, detail) in bdev["driver_specific"].as_object().into_iter().flatten() {
+                *text += &members(name, detail);
                 *text += &process(name, &detail["process"]);
             }
         }
@@ -255,6 +256,19 @@ fn path_line(thread: &str, path: &Value) -> String {
     );
     let reason = path["reason"].as_str().map_or_else(String::new, |reason| format!("  {reason}"));
     format!("{line}{reason}\n")
+}
+
+/// What members a device goes on without, if it tells of members.
+fn members(bdev: &str, detail: &Value) -> String {
+    let count = |key: &str| detail[key].as_u64().unwrap_or(0);
+    let (current, all) = (count("num_base_bdevs_operational"), count("num_base_bdevs"));
+    if current >= all {
+        return String::new();
+    }
+    let missing: Vec<&str> = detail["missing"].as_array().into_iter().flatten().map(word).collect();
+    let without =
+        if missing.is_empty() { String::new() } else { format!("  without {}", missing.join(", ")) };
+    format!("  {bdev}: degraded  {current} of {all} members are current{without}\n")
 }
 
 /// What a device does besides I/O, if it tells of something: a rebuild, say.
