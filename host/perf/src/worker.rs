@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 
 use tenon_abi::{BdevIo, DescHandle, IoChannel, IoFlags, IoStatus};
 use tenon_bdev::{Channel, channel_get};
-use tenon_reactor::{Poll, PollerId, PollerKind, current, now_ns, ticks};
+use tenon_reactor::{Poll, PollerId, PollerKind, current, now_ns, precise_now_ns, ticks};
 
 use crate::ledger::{Content, Ledger};
 use crate::pattern::Frame;
@@ -510,7 +510,7 @@ impl Worker {
         let was_load =
             matches!(before, Stage::Draining(Pass::Load) | Stage::Leaving) && self.load.begin_ns != 0;
         if was_load && self.measured.is_none() {
-            self.load.end_ns = precise_ns();
+            self.load.end_ns = precise_now_ns();
             self.measured = Some(std::mem::take(&mut self.tallies));
         }
         if matches!(self.stage, Stage::Running(_)) {
@@ -524,9 +524,10 @@ impl Worker {
         self.generator.begin(pass);
         self.tallies = Default::default();
         if pass == Pass::Load {
-            self.load.begin_ns = precise_ns();
+            self.load.begin_ns = precise_now_ns();
             if let End::After(time) = self.order.workload.end {
-                self.deadline_ns = now.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+                let time_ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+                self.deadline_ns = self.load.begin_ns.saturating_add(time_ns);
             }
             if let Some(pace) = &mut self.pace {
                 (pace.since_ns, pace.sent) = (now, 0);
@@ -552,7 +553,7 @@ impl Worker {
         let Some(poller) = self.poller.take() else { return };
         self.is_abandoned = true;
         if self.load.begin_ns != 0 && self.measured.is_none() {
-            self.load.end_ns = precise_ns();
+            self.load.end_ns = precise_now_ns();
             self.measured = Some(std::mem::take(&mut self.tallies));
         }
         let outstanding = self.depth - self.free.len();
@@ -676,11 +677,6 @@ fn timed_every(timing: Timing, completes_inside: bool, block_bytes: usize) -> u3
         Timing::Auto if is_short => SAMPLE_EVERY,
         Timing::Auto | Timing::All => 1,
     }
-}
-
-/// Nanoseconds now, not as of the begin of the turn.
-fn precise_ns() -> u64 {
-    (ticks() as f64 / tenon_reactor::ticks_hz() as f64 * 1e9) as u64
 }
 
 /// A fraction of a nanosecond per I/O, and still hundreds of thousands of samples a second.

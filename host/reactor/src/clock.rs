@@ -26,8 +26,8 @@ pub fn ticks_hz() -> u64 {
     if in_simulation() { NS_PER_S } else { TimeScale::get().ticks_hz }
 }
 
-/// Precise monotonic nanoseconds, real or virtual as the calling thread is.
-pub(crate) fn precise_now_ns() -> u64 {
+/// Precise monotonic nanoseconds, real or virtual as the calling thread is; [`now_ns`](crate::now_ns) is as of the turn.
+pub fn precise_now_ns() -> u64 {
     match virtual_now() {
         Some(now) => now,
         None => {

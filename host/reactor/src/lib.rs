@@ -65,7 +65,7 @@ mod wake;
 mod watchdog;
 
 pub use callback::{FdFn, MessageFn, PollFn, TimerFn};
-pub use clock::{ticks, ticks_hz};
+pub use clock::{precise_now_ns, ticks, ticks_hz};
 pub use directory::{CallError, Directory, ReactorId, ReactorRef, SendError};
 pub use epoll::{Events, Interest, MAX_FDS};
 pub use local::{Local, RegisterError, current, now_ns, try_current};
