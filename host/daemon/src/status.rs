@@ -258,17 +258,14 @@ fn path_line(thread: &str, path: &Value) -> String {
     format!("{line}{reason}\n")
 }
 
-/// What members a device goes on without, if it tells of members.
+/// How many members a device has that goes on without some, if it tells of members.
 fn members(bdev: &str, detail: &Value) -> String {
     let count = |key: &str| detail[key].as_u64().unwrap_or(0);
     let (current, all) = (count("num_base_bdevs_operational"), count("num_base_bdevs"));
     if current >= all {
         return String::new();
     }
-    let missing: Vec<&str> = detail["missing"].as_array().into_iter().flatten().map(word).collect();
-    let without =
-        if missing.is_empty() { String::new() } else { format!("  without {}", missing.join(", ")) };
-    format!("  {bdev}: degraded  {current} of {all} members are current{without}\n")
+    format!("  {bdev}: degraded  {current} of {all} members are current\n")
 }
 
 /// What a device does besides I/O, if it tells of something: a rebuild, say.

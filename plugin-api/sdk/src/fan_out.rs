@@ -204,7 +204,7 @@ impl<C: Channel> Fan<'_, C> {
             let child = head.byte_add(offset).cast::<BdevIo>();
             // No buffer is left in the head of an idle child: `one_done` took it.
             head.write(ChildHead { parent: self.parent, done, index, busy: true, buffer: None });
-            fill_child(child, self.parent, IoFlags(IoFlags::LENT.0 | IoFlags::LEND.0));
+            fill_child(child, self.parent, IoFlags::LEND);
             (*child).done = Some(one_done::<C>);
             (*child).done_arg = head.cast::<c_void>();
             (*self.head()).pending += 1;

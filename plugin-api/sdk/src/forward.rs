@@ -76,7 +76,7 @@ impl<C: Channel> Io<C> {
         // SAFETY: there is room for the child behind the parent, which stays ours until the child is done.
         unsafe {
             let child = child_of::<C>(parent);
-            fill_child(child, parent, IoFlags::LENT);
+            fill_child(child, parent, IoFlags::NONE);
             (*child).done = Some(child_done::<C, F>);
             (*child).done_arg = parent.cast::<c_void>();
             let mut request = ChildRequest::new(child, parent, &raw mut (*child).inline_iov, 1);
@@ -334,8 +334,8 @@ impl ChildRequest<'_> {
     }
 }
 
-/// Makes `child` a copy of `parent`, idle and without a completion, and without the flags `cleared`. They go before the
-/// head is written: cleared in it they would make the gate's look at it wait for every store before.
+/// Makes `child` a copy of `parent`, idle and without a completion, lent memory and the flags `cleared`. Flags go before
+/// the head is written: cleared in it they would make the gate's look at it wait for every store before.
 ///
 /// # Safety
 /// Both are valid; the child is not in flight and its old content means nothing.
@@ -343,7 +343,7 @@ impl ChildRequest<'_> {
 pub(crate) unsafe fn fill_child(child: *mut BdevIo, parent: *const BdevIo, cleared: IoFlags) {
     // SAFETY: as the caller promises. Fields of the host, of submit and of the holder's link are left alone.
     unsafe {
-        let flags = IoFlags((*parent).flags.0 & !cleared.0);
+        let flags = IoFlags((*parent).flags.0 & !(IoFlags::LENT.0 | cleared.0));
         BdevIo::set_head(child, (*parent).op, flags, (*parent).iovcnt);
         (*child).iovs = (*parent).iovs;
         // One by one: the compiler would copy both at once, and a load of two words that were stored one by one a

@@ -629,17 +629,33 @@ fn an_array_that_was_degraded_comes_up_again_whether_it_is_asked_for_before_or_a
     }
 }
 
-#[test]
-fn an_array_whose_spare_took_over_comes_up_again_by_the_names_it_was_created_with() {
+/// What asks for a mirror of `b0` and `b1` whose spare `b2` took the place of `lost`, what all three hold, and its data.
+fn taken_over(lost: &str) -> (Value, Vec<Vec<u8>>, Vec<u8>) {
     let params = json!({ "name": "r0", "level": "raid1", "base_bdevs": ["b0", "b1"], "spares": ["b2"],
         "superblock": true });
-    let (images, data) = {
-        let rig = rig("raid1", 2, 3, json!({ "spares": ["b2"] }));
-        rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b0" }));
-        rig.wait_for("whole", Rig::is_whole);
-        let data = rig.write_all();
-        (rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect::<Vec<_>>(), data)
-    };
+    let rig = rig("raid1", 2, 3, json!({ "spares": ["b2"] }));
+    rig.ok("bdev_raid_remove_base_bdev", json!({ "name": lost }));
+    rig.wait_for("whole", Rig::is_whole);
+    let data = rig.write_all();
+    (params, rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect(), data)
+}
+
+/// A host with some of these devices, whose array is asked for while they are being looked at.
+fn asked_for_early(seed: u64, images: &[Vec<u8>], there: &[usize], params: &Value) -> Rig {
+    let host = FakeHost::new(seed);
+    for nth in there {
+        let base = host.add_base(spec(*nth).plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8)));
+        base.write_bytes(0, &images[*nth]);
+    }
+    let module = host.load(bdev_raid::plugin, "{}").unwrap();
+    let created = host.start_create(module, &params.to_string());
+    host.wait_for(&created).unwrap();
+    Rig { host, bases: Vec::new() }
+}
+
+#[test]
+fn an_array_whose_spare_took_over_comes_up_again_by_the_names_it_was_created_with() {
+    let (params, images, data) = taken_over("b0");
     for is_created_first in [false, true] {
         let there: Vec<_> = [1, 2].map(|nth| (nth, images[nth].as_slice())).to_vec();
         let rig = restarted(&there, &params, is_created_first);
@@ -651,26 +667,9 @@ fn an_array_whose_spare_took_over_comes_up_again_by_the_names_it_was_created_wit
 
 #[test]
 fn an_array_whose_spare_took_over_comes_up_beside_the_device_that_was_lost() {
-    let params = json!({ "name": "r0", "level": "raid1", "base_bdevs": ["b0", "b1"], "spares": ["b2"],
-        "superblock": true });
-    let (images, data) = {
-        let rig = rig("raid1", 2, 3, json!({ "spares": ["b2"] }));
-        rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b0" }));
-        rig.wait_for("whole", Rig::is_whole);
-        let data = rig.write_all();
-        (rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect::<Vec<_>>(), data)
-    };
+    let (params, images, data) = taken_over("b0");
     for seed in 0..20 {
-        let host = FakeHost::new(seed);
-        for (nth, image) in images.iter().enumerate() {
-            let base = host.add_base(spec(nth).plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8)));
-            base.write_bytes(0, image);
-        }
-        // The array is asked for while its devices are being looked at.
-        let module = host.load(bdev_raid::plugin, "{}").unwrap();
-        let created = host.start_create(module, &params.to_string());
-        host.wait_for(&created).unwrap();
-        let rig = Rig { host, bases: Vec::new() };
+        let rig = asked_for_early(seed, &images, &[0, 1, 2], &params);
         rig.wait_for("whole", |rig| rig.array()["state"] == "online" && rig.is_whole());
         assert_eq!(rig.array()["base_bdevs_list"][0]["name"], "b2", "seed {seed}");
         rig.assert_reads(&data);
@@ -704,26 +703,10 @@ fn a_member_that_lost_its_superblock_is_not_taken_for_current_because_a_table_na
 
 #[test]
 fn an_array_is_not_started_as_it_was_before_its_spare_took_over() {
-    let params = json!({ "name": "r0", "level": "raid1", "base_bdevs": ["b0", "b1"], "spares": ["b2"],
-        "superblock": true });
-    let (images, data) = {
-        let rig = rig("raid1", 2, 3, json!({ "spares": ["b2"] }));
-        rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b1" }));
-        rig.wait_for("whole", Rig::is_whole);
-        let data = rig.write_all();
-        (rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect::<Vec<_>>(), data)
-    };
+    let (params, images, data) = taken_over("b1");
     for seed in 0..40 {
-        let host = FakeHost::new(seed);
         // The one that was lost and the spare; the member that saw all of it stays away.
-        for nth in [1, 2] {
-            let base = host.add_base(spec(nth).plan(FaultPlan::none().delay_ns(0, 50_000).reorder(8)));
-            base.write_bytes(0, &images[nth]);
-        }
-        let module = host.load(bdev_raid::plugin, "{}").unwrap();
-        let created = host.start_create(module, &params.to_string());
-        host.wait_for(&created).unwrap();
-        let rig = Rig { host, bases: Vec::new() };
+        let rig = asked_for_early(seed, &images, &[1, 2], &params);
         rig.wait_for("it is started", |rig| {
             rig.host.rpc("bdev_raid_start_degraded", r#"{"name":"r0"}"#).is_ok()
         });

@@ -58,8 +58,7 @@ impl Registry {
                 return Err(of_params(Error::new(errno::EEXIST, reason)));
             }
         }
-        let local = params.hostaddr.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok());
-        let browser = Browser::start(self.host, service_type, local).map_err(of_params)?;
+        let browser = Browser::start(self.host, service_type, local_ip(&params)).map_err(of_params)?;
         self.add_wishes(&params);
         let search = Search {
             browser: RefCell::new(Some(browser)),
@@ -202,20 +201,12 @@ impl Discovery {
         }
     }
 
-    fn detach_places(&self, controllers: &[Rc<Controller>]) {
-        if let Some(registry) = self.registry.upgrade()
-            && !controllers.is_empty()
-        {
-            registry.detach(controllers, || {});
-        }
-    }
-
     /// Why an address is not asked although it is announced.
     fn obstacle_to(&self, search: &Search, address: &FabricAddress) -> Option<String> {
         if search.unwanted.borrow().iter().any(|unwanted| is_same_place(unwanted, address)) {
             return Some("bdev_nvme_stop_discovery stopped it".to_owned());
         }
-        let local = self.params.hostaddr.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok());
+        let local = local_ip(&self.params);
         let remote = address.traddr.parse::<IpAddr>().ok();
         if matches!((local, remote), (Some(local), Some(remote)) if local.is_ipv4() != remote.is_ipv4()) {
             return Some("hostaddr is of another address family".to_owned());
@@ -308,6 +299,11 @@ impl Discovery {
             "passed_over": unasked.chain(unusable).collect::<Value>(),
         }))
     }
+}
+
+/// Whose interface is searched; `None`: all are.
+fn local_ip(params: &NvmeParams) -> Option<IpAddr> {
+    params.hostaddr.as_deref()?.parse().ok()
 }
 
 /// Announced places of one search.

@@ -34,7 +34,6 @@ use self::places::{Origin, Place, Reading};
 use crate::attach::Asked;
 use crate::config::{NvmeParams, Timers};
 use crate::controller::Controller;
-use crate::controller::state::State;
 use crate::registry::Registry;
 use crate::report::trid;
 
@@ -241,10 +240,7 @@ impl Discovery {
         let is_over = {
             let (places, paths) = (self.places.borrow(), self.paths.borrow());
             // The first place is waited for; another may be out of reach.
-            let has_begun = places.first().is_some_and(|place| {
-                let is_serving = |c: &Rc<Controller>| c.state.get() == State::Ready;
-                place.is_settled && place.controller.as_ref().is_some_and(is_serving)
-            });
+            let has_begun = places.first().is_some_and(|place| place.is_settled && place.is_serving());
             let is_settled = places.iter().all(|place| place.is_settled && place.reading == Reading::No);
             let is_open = |path: &Path| matches!(path.state, PathState::Wanted | PathState::Attaching);
             has_begun && is_settled && !paths.iter().any(is_open)

@@ -222,12 +222,17 @@ impl Discovery {
             (gone, new)
         };
         let gone: Vec<Rc<Controller>> = gone.into_iter().filter_map(|place| place.controller).collect();
-        if let Some(registry) = self.registry.upgrade()
-            && !gone.is_empty()
-        {
-            registry.detach(&gone, || {});
-        }
+        self.detach_places(&gone);
         new.into_iter().for_each(|address| self.add_place(address, Origin::Referred));
+    }
+
+    /// Controllers of places that are not asked any more go.
+    pub(super) fn detach_places(&self, controllers: &[Rc<Controller>]) {
+        if let Some(registry) = self.registry.upgrade()
+            && !controllers.is_empty()
+        {
+            registry.detach(controllers, || {});
+        }
     }
 }
 
