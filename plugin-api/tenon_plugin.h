@@ -720,6 +720,11 @@ typedef struct TenonBdevOpsV1 {
      Control thread: the host reset this device's statistics; the module may reset its own. Optional.
      */
     void (*reset_stats)(void *ctx);
+    /*
+     Control thread: writes one JSON object for `driver_specific` in `bdev_get_iostat`, of what the module
+     itself counts and `reset_stats` resets. Absent, or writing nothing: it counts nothing. Optional.
+     */
+    void (*stats_json)(void *ctx, const struct TenonJsonSink *sink);
 } TenonBdevOpsV1;
 
 /*

@@ -193,7 +193,7 @@ fn errors_of_controllers_are_counted_by_status_if_asked_for() {
             load.submit_at(world, 0, false);
             drain(world, &load, 1);
         }
-        let told = |world: &World| world.bdev("nvme0n1").and_then(|bdev| bdev.driver_statistics);
+        let told = |world: &World| world.driver_statistics("nvme0n1");
         let errors = told(world).expect("counted")["nvme_error"].clone();
         assert_eq!(errors["status_type"], json!({ "generic": 2, "media_error": 1 }));
         let codes = json!({ "namespace_not_ready": 2, "unrecovered_read_error": 1 });

@@ -266,6 +266,11 @@ impl World {
         self.on(|world| world.core.bdev(name))
     }
 
+    /// What the module itself counts of a device.
+    pub fn driver_statistics(&self, name: &'static str) -> Option<Value> {
+        self.on(move |world| world.core.driver_statistics(name))
+    }
+
     pub fn state(&self, name: &str) -> Option<State> {
         self.bdev(name).map(|bdev| bdev.state)
     }

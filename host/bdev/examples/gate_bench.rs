@@ -39,6 +39,7 @@ static BDEV_OPS: BdevOpsV1 = BdevOpsV1 {
     dump_json: None,
     config_json: None,
     reset_stats: None,
+    stats_json: None,
 };
 
 #[inline(never)]

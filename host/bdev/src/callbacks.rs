@@ -45,6 +45,17 @@ impl Callbacks {
         unsafe { self.collect(config, device, "config_json") }
     }
 
+    /// What the module itself counts of the device.
+    ///
+    /// # Safety
+    /// As [`Callbacks::dump_json`].
+    pub(crate) unsafe fn stats_json(self, device: &str) -> Option<Value> {
+        // SAFETY: as the caller promises; the table is static in the plugin.
+        let stats = unsafe { self.optional(offset_of!(BdevOpsV1, stats_json), |ops| (*ops).stats_json) }?;
+        // SAFETY: as above.
+        unsafe { self.collect(stats, device, "stats_json") }
+    }
+
     /// The host reset the device's statistics.
     ///
     /// # Safety
@@ -75,9 +86,6 @@ impl Callbacks {
         let sink = JsonSink { write: append, arg: (&raw mut text).cast() };
         // SAFETY: the callback gets its own context; the sink and the text behind it live until it returns.
         unsafe { callback(self.ctx, &sink) };
-        if text.is_empty() {
-            return None;
-        }
         if text.is_empty() {
             return None;
         }

@@ -1,12 +1,14 @@
 //! Rate limits, statistics and histograms of a device, by its name.
 //!
 //! A thin way through to the gate, which does the work; what belongs to the
-//! control plane is only the name, and to tell the module of a reset.
-// UNSAFETY: calls `reset_stats` of devices.
+//! control plane is only the name, to tell the module of a reset, and to ask it
+//! for what it counts itself.
+// UNSAFETY: calls `stats_json` and `reset_stats` of devices.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tenon_abi::{BdevHandle, Op};
 
 use crate::core::Core;
@@ -62,6 +64,20 @@ impl Core {
             }
             Err(error) => self.later(move |_| done(Err(error))),
         }
+    }
+
+    /// What the device's module itself counts of it, if it does.
+    pub fn driver_statistics(&self, name: &str) -> Option<Value> {
+        let (callbacks, module, is_there) = {
+            let registry = self.inner.registry.borrow();
+            let record = registry.find(name)?;
+            (record.callbacks, record.module, record.state().may_be_opened())
+        };
+        if !is_there || !crate::callbacks::may_be_called(module) {
+            return None;
+        }
+        // SAFETY: the device is registered and not being destructed, as its state says.
+        unsafe { callbacks.stats_json(name) }
     }
 
     /// Resets the statistics of a device, or of all.

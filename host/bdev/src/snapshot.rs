@@ -59,8 +59,6 @@ pub struct BdevSnapshot {
     pub qos: QosLimits,
     /// What its module says of it.
     pub driver_specific: Option<Value>,
-    /// What the device tells besides as its statistics.
-    pub driver_statistics: Option<Value>,
     /// What modules said of it.
     pub examine: Vec<ExamineNote>,
     /// Its removal, if it goes.
@@ -187,8 +185,6 @@ impl Core {
         if may_be_asked && crate::callbacks::may_be_called(module) {
             // SAFETY: the device is registered and not being destructed, as its state says.
             snapshot.driver_specific = unsafe { callbacks.dump_json(&snapshot.name) };
-            let told = snapshot.driver_specific.as_mut().and_then(Value::as_object_mut);
-            snapshot.driver_statistics = told.and_then(|told| told.remove("statistics"));
         }
         Some(snapshot)
     }
@@ -241,7 +237,6 @@ fn snapshot(record: &Bdev, waits_for: String) -> BdevSnapshot {
         holders: holders.collect(),
         qos: record.gate.qos(),
         driver_specific: None,
-        driver_statistics: None,
         examine: record.examination.notes.clone(),
         removal: record.removal.as_ref().map(|removal| RemovalSnapshot {
             reason: removal.reason,

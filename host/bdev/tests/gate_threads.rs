@@ -38,6 +38,7 @@ static BDEV_OPS: BdevOpsV1 = BdevOpsV1 {
     dump_json: None,
     config_json: None,
     reset_stats: None,
+    stats_json: None,
 };
 
 static CHANNELS: AtomicU64 = AtomicU64::new(0);

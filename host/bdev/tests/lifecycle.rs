@@ -731,6 +731,25 @@ fn statistics_and_limits_are_reached_by_name() {
 }
 
 #[test]
+fn what_a_module_counts_is_asked_of_tables_that_reach_so_far() {
+    let host = Host::new(29);
+    host.load(0);
+    let counted = |ops: &'static tenon_abi::BdevOpsV1| {
+        assert_eq!(host.on(|_| vendor::register_raw(0, |bdev| bdev.ops = ops)), 0);
+        host.settle();
+        let told = host.on(|core| core.driver_statistics("raw"));
+        let dumped = host.on(|core| core.bdev("raw")).unwrap().driver_specific;
+        assert_eq!(dumped, Some(json!({ "fake": true })), "statistics are no part of it");
+        host.delete("raw").unwrap();
+        told
+    };
+    assert_eq!(counted(&vendor::COUNTING_OPS), Some(json!({ "errors": 3 })));
+    assert_eq!(counted(&vendor::OLDER_OPS), None);
+    assert_eq!(host.on(|core| core.driver_statistics("raw")), None, "it is gone");
+    host.finish();
+}
+
+#[test]
 fn what_a_module_registers_is_checked() {
     let host = Host::new(28);
     host.load(0);

@@ -184,6 +184,9 @@ pub struct BdevOpsV1 {
     pub config_json: Option<unsafe extern "C" fn(ctx: *mut c_void, sink: *const JsonSink)>,
     /// Control thread: the host reset this device's statistics; the module may reset its own. Optional.
     pub reset_stats: Option<unsafe extern "C" fn(ctx: *mut c_void)>,
+    /// Control thread: writes one JSON object for `driver_specific` in `bdev_get_iostat`, of what the module
+    /// itself counts and `reset_stats` resets. Absent, or writing nothing: it counts nothing. Optional.
+    pub stats_json: Option<unsafe extern "C" fn(ctx: *mut c_void, sink: *const JsonSink)>,
 }
 
 /// What a consumer may know about a device; filled by [`crate::HostApiV1::bdev_info`].

@@ -48,6 +48,11 @@ pub trait Bdev: Send + Sync + Sized + 'static {
         None
     }
 
+    /// `driver_specific` of the device in `bdev_get_iostat`: a JSON object of what the module itself counts.
+    fn statistics(&self) -> Option<serde_json::Value> {
+        None
+    }
+
     /// The host reset this device's statistics.
     fn reset_statistics(&self) {}
 }
@@ -256,6 +261,7 @@ impl<B: Bdev> Table<B> {
         dump_json: Some(dump_json::<B>),
         config_json: Some(config_json::<B>),
         reset_stats: Some(reset_stats::<B>),
+        stats_json: Some(stats_json::<B>),
     };
 }
 
@@ -316,6 +322,15 @@ unsafe extern "C" fn config_json<B: Bdev>(ctx: *mut c_void, sink: *const JsonSin
     // SAFETY: the host calls with the device's argument.
     let device = unsafe { device::<B>(ctx) };
     if let Ok(Some(value)) = bridge::guard("config", || device.bdev.config()) {
+        // SAFETY: the sink is valid for the call.
+        unsafe { write_json(&value, sink) };
+    }
+}
+
+unsafe extern "C" fn stats_json<B: Bdev>(ctx: *mut c_void, sink: *const JsonSink) {
+    // SAFETY: the host calls with the device's argument.
+    let device = unsafe { device::<B>(ctx) };
+    if let Ok(Some(value)) = bridge::guard("statistics", || device.bdev.statistics()) {
         // SAFETY: the sink is valid for the call.
         unsafe { write_json(&value, sink) };
     }

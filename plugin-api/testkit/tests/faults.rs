@@ -113,6 +113,7 @@ wrong_behaviour! {
     a_compare_that_does_not_look_fails_compare: ram("blind_compare") => "compare";
     lent_memory_that_changes_fails_lent_reads: ram("unstable_lent") => "lent_reads";
     text_that_is_no_json_fails_dump_json: ram("bad_dump") => "dump_json";
+    statistics_that_are_no_object_fail_dump_json: ram("bad_stats") => "dump_json";
     parameters_saved_wrongly_fail_config_round_trip: ram("wrong_config") => "config_round_trip";
     a_missing_base_without_its_name_fails_missing_base: pass("nameless_error") => "missing_base";
     a_device_that_does_not_grow_fails_resize: pass("ignore_resize") => "resize";

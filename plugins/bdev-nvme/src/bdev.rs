@@ -38,6 +38,10 @@ impl Bdev for NvmeBdev {
         module::registry().map_or_else(|| json!({}), |registry| registry.dump(device))
     }
 
+    fn statistics(&self) -> Option<Value> {
+        self.table.errors.as_ref().map(|errors| errors.describe())
+    }
+
     fn reset_statistics(&self) {
         if let Some(errors) = &self.table.errors {
             errors.reset();

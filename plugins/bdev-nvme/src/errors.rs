@@ -54,12 +54,41 @@ fn type_word(sct: u8) -> &'static str {
     }
 }
 
-/// The specification's words in one, or the number of a status that it does not have.
+/// The word that existing clients know a status by, or its number if it has none.
 fn word(code: StatusCode) -> String {
+    if let Some((_, word)) = CLIENT_WORDS.iter().find(|(known, _)| *known == code) {
+        return (*word).to_owned();
+    }
     let Some(name) = code.name_for(CommandKind::AdminOrIo) else { return format!("{:#05x}", code.get()) };
     let words = name.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("_").to_ascii_lowercase()
 }
+
+/// Statuses that I/Os end with and that existing clients know by other words than the specification's.
+const CLIENT_WORDS: [(StatusCode, &str); 22] = [
+    (StatusCode::INVALID_OPCODE, "invalid_opcode"),
+    (StatusCode::INVALID_FIELD, "invalid_field"),
+    (StatusCode::ABORTED_POWER_LOSS, "aborted_-_power_loss"),
+    (StatusCode::INTERNAL_ERROR, "internal_device_error"),
+    (StatusCode::ABORTED_BY_REQUEST, "aborted_-_by_request"),
+    (StatusCode::ABORTED_SQ_DELETION, "aborted_-_sq_deletion"),
+    (StatusCode::ABORTED_FAILED_FUSED, "aborted_-_failed_fused"),
+    (StatusCode::ABORTED_MISSING_FUSED, "aborted_-_missing_fused"),
+    (StatusCode::ABORTED_PREEMPT_AND_ABORT, "aborted_-_preempt_and_abort"),
+    (StatusCode::SGL_OFFSET_INVALID, "invalid_sgl_offset"),
+    (StatusCode::NAMESPACE_WRITE_PROTECTED, "command_namespace_is_protected"),
+    (StatusCode::TRANSIENT_TRANSPORT_ERROR, "command_transient_transport_error"),
+    (StatusCode::INVALID_PROTECTION_INFORMATION, "invalid_protection_info"),
+    (StatusCode::WRITE_TO_READ_ONLY_RANGE, "write_to_ro_range"),
+    (StatusCode::COMMAND_SIZE_LIMIT_EXCEEDED, "cmd_size_limit_size_exceeded"),
+    (StatusCode::WRITE_FAULT, "write_faults"),
+    (StatusCode::GUARD_CHECK_ERROR, "guard_check_error"),
+    (StatusCode::APPLICATION_TAG_CHECK_ERROR, "application_tag_check_error"),
+    (StatusCode::REFERENCE_TAG_CHECK_ERROR, "reference_tag_check_error"),
+    (StatusCode::DEALLOCATED_OR_UNWRITTEN_BLOCK, "deallocated_or_unwritten_block"),
+    (StatusCode::CONTROLLER_PATHING_ERROR, "controller_path_error"),
+    (StatusCode::HOST_PATHING_ERROR, "host_path_error"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -74,7 +103,7 @@ mod tests {
         counts.count(StatusCode::from_u16(0x7c1));
         let told = counts.describe()["nvme_error"].clone();
         assert_eq!(told["status_type"], json!({ "generic": 3, "vendor_specific": 1 }));
-        let codes = json!({ "invalid_command_opcode": 2, "lba_out_of_range": 1, "0x7c1": 1 });
+        let codes = json!({ "invalid_opcode": 2, "lba_out_of_range": 1, "0x7c1": 1 });
         assert_eq!(told["status_code"], codes);
         counts.reset();
         assert_eq!(counts.describe()["nvme_error"]["status_type"], json!({}));

@@ -117,9 +117,6 @@ impl Registry {
         if rules.policy == crate::select::Policy::ActiveActive {
             all["selector"] = json!(rules.selector);
         }
-        if let Some(errors) = &device.table.errors {
-            all["statistics"] = errors.describe();
-        }
         all
     }
 

@@ -4,7 +4,9 @@
 //! a pointer is readable) is the module's part of the contract.
 // UNSAFETY: follows pointers that modules pass.
 
-use tenon_abi::{HostModule, Str};
+use std::mem::offset_of;
+
+use tenon_abi::{BdevOpsV1, HostModule, Str};
 use tenon_modules::{Module, ModuleRef};
 
 /// A struct that starts with its size.
@@ -15,8 +17,6 @@ pub(super) unsafe trait Sized32: Copy {}
 
 // SAFETY: each of these starts with `size: u32` (asserted by `abi.lock`) and is `repr(C)`.
 unsafe impl Sized32 for tenon_abi::BdevV1 {}
-// SAFETY: as above.
-unsafe impl Sized32 for tenon_abi::BdevOpsV1 {}
 // SAFETY: as above.
 unsafe impl Sized32 for tenon_abi::BdevEvent {}
 // SAFETY: as above.
@@ -39,6 +39,19 @@ pub(super) unsafe fn read<T: Sized32>(pointer: *const T) -> Option<T> {
     let size = unsafe { pointer.cast::<u32>().read() };
     // SAFETY: the struct reaches the end of `T`.
     tenon_abi::reaches(size, size_of::<T>()).then(|| unsafe { pointer.read() })
+}
+
+/// The table of a device has what every version of the contract has: all up to `destruct`.
+///
+/// # Safety
+/// As for [`read`].
+pub(super) unsafe fn is_table(ops: *const BdevOpsV1) -> bool {
+    if ops.is_null() || !ops.is_aligned() {
+        return false;
+    }
+    let end = offset_of!(BdevOpsV1, destruct) + size_of::<usize>();
+    // SAFETY: a table starts with its size, and the caller vouches for the pointer.
+    tenon_abi::reaches(unsafe { ops.cast::<u32>().read() }, end)
 }
 
 /// A text; `None` if it is not UTF-8.

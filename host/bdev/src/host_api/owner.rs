@@ -50,8 +50,7 @@ unsafe fn describe(bdev: &BdevV1) -> Result<Description, OpError> {
     let (Some(name), Some(product)) = (name, product) else { return Err(invalid("name is not text")) };
     let invalid = |reason: &str| OpError::new(errno::EINVAL, bounded(name), reason);
     // SAFETY: as the caller promises; a table that ends before `destruct` has no owner.
-    let ops = unsafe { arguments::read(bdev.ops) };
-    if ops.is_none() {
+    if !unsafe { arguments::is_table(bdev.ops) } {
         return Err(invalid("table of callbacks is missing or too short"));
     }
     let limits = normalised(bdev.limits);

@@ -152,6 +152,7 @@ impl Device {
             dump_json: None,
             config_json: None,
             reset_stats: None,
+            stats_json: None,
         };
         let data = if behaviour.is_null { Vec::new() } else { vec![0; bytes as usize] };
         Rc::new(Device {

@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
@@ -420,7 +421,14 @@ pub fn answer(token: OpToken) {
     done(token, "true");
 }
 
-static BDEV_OPS: BdevOpsV1 = BdevOpsV1 {
+/// Tables of a module that counts: of today, and as a plugin has it that was built before there was the callback.
+pub static COUNTING_OPS: BdevOpsV1 = BdevOpsV1 { stats_json: Some(stats_json), ..BDEV };
+pub static OLDER_OPS: BdevOpsV1 =
+    BdevOpsV1 { size: offset_of!(BdevOpsV1, stats_json) as u32, stats_json: Some(stats_json), ..BDEV };
+
+static BDEV_OPS: BdevOpsV1 = BDEV;
+
+const BDEV: BdevOpsV1 = BdevOpsV1 {
     size: size_of::<BdevOpsV1>() as u32,
     flags: 0,
     channel_create,
@@ -429,6 +437,7 @@ static BDEV_OPS: BdevOpsV1 = BdevOpsV1 {
     dump_json: Some(dump_json),
     config_json: None,
     reset_stats: None,
+    stats_json: None,
 };
 
 static IO_OPS: IoOpsV1 = IoOpsV1 {
@@ -462,6 +471,11 @@ unsafe extern "C" fn channel_destroy(_: *mut c_void, ch: *mut IoChannel) {
 unsafe extern "C" fn dump_json(_: *mut c_void, sink: *const JsonSink) {
     // SAFETY: valid during the call.
     unsafe { ((*sink).write)((*sink).arg, Str::new("{\"fake\":true}")) };
+}
+
+unsafe extern "C" fn stats_json(_: *mut c_void, sink: *const JsonSink) {
+    // SAFETY: valid during the call.
+    unsafe { ((*sink).write)((*sink).arg, Str::new("{\"errors\":3}")) };
 }
 
 unsafe extern "C" fn destruct(ctx: *mut c_void, token: OpToken) {

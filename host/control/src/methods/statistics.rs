@@ -74,7 +74,7 @@ fn get_iostat(control: &Control, params: Value, reply: Reply) {
         }
         for (index, name) in names.into_iter().enumerate() {
             let gathering = gathering.clone();
-            let own = control.core().bdev(&name).and_then(|bdev| bdev.driver_statistics);
+            let own = control.core().driver_statistics(&name);
             control.core().iostat(
                 &name.clone(),
                 params.per_channel,

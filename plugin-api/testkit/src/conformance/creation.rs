@@ -159,14 +159,20 @@ pub(super) fn config_round_trip(bench: &Bench) -> Verdict {
     Ok(Pass::Ok)
 }
 
-/// `driver_specific` is a JSON object.
+/// `driver_specific` is a JSON object, and so are the device's own statistics.
 pub(super) fn dump_json(bench: &Bench) -> Verdict {
-    let Some(text) = bench.host.driver_specific(&bench.name) else {
+    let told = [
+        ("driver_specific", bench.host.driver_specific(&bench.name)),
+        ("statistics", bench.host.driver_statistics(&bench.name)),
+    ];
+    if told.iter().all(|(_, text)| text.is_none()) {
         return Ok(Pass::Skip("the device writes no driver_specific".to_owned()));
-    };
-    let value: Value =
-        serde_json::from_str(&text).map_err(|error| format!("driver_specific {text}: {error}"))?;
-    ensure!(value.is_object(), "driver_specific is no object: {text}");
+    }
+    for (what, text) in told {
+        let Some(text) = text else { continue };
+        let value: Value = serde_json::from_str(&text).map_err(|error| format!("{what} {text}: {error}"))?;
+        ensure!(value.is_object(), "{what} is no object: {text}");
+    }
     Ok(Pass::Ok)
 }
 

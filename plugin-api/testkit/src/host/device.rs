@@ -347,6 +347,13 @@ impl World {
         write.map(|write| self.json_of(device, write))
     }
 
+    pub(crate) fn driver_statistics(&self, device: &Device) -> Option<String> {
+        let end = offset_of!(BdevOpsV1, stats_json) + size_of::<usize>();
+        // SAFETY: as in `driver_specific`.
+        let write = unsafe { if reaches((*device.ops).size, end) { (*device.ops).stats_json } else { None } };
+        write.map(|write| self.json_of(device, write)).filter(|text| !text.is_empty())
+    }
+
     pub(crate) fn config(&self, device: &Device) -> Option<String> {
         let end = offset_of!(BdevOpsV1, config_json) + size_of::<usize>();
         // SAFETY: as in `driver_specific`.

@@ -330,6 +330,12 @@ impl FakeHost {
         self.world.find(name).map(|device| self.world.device_info(&device))
     }
 
+    /// What the device's module counts itself.
+    #[must_use]
+    pub fn driver_statistics(&self, name: &str) -> Option<String> {
+        self.world.find(name).and_then(|device| self.world.driver_statistics(&device))
+    }
+
     /// What the device's module writes for `driver_specific`.
     #[must_use]
     pub fn driver_specific(&self, name: &str) -> Option<String> {

@@ -45,6 +45,7 @@ static DEVICE_OPS: BdevOpsV1 = BdevOpsV1 {
     dump_json: None,
     config_json: None,
     reset_stats: None,
+    stats_json: None,
 };
 
 static CHANNEL_OPS: IoOpsV1 = IoOpsV1 {

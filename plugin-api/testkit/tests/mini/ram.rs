@@ -55,6 +55,7 @@ static DEVICE_OPS: BdevOpsV1 = BdevOpsV1 {
     dump_json: Some(dump_json),
     config_json: Some(config_json),
     reset_stats: None,
+    stats_json: Some(stats_json),
 };
 
 static CHANNEL_OPS: IoOpsV1 = IoOpsV1 {
@@ -276,6 +277,15 @@ unsafe extern "C" fn dump_json(ctx: Arg, sink: *const JsonSink) {
         let disk = &*ctx.cast::<Disk>();
         write_json(sink, if disk.fault == "bad_dump" { "{bytes:" } else { "{\"bytes\":" });
         write_json(sink, &format!("{}}}", disk.len));
+    }
+}
+
+unsafe extern "C" fn stats_json(ctx: Arg, sink: *const JsonSink) {
+    // SAFETY: as `dump_json`.
+    unsafe {
+        if (*ctx.cast::<Disk>()).fault == "bad_stats" {
+            write_json(sink, "[]");
+        }
     }
 }
 

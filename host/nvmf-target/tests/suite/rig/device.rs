@@ -305,6 +305,7 @@ static BDEV_OPS: BdevOpsV1 = BdevOpsV1 {
     dump_json: None,
     config_json: None,
     reset_stats: None,
+    stats_json: None,
 };
 
 static OPS: ModuleOpsV1 = ModuleOpsV1 {
