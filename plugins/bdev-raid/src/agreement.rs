@@ -185,9 +185,11 @@ impl Array {
         then: impl FnOnce(&Rc<Array>, bool) + 'static,
     ) {
         let is_enough = {
-            let mut inner = self.inner.borrow_mut();
             for (slot, error) in &failures {
-                log::error!("member takes no superblock raid={} slot={slot} error=\"{error}\"", self.name);
+                self.note_failure(*slot, &error.to_string());
+            }
+            let mut inner = self.inner.borrow_mut();
+            for (slot, _) in &failures {
                 inner.slots[*slot].standing = Standing::Failed;
             }
             if failures.is_empty() {

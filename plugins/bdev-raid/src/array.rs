@@ -137,6 +137,8 @@ pub struct Slot {
     pub data_size: u64,
     /// What is known of its content.
     pub standing: Standing,
+    /// Why it is lost, or will be when it is its turn.
+    pub loss: Option<String>,
 }
 
 /// What is known of a member's content.
@@ -173,6 +175,7 @@ impl Slot {
             data_offset: 0,
             data_size: 0,
             standing: Standing::Current,
+            loss: None,
         }
     }
 
@@ -194,9 +197,14 @@ impl Slot {
         self.standing == Standing::Current && self.base.is_none()
     }
 
+    /// True if the array goes on without it.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.standing, Standing::Missing | Standing::Failed)
+    }
+
     /// True if a device may take it.
     pub fn is_free(&self) -> bool {
-        self.base.is_none() && matches!(self.standing, Standing::Missing | Standing::Failed)
+        self.base.is_none() && self.is_lost()
     }
 
     /// For operators.
@@ -287,7 +295,7 @@ impl Inner {
             *seq = 0;
         }
         (place.name, place.uuid, place.member) = (name.to_owned(), uuid, member);
-        place.base = Some(base);
+        (place.base, place.loss) = (Some(base), None);
     }
 
     /// The slots of the members that hold current data and are there, one bit each.
@@ -298,6 +306,11 @@ impl Inner {
     /// Whether it works with these slots alone.
     pub fn survives_on(&self, mask: u32) -> bool {
         self.params.level.survives(mask, self.slots.len())
+    }
+
+    /// Takes the devices of members that are lost out of their slots.
+    pub fn take_lost(&mut self) -> Vec<Descriptor> {
+        self.slots.iter_mut().filter(|slot| slot.is_lost()).filter_map(|slot| slot.base.take()).collect()
     }
 
     /// Whether it goes on without this one of its current members.
@@ -411,8 +424,8 @@ impl Array {
 
     /// Something happened to a member.
     pub fn base_event(self: &Rc<Self>, slot: usize, member: u64, event: &BaseEvent) {
-        match event {
-            BaseEvent::Remove { .. } => {}
+        let reason = match event {
+            BaseEvent::Remove { reason, .. } => why_removed(*reason),
             BaseEvent::Resize { .. } => {
                 if self.inner.borrow().state == ArrayState::Online {
                     self.push(Task::Grow);
@@ -420,23 +433,29 @@ impl Array {
                 return;
             }
             _ => return,
-        }
-        let (state, name, closed) = {
+        };
+        let (state, name, uuid, closed) = {
             let mut inner = self.inner.borrow_mut();
             let state = inner.state;
             let place = &mut inner.slots[slot];
             if place.member != member || place.base.is_none() {
                 return;
             }
-            let name = place.name.clone();
+            let (name, uuid) = (place.name.clone(), place.uuid);
+            place.loss.get_or_insert_with(|| reason.to_owned());
             let closed = if state == ArrayState::Configuring { place.base.take() } else { None };
             if state == ArrayState::Committing {
                 inner.lost = Some(name.clone());
             }
-            (state, name, closed)
+            (state, name, uuid, closed)
         };
         drop(closed);
-        log::info!("member goes raid={} member={name} state={}", self.name, state.name());
+        log::warn!(
+            "member goes raid={} member={name} uuid={} slot={slot} state={} reason=\"{reason}\"",
+            self.name,
+            uuid::Uuid::from_bytes(uuid),
+            state.name()
+        );
         match state {
             ArrayState::Online => self.push(Task::Lose { slot, member, why: Why::Removed }),
             ArrayState::Configuring => {
@@ -547,6 +566,21 @@ impl Array {
         for token in destruct.into_iter().chain(gone) {
             token.done();
         }
+    }
+}
+
+/// For operators.
+fn why_removed(reason: Reason) -> &'static str {
+    match reason {
+        Reason::REQUESTED => "its device is being deleted",
+        Reason::HOT_REMOVED => "its device was removed while in use",
+        Reason::BASE_REMOVED => "a device below it went",
+        Reason::MODULE_UNREGISTERED => "its module is being unregistered",
+        Reason::SHUTDOWN => "the host stops",
+        Reason::DEADLINE => "its device did not come back in time",
+        Reason::IDENTITY_CHANGED => "another device came back in its place",
+        Reason::FAILED => "its device failed",
+        _ => "its device goes",
     }
 }
 

@@ -468,6 +468,7 @@ impl Array {
             let mut inner = self.inner.borrow_mut();
             for slot in inner.slots.iter_mut().filter(|slot| slot.is_awaited()) {
                 slot.standing = Standing::Missing;
+                slot.loss = Some("was not there when the array was started without it".to_owned());
             }
             inner.last_error = None;
         }
@@ -496,7 +497,11 @@ impl Array {
         if let Some(reason) = refusal {
             return token.fail(Error::busy(reason).object(&*self.name));
         }
-        self.inner.borrow_mut().slots[slot].standing = Standing::Missing;
+        {
+            let place = &mut self.inner.borrow_mut().slots[slot];
+            place.standing = Standing::Missing;
+            place.loss = Some("was missing, and an operator gave it up".to_owned());
+        }
         if self.is_complete() {
             self.inner.borrow_mut().create = Some(token);
             self.bring_up_assembled();

@@ -6,7 +6,8 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use tenon_sdk::{BdevId, BdevInfo, Descriptor, Error, OpToken, Publish, Reason};
+use tenon_sdk::{BdevId, BdevInfo, Error, OpToken, Publish, Reason};
+use uuid::Uuid;
 
 use crate::array::{Array, Slot, Standing};
 use crate::process::Kind;
@@ -93,16 +94,36 @@ impl Array {
         self.run_next();
     }
 
-    /// A channel could not write to a member.
-    pub fn member_failed(self: &Rc<Self>, slot: usize) {
-        let member = self.inner.borrow().slots.get(slot).map_or(0, |slot| slot.member);
-        log::warn!("member failed raid={} slot={slot}", self.name);
+    /// A member cannot be used any more: it is lost when it is its turn.
+    pub fn member_failed(self: &Rc<Self>, slot: usize, reason: &str) {
+        let Some(member) = self.inner.borrow().slots.get(slot).map(|slot| slot.member) else { return };
+        self.note_failure(slot, reason);
         self.push(Task::Lose { slot, member, why: Why::Failed });
+    }
+
+    /// Tells that a member failed, and why, once for all who notice it.
+    pub fn note_failure(&self, slot: usize, reason: &str) {
+        let mut inner = self.inner.borrow_mut();
+        let place = &mut inner.slots[slot];
+        if place.base.is_none() || place.loss.is_some() {
+            return;
+        }
+        place.loss = Some(reason.to_owned());
+        log::warn!(
+            "member failed raid={} member={} uuid={} slot={slot} reason=\"{reason}\"",
+            self.name,
+            place.name,
+            Uuid::from_bytes(place.uuid)
+        );
     }
 
     /// Takes a member out at the wish of an operator.
     pub fn remove_member(self: &Rc<Self>, slot: usize, token: OpToken) {
-        let member = self.inner.borrow().slots[slot].member;
+        let member = {
+            let mut inner = self.inner.borrow_mut();
+            inner.slots[slot].loss.get_or_insert_with(|| "an operator took it out".to_owned());
+            inner.slots[slot].member
+        };
         self.push(Task::Lose { slot, member, why: Why::Requested(token) });
     }
 
@@ -209,14 +230,21 @@ impl Array {
         }
     }
 
-    /// The task is done; the next one, or the end of the array, follows.
+    /// The task is done; the next one, or the end of the array, follows. Members that were lost by the way, since they
+    /// took no superblock, are let go before.
     pub fn task_done(self: &Rc<Self>) {
-        let is_ending = {
+        let (is_ending, has_lost) = {
             let mut inner = self.inner.borrow_mut();
-            inner.is_busy = false;
-            inner.destruct.is_some()
+            let has_lost = inner.state == ArrayState::Online
+                && inner.slots.iter().any(|slot| slot.is_lost() && slot.base.is_some());
+            inner.is_busy = has_lost;
+            (inner.destruct.is_some(), has_lost)
         };
-        if is_ending { self.end() } else { self.run_next() }
+        match (has_lost, is_ending) {
+            (true, _) => self.without_lost(Why::Failed),
+            (false, true) => self.end(),
+            (false, false) => self.run_next(),
+        }
     }
 
     fn lose(self: &Rc<Self>, slot: usize, member: u64, why: Why) {
@@ -234,6 +262,7 @@ impl Array {
         if standing == Standing::Target {
             log::warn!("rebuild ends because its member goes raid={} slot={slot}", self.name);
         } else if !can_lose {
+            self.inner.borrow_mut().slots[slot].loss = None;
             return self.cannot_lose(why);
         }
         let standing = if matches!(why, Why::Failed) { Standing::Failed } else { Standing::Missing };
@@ -241,7 +270,7 @@ impl Array {
             array.inner.borrow_mut().slots[slot].standing = standing;
             array.commit(move |array, is_durable| {
                 if is_durable {
-                    array.without(slot, why);
+                    array.without_lost(why);
                 } else {
                     array.fail_array(why);
                 }
@@ -285,30 +314,24 @@ impl Array {
         });
     }
 
-    /// The loss is durable: channels go on without the member, and then it is closed.
-    pub fn without(self: &Rc<Self>, slot: usize, why: Why) {
+    /// The loss of members is durable: channels and a process go on without them, and then they are closed.
+    pub fn without_lost(self: &Rc<Self>, why: Why) {
         {
             let mut inner = self.inner.borrow_mut();
-            let is_parity = inner.params.level.is_parity();
-            inner.process.take_if(|process| {
-                process.target() == Some(slot) || (is_parity && matches!(process.kind, Kind::Resync))
+            let inner = &mut *inner;
+            let (slots, is_parity) = (&inner.slots, inner.params.level.is_parity());
+            inner.process.take_if(|process| match process.kind {
+                Kind::Rebuild { slot } => slots[slot].is_lost(),
+                Kind::Resync => is_parity,
+                Kind::Scrub(_) => false,
             });
             if let Some(process) = &mut inner.process {
-                process.let_go(slot);
+                process.let_go(|slot| slots[slot].is_lost());
             }
         }
         self.end_scrub("interrupted");
         self.direct(false, 0..0, move |array| {
-            let closed: Vec<Option<Descriptor>> = {
-                let mut inner = array.inner.borrow_mut();
-                let is_out = |standing| matches!(standing, Standing::Missing | Standing::Failed);
-                inner
-                    .slots
-                    .iter_mut()
-                    .filter(|slot| is_out(slot.standing))
-                    .map(|slot| slot.base.take())
-                    .collect()
-            };
+            let closed = array.inner.borrow_mut().take_lost();
             drop(closed);
             array.tell_openers();
             if let Why::Requested(token) = why {
@@ -354,13 +377,15 @@ impl Array {
 
     /// Tells who uses the array how well it is.
     pub fn tell_openers(&self) {
-        let (bdev, present, all) = {
+        let (bdev, present, all, lost) = {
             let inner = self.inner.borrow();
-            (inner.bdev, inner.current().len(), inner.slots.len())
+            let told = |slot: &Slot| Some(format!("; {}: {}", slot.label(), slot.loss.as_ref()?));
+            let lost: String = inner.slots.iter().filter(|slot| slot.is_lost()).filter_map(told).collect();
+            (inner.bdev, inner.current().len(), inner.slots.len(), lost)
         };
         let Some(bdev) = bdev else { return };
         let what = if present == all { Publish::Healthy } else { Publish::Degraded };
-        let detail = format!("{present} of {all} members");
+        let detail = format!("{present} of {all} members{lost}");
         if let Err(error) = self.host.publish(bdev, what, Reason::UNSPECIFIED, &detail) {
             log::debug!("openers not told raid={} error=\"{error}\"", self.name);
         }

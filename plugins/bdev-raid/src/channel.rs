@@ -231,15 +231,13 @@ impl RaidChannel {
         match base {
             Ok(base) if base.io_context_size() <= self.deepest => Some(base),
             Ok(base) => {
-                log::error!(
-                    "new member needs more room per i/o than the open channels have raid={} member={} bytes={} \
-                     room={}",
-                    self.shared.name,
-                    base.info().name,
-                    base.io_context_size(),
-                    self.deepest
-                );
-                self.report(slot);
+                self.report(slot, || {
+                    format!(
+                        "needs {} bytes per i/o, more than the {} that open channels have room for",
+                        base.io_context_size(),
+                        self.deepest
+                    )
+                });
                 None
             }
             Err(error) => {
@@ -250,8 +248,7 @@ impl RaidChannel {
     }
 
     fn not_opened(&self, slot: usize, error: &Error) {
-        log::error!("member not opened raid={} slot={slot} error=\"{error}\"", self.shared.name);
-        self.report(slot);
+        self.report(slot, || format!("not opened on a reactor: {error}"));
     }
 
     fn start(&self, mut io: Io<Self>) {
@@ -265,7 +262,7 @@ impl RaidChannel {
                     return self.waiting.push_back(io);
                 }
                 if view.unopened != 0 {
-                    let is_recorded = self.report_all(view.unopened);
+                    let is_recorded = self.report_all(view.unopened, || "not opened on a reactor".to_owned());
                     return if is_recorded {
                         self.waiting.push_back(io)
                     } else {
@@ -387,13 +384,18 @@ impl RaidChannel {
         let state = io.context();
         let Some(error) = state.error else { return self.finish(io, IoStatus::SUCCESS) };
         let lost = state.failed & view.in_sync;
-        let mut is_recorded = self.report_all(state.failed & view.targets);
+        let reason = || {
+            let op = format!("{:?}", io.op()).to_lowercase();
+            let (blocks, offset) = (io.num_blocks(), io.offset_blocks());
+            format!("{op} of {blocks} blocks at {offset} of the array: i/o status {}", error.0)
+        };
+        let mut is_recorded = self.report_all(state.failed & view.targets, reason);
         // Every member that is there was written, so those that did not fail have succeeded.
         let is_covered = self.shared.level.survives(view.in_sync & !lost, view.lanes.len());
         if error == IoStatus::NOMEM || !is_covered {
             return self.finish(io, error);
         }
-        is_recorded &= self.report_all(lost);
+        is_recorded &= self.report_all(lost, reason);
         if is_recorded {
             self.hold(io);
         } else {
@@ -442,20 +444,20 @@ impl RaidChannel {
     }
 
     /// [`Self::report`] for all slots of a mask.
-    fn report_all(&self, slots: u32) -> bool {
+    fn report_all(&self, slots: u32, reason: impl Fn() -> String) -> bool {
         let slots = (0..u32::BITS).filter(|slot| slots & (1 << slot) != 0);
         // Each is reported, also after one that could not be.
-        slots.filter(|slot| !self.report(*slot as usize)).count() == 0
+        slots.filter(|slot| !self.report(*slot as usize, &reason)).count() == 0
     }
 
     /// Tells the control side that a member failed, once per directive. False if it cannot be told.
-    fn report(&self, slot: usize) -> bool {
+    fn report(&self, slot: usize, reason: impl Fn() -> String) -> bool {
         if self.reported.get() & (1 << slot) != 0 {
             return true;
         }
-        let array = self.shared.id;
+        let (array, reason) = (self.shared.id, reason());
         let message = move || {
-            RaidModule::with(|module| module.member_failed(array, slot));
+            RaidModule::with(|module| module.member_failed(array, slot, &reason));
         };
         let host = self.shared.host;
         match host.send(host.control(), message) {

@@ -438,6 +438,8 @@ impl Array {
     }
 
     fn is_online(self: &Rc<Self>) {
+        let closed = self.inner.borrow_mut().take_lost();
+        drop(closed);
         let (token, returning, present, all) = {
             let mut inner = self.inner.borrow_mut();
             let known = std::mem::take(&mut inner.returning).into_iter().map(|name| (name, true));

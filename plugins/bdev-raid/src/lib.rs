@@ -239,9 +239,9 @@ impl RaidModule {
     }
 
     /// A channel could not write to a member.
-    pub fn member_failed(&self, array: u64, slot: usize) {
+    pub fn member_failed(&self, array: u64, slot: usize, reason: &str) {
         if let Some(array) = self.by_id(array) {
-            array.member_failed(slot);
+            array.member_failed(slot, reason);
         }
     }
 

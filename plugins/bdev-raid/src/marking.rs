@@ -10,7 +10,7 @@ use tenon_sdk::{Error, Timer};
 
 use crate::RaidModule;
 use crate::array::{Array, Inner, Standing};
-use crate::change::{Task, Why};
+use crate::change::Task;
 use crate::disk;
 use crate::intent::{Intent, Ledger};
 use crate::ondisk::{self, bitmap::Bitmap, bitmap::MAX_BITMAP};
@@ -142,11 +142,7 @@ impl Array {
             (inner.shared.clone(), inner.after_bitmap.take_if(|(awaited, _)| *awaited <= written))
         };
         for (slot, error) in failures {
-            log::warn!("member takes no bitmap raid={} slot={slot} error=\"{error}\"", self.name);
-            let member = self.inner.borrow().slots.get(slot).map(|slot| slot.member);
-            if let Some(member) = member {
-                self.push(Task::Lose { slot, member, why: Why::Failed });
-            }
+            self.member_failed(slot, &format!("bitmap not written: {error}"));
         }
         if let Some(shared) = shared
             && let Err(error) = shared.wake_all()

@@ -117,9 +117,9 @@ impl Process {
         self.channels.iter().any(|(other, _)| *other == slot)
     }
 
-    /// Goes on without a member.
-    pub fn let_go(&mut self, slot: usize) {
-        self.channels.retain(|(other, _)| *other != slot);
+    /// Goes on without members.
+    pub fn let_go(&mut self, is_lost: impl Fn(usize) -> bool) {
+        self.channels.retain(|(slot, _)| !is_lost(*slot));
     }
 
     /// Blocks per second, and how many seconds are left if that is known.
@@ -430,7 +430,7 @@ impl Array {
         }
         self.publish_process();
         if !matches!(kind, Kind::Rebuild { .. }) {
-            return self.direct(false, 0..0, move |array| array.begun(kind));
+            return self.direct(false, 0..0, Array::begun);
         }
         // The target is told of its array before anything is written to it, so that it is found after a restart. It
         // gets the bitmap even earlier: once it counts, it may be the only one that knows what another member lacks.
@@ -438,7 +438,7 @@ impl Array {
             array.direct(true, 0..0, move |array| {
                 array.commit(move |array, is_durable| {
                     if is_durable {
-                        array.direct(false, 0..0, move |array| array.begun(kind));
+                        array.direct(false, 0..0, Array::begun);
                     } else {
                         array.fail_array(Why::Failed);
                     }
@@ -448,23 +448,16 @@ impl Array {
     }
 
     /// Channels write to all members of the process.
-    fn begun(self: &Rc<Self>, kind: Kind) {
-        let gone = {
+    fn begun(self: &Rc<Self>) {
+        {
             let mut inner = self.inner.borrow_mut();
             // From now on writes reach the target as well, so what is marked now is all it lacks.
             let dirty = inner.marking.as_ref().map(|marking| marking.intent.marked());
             if let Some(process) = inner.process.as_mut() {
                 process.dirty = dirty;
             }
-            match kind {
-                Kind::Rebuild { slot } if inner.slots[slot].standing != Standing::Target => Some(slot),
-                Kind::Rebuild { .. } | Kind::Scrub(_) | Kind::Resync => None,
-            }
-        };
-        if let Some(slot) = gone {
-            return self.without(slot, Why::Failed);
+            inner.tasks.push_back(Task::Window);
         }
-        self.inner.borrow_mut().tasks.push_back(Task::Window);
         self.task_done();
     }
 
@@ -585,15 +578,15 @@ impl Array {
         log::error!("window failed raid={} slot={:?} error=\"{}\"", self.name, failure.slot, failure.error);
         match (target, failure.slot) {
             (Some(target), _) => {
+                self.note_failure(target, &format!("not rebuilt: {}", failure.error));
                 self.inner.borrow_mut().slots[target].standing = Standing::Failed;
-                self.without(target, Why::Failed);
+                self.without_lost(Why::Failed);
             }
             (None, slot) => {
                 self.end_scrub("failed");
                 self.inner.borrow_mut().process.take_if(|process| matches!(process.kind, Kind::Resync));
                 if let Some(slot) = slot {
-                    let member = self.inner.borrow().slots[slot].member;
-                    self.inner.borrow_mut().tasks.push_back(Task::Lose { slot, member, why: Why::Failed });
+                    self.member_failed(slot, &failure.error.to_string());
                 }
                 self.direct(false, 0..0, Array::task_done);
             }
@@ -638,7 +631,7 @@ impl Array {
                 array.publish_process();
                 if is_durable {
                     log::info!("rebuild is done raid={} slot={slot}", array.name);
-                    array.without(slot, Why::Failed);
+                    array.without_lost(Why::Failed);
                 } else {
                     array.fail_array(Why::Failed);
                 }
@@ -686,20 +679,15 @@ impl Array {
     }
 
     fn corrected(self: &Rc<Self>, slot: usize, is_well: bool) {
-        {
+        if is_well {
+            self.inner.borrow_mut().corrected += 1;
+            log::warn!("read error corrected raid={} slot={slot}", self.name);
+        } else {
+            self.note_failure(slot, "a block that cannot be read cannot be rewritten");
             let mut inner = self.inner.borrow_mut();
             let member = inner.slots[slot].member;
-            if is_well {
-                inner.corrected += 1;
-            } else {
-                inner.tasks.push_front(Task::Lose { slot, member, why: Why::Failed });
-            }
+            inner.tasks.push_front(Task::Lose { slot, member, why: Why::Failed });
         }
-        log::warn!(
-            "read error {} raid={} slot={slot}",
-            if is_well { "corrected" } else { "stays" },
-            self.name
-        );
         self.publish_process();
         self.direct(false, 0..0, Array::task_done);
     }

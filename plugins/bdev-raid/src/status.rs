@@ -93,6 +93,10 @@ impl Array {
         if !missing.is_empty() {
             status["missing"] = json!(missing);
         }
+        let lost: Vec<Value> = inner.slots.iter().enumerate().filter_map(lost).collect();
+        if !lost.is_empty() {
+            status["lost"] = json!(lost);
+        }
         if !(inner.returning.is_empty() && inner.blank.is_empty()) {
             status["returning"] = json!([&inner.returning[..], &inner.blank[..]].concat());
         }
@@ -140,6 +144,19 @@ impl Array {
             Category::Offline => matches!(state, ArrayState::Closing | ArrayState::Gone),
         }
     }
+}
+
+/// A member that the array goes on without.
+fn lost((nth, slot): (usize, &Slot)) -> Option<Value> {
+    slot.is_lost().then(|| {
+        json!({
+            "slot": nth,
+            "name": Some(&slot.name).filter(|name| !name.is_empty()),
+            "uuid": Uuid::from_bytes(slot.uuid),
+            "state": if slot.standing == Standing::Failed { "failed" } else { "missing" },
+            "reason": slot.loss.as_deref().unwrap_or("as its superblock states"),
+        })
+    })
 }
 
 fn member(slot: &Slot) -> Value {
