@@ -128,13 +128,15 @@ impl Channel for RaidChannel {
     }
 
     fn abort(&self, victim: Victim) -> bool {
-        match self.waiting.remove(victim).or_else(|| self.unmarked.remove(victim)) {
-            Some(io) => {
-                io.complete(IoStatus::ABORTED);
-                true
-            }
-            None => false,
+        if let Some(io) = self.waiting.remove(victim).or_else(|| self.unmarked.remove(victim)) {
+            io.complete(IoStatus::ABORTED);
+            return true;
         }
+        // One that waits for a stripe holds none, and leaves those that it has written as they are.
+        let stalled = self.stalled.remove(victim);
+        let is_found = stalled.is_some();
+        stalled.into_iter().for_each(|io| self.finish(io, IoStatus::ABORTED));
+        is_found
     }
 }
 
