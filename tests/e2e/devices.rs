@@ -30,6 +30,21 @@ fn a_stack_is_built_and_taken_down_from_the_top() {
 }
 
 #[test]
+fn a_device_with_the_uuid_of_another_is_refused_with_both_named() {
+    let mut host = Host::start("");
+    malloc(&mut host, "m0");
+    let uuid = host.ok("bdev_get_bdevs", json!({ "name": "m0" }))[0]["uuid"].as_str().unwrap().to_owned();
+    let null = |uuid: &str| json!({ "name": "n0", "num_blocks": 8, "block_size": 512, "uuid": uuid });
+    let error = host.err("bdev_null_create", null(&uuid));
+    assert_eq!(error.code, -17);
+    let told = format!("n0: UUID {uuid} is that of device m0 of module malloc");
+    assert!(error.message.contains(&told), "{}", error.message);
+    assert_eq!(host.bdevs(), ["m0"]);
+    host.ok("bdev_null_create", null("11111111-1111-4111-8111-111111111111"));
+    host.stop();
+}
+
+#[test]
 fn removing_the_lowest_device_takes_the_stack_along() {
     let mut host = Host::start("");
     let before = counts(&mut host);

@@ -91,6 +91,8 @@ fn s3_j_many_controllers_lose_their_target_at_once() {
         params["hostnqn"] =
             format!("nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-{number:012}").into();
         params["num_io_queues"] = 1.into();
+        // The namespace is one device, of the first.
+        params["max_bdevs"] = i32::from(number == 0).into();
         host.ok("bdev_nvme_attach_controller", params);
     }
     assert_eq!(states(&mut host).len(), CONTROLLERS);

@@ -6,6 +6,7 @@
 mod authenticate;
 mod command;
 mod discover;
+mod identity;
 mod images;
 mod inject;
 mod load;

@@ -146,7 +146,7 @@ fn a_consumers_command_is_tried_again_only_if_it_was_not_begun() {
 fn reservations_are_the_controllers_and_hold_for_its_hosts() {
     for_seeds(10, |world| {
         let device = opened(world);
-        let other = json!({ "name": "other", "hostnqn": "nqn.2026-01.io.tenon:other" });
+        let other = json!({ "name": "other", "hostnqn": "nqn.2026-01.io.tenon:other", "max_bdevs": 0 });
         world.attach("a", other).expect("attaches");
         // The same namespace is no second device, but its commands are another host's.
         let stranger = |opcode, more: Value| {

@@ -17,7 +17,7 @@ use tenon_abi::{
 
 use crate::channel::{Channel, attach, detach};
 use crate::spec::BdevSpec;
-use crate::{Error, Host, OpToken, Reactor, bridge};
+use crate::{Error, Host, OpToken, Reactor, bridge, errno};
 
 /// A device of this module. [`Bdev::channel`] runs on any reactor, the others on the control thread.
 pub trait Bdev: Send + Sync + Sized + 'static {
@@ -94,7 +94,7 @@ impl OpToken {
     /// it is answered after the device is examined.
     ///
     /// # Errors
-    /// `-EEXIST` if a name or UUID is taken, `-EINVAL` if the description is wrong.
+    /// `-EEXIST` if a name or UUID is taken, with the device that has it; `-EINVAL` if the description is wrong.
     pub fn register<B: Bdev>(&self, spec: BdevSpec, bdev: B) -> Result<BdevHandle, Error> {
         register(self.host(), &spec, bdev, self.raw())
     }
@@ -230,12 +230,29 @@ fn register<B: Bdev>(host: Host, spec: &BdevSpec, bdev: B, op: RawToken) -> Resu
         forget(&key);
         // SAFETY: the host refused, so nobody else has the registration.
         drop(unsafe { Box::from_raw(registration) });
+        let error = if error.code == errno::EEXIST { taken(host, spec) } else { error };
         return Err(error.object(&*spec.name));
     }
     if let Some(device) = devices().get_mut(&key) {
         device.id = id;
     }
     Ok(id)
+}
+
+/// Whose the name or the UUID of a device is that cannot be registered for it.
+fn taken(host: Host, spec: &BdevSpec) -> Error {
+    let uuid = uuid_text(spec.uuid);
+    let names = std::iter::once(&spec.name).chain(&spec.aliases).map(|name| ("name", name));
+    let holder = names.chain([("UUID", &uuid)]).find_map(|(what, name)| {
+        let holder = host.bdev_info(host.find(name)?).ok()?;
+        Some(format!("{what} {name} is that of device {} of module {}", holder.name, holder.module))
+    });
+    Error::new(errno::EEXIST, holder.unwrap_or_else(|| "its name or its UUID is taken".to_owned()))
+}
+
+fn uuid_text(uuid: [u8; 16]) -> String {
+    let digits = format!("{:032x}", u128::from_be_bytes(uuid));
+    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
 fn forget(key: &(usize, String)) {

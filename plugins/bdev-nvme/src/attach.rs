@@ -19,8 +19,39 @@ use crate::door::{Door, Target};
 use crate::module;
 use crate::registry::Registry;
 
-/// An operation that devices are registered under; empty once it is answered.
-pub(crate) type Asked = Rc<Cell<Option<OpToken>>>;
+/// An operation that devices are registered under.
+pub(crate) type Asked = Rc<Asking>;
+
+/// See [`Asked`].
+pub(crate) struct Asking {
+    /// Empty once it is answered.
+    token: Cell<Option<OpToken>>,
+    /// Why a namespace cannot become a device, if that does not change by itself.
+    refused: RefCell<Option<Error>>,
+}
+
+impl Asking {
+    pub(crate) fn new(token: OpToken) -> Asked {
+        Rc::new(Asking { token: Cell::new(Some(token)), refused: RefCell::default() })
+    }
+
+    pub(crate) fn take(&self) -> Option<OpToken> {
+        self.token.take()
+    }
+
+    /// Puts back what was taken while the host was called.
+    pub(crate) fn put(&self, token: Option<OpToken>) {
+        self.token.set(token);
+    }
+
+    pub(crate) fn refuse(&self, error: Error) {
+        self.refused.borrow_mut().get_or_insert(error);
+    }
+
+    pub(crate) fn refused(&self) -> Option<Error> {
+        self.refused.take()
+    }
+}
 
 /// What an attached controller is for.
 pub(crate) struct Purpose {
@@ -49,7 +80,7 @@ impl Registry {
             Err(error) => return token.fail(error),
         };
         self.add_wishes(params);
-        let asked: Asked = Rc::new(Cell::new(Some(token)));
+        let asked = Asking::new(token);
         let (serving, failed) = (RefCell::default(), RefCell::default());
         let group = Rc::new(Group { left: Cell::new(members.len()), serving, failed });
         for member in members {
@@ -68,7 +99,10 @@ impl Registry {
                     if group.left.get() == 0
                         && let Some(token) = asked.take()
                     {
-                        registry.attached(&group, may_wait, token);
+                        match asked.refused() {
+                            Some(error) => registry.refuse(&group, error, token),
+                            None => registry.attached(&group, may_wait, token),
+                        }
                     }
                 }),
             );
@@ -103,6 +137,13 @@ impl Registry {
         } else if let Some(token) = token.take() {
             token.fail(Error::not_found(name));
         }
+    }
+
+    /// A namespace of an operation cannot become a device: the operation leaves nothing behind.
+    fn refuse(&self, group: &Group, error: Error, token: OpToken) {
+        let serving = group.serving.take();
+        let serving: Vec<_> = serving.into_iter().filter_map(|id| self.controller(id)).collect();
+        self.detach(&serving, move || token.fail(error));
     }
 
     /// Every controller of an operation has come to an end.

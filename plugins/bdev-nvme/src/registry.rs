@@ -306,9 +306,9 @@ impl Registry {
     ) -> bool {
         let group = &controller.plan.params.name;
         let plain = format!("{group}n{}", namespace.nsid);
-        let uuid = uuid::Uuid::from_bytes(namespace.device_uuid(facts)).simple().to_string();
+        let uuid = uuid::Uuid::from_bytes(namespace.device_uuid(facts));
         let is_taken = self.devices().iter().any(|device| device.name == plain);
-        let name = if is_taken { format!("{plain}-{}", &uuid[..8]) } else { plain };
+        let name = if is_taken { format!("{plain}-{}", &uuid.simple().to_string()[..8]) } else { plain };
         let id = self.next_id();
         let table = self.new_table(id, namespace);
         let entry = self.wished(&name, &table, entry);
@@ -335,21 +335,50 @@ impl Registry {
             Some(token) => token.register(spec, bdev),
             None => self.host.register(spec, bdev),
         };
-        if let Some(asked) = asked {
-            asked.set(token);
+        if let Some(asked) = &asked {
+            asked.put(token);
         }
-        match result {
+        let error = match result {
             Ok(handle) => {
                 device.handle.set(Some(handle));
-                true
+                return true;
             }
-            Err(error) => {
-                log::error!("namespace did not become a device name={name} error=\"{error}\"");
-                self.devices.borrow_mut().remove(&id);
-                // Whatever else is in the way does not go by itself.
-                !matches!(error.code, errno::ENOMEM | errno::EAGAIN)
-            }
+            Err(error) => error,
+        };
+        self.devices.borrow_mut().remove(&id);
+        // Whatever else is in the way does not go by itself.
+        let may_go = matches!(error.code, errno::ENOMEM | errno::EAGAIN);
+        match asked {
+            Some(asked) if !may_go => asked.refuse(self.with_way_out(controller, uuid, error)),
+            _ => log::error!(
+                "namespace did not become a device name={name} error=\"{}\"",
+                self.with_way_out(controller, uuid, error)
+            ),
         }
+        !may_go
+    }
+
+    /// What an operator can do about a device whose name or UUID is another's.
+    fn with_way_out(&self, controller: &Controller, uuid: uuid::Uuid, mut error: Error) -> Error {
+        if error.code != errno::EEXIST {
+            return error;
+        }
+        let is_of_subsystem = |device: &Rc<Device>| {
+            let mut controllers = self.controllers(Some(&device.group)).into_iter();
+            controllers.any(|other| other.plan.params.subnqn == controller.plan.params.subnqn)
+        };
+        let way_out = match self.host.find(&uuid.to_string()) {
+            Some(holder) => {
+                let own = self.devices().into_iter().find(|device| device.handle.get() == Some(holder));
+                match own.filter(is_of_subsystem) {
+                    Some(own) => format!("attach with the name {} to add a path to {}", own.group, own.name),
+                    None => "give one of the two another UUID".to_owned(),
+                }
+            }
+            None => "attach with another name".to_owned(),
+        };
+        error.reason = format!("{}: {way_out}", error.reason);
+        error
     }
 
     fn new_table(&self, device: u64, namespace: &NamespaceFacts) -> Arc<Table> {

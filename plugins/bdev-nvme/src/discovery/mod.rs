@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use ::log::warn;
+use ::log::{error, warn};
 use nvme_spec::discovery::TransportType;
 use nvme_spec::nqn::DISCOVERY_NQN;
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ use self::log::EntryKind;
 use self::mdns::Search;
 use self::paths::{Path, PathState};
 use self::places::{Origin, Place, Reading};
-use crate::attach::Asked;
+use crate::attach::{Asked, Asking};
 use crate::config::{NvmeParams, Timers};
 use crate::controller::Controller;
 use crate::registry::Registry;
@@ -148,7 +148,7 @@ impl Discovery {
 
     fn start(&self, token: OpToken) {
         if self.params.wait_for_attach || self.params.attach_timeout_ms > 0 {
-            *self.waiting.borrow_mut() = Some(Rc::new(Cell::new(Some(token))));
+            *self.waiting.borrow_mut() = Some(Asking::new(token));
             self.arm_attach_timeout();
         } else {
             token.done();
@@ -195,7 +195,12 @@ impl Discovery {
 
     fn answer(&self, result: Result<(), Error>) {
         self.clocks.borrow_mut().attach.take();
-        let token = self.waiting.borrow_mut().take().and_then(|asked| asked.take());
+        let asked = self.waiting.borrow_mut().take();
+        if let Some(error) = asked.as_ref().and_then(|asked| asked.refused()) {
+            // One device is no reason to give up all that the service tells of.
+            error!("namespace did not become a device discovery={} error=\"{error}\"", self.params.name);
+        }
+        let token = asked.and_then(|asked| asked.take());
         match (token, result) {
             (Some(token), Ok(())) => token.done(),
             (Some(token), Err(error)) => token.fail(error),
