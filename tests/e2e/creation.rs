@@ -6,13 +6,18 @@ use tenon_tests::{
     Connection, Host, Scratch, counts, example, outcome, plugin_directory, wait_for, wait_for_counts,
 };
 
-/// A host that is loading module `troubled`, which takes `init_ms`: a create of its is in flight that long. With it
-/// the connection that asked for the load.
-fn host_with_a_slow_module(init_ms: u32) -> (Host, Connection) {
+/// A host that has module `troubled` among its plugins.
+fn host_with_troubled() -> Host {
     let scratch = Scratch::new();
     let directory = plugin_directory(&scratch);
     std::fs::copy(example("troubled"), directory.join("libtroubled.so")).expect("the directory is writable");
-    let mut host = Host::start_in(scratch, "", &["--plugin-dir", directory.to_str().unwrap()]);
+    Host::start_in(scratch, "", &["--plugin-dir", directory.to_str().unwrap()])
+}
+
+/// A host that is loading module `troubled`, which takes `init_ms`: a create of its is in flight that long. With it
+/// the connection that asked for the load.
+fn host_with_a_slow_module(init_ms: u32) -> (Host, Connection) {
+    let mut host = host_with_troubled();
     let mut loader = host.connect();
     loader.send("module_load", json!({ "name": "troubled", "config": { "init_ms": init_ms } }));
     wait_for("the load", || {
@@ -146,10 +151,7 @@ fn waiting_for_examine_includes_creates_in_flight() {
 
 #[test]
 fn waiting_for_examine_does_not_wait_for_later_calls() {
-    let scratch = Scratch::new();
-    let directory = plugin_directory(&scratch);
-    std::fs::copy(example("troubled"), directory.join("libtroubled.so")).expect("the directory is writable");
-    let host = Host::start_in(scratch, "", &["--plugin-dir", directory.to_str().unwrap()]);
+    let host = host_with_troubled();
     let mut connection = host.connect();
     connection.send("bdev_wait_for_examine", json!({}));
     connection.send("module_load", json!({ "name": "troubled", "config": { "init_ms": 500 } }));
@@ -228,5 +230,54 @@ fn a_refused_create_leaves_nothing_and_may_be_sent_again() {
     }
     assert_eq!(counts(&mut host), before);
     host.ok("bdev_delay_create", create);
+    host.stop();
+}
+
+#[test]
+fn the_first_of_several_loads_decides_the_options_whatever_their_order() {
+    const OPTIONS: [Option<u32>; 3] = [Some(300), Some(301), None];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut host = host_with_troubled();
+        let mut connection = host.connect();
+        let first = OPTIONS[order[0]];
+        for at in order {
+            let mut params = named("troubled");
+            if let Some(init_ms) = OPTIONS[at] {
+                params["config"] = json!({ "init_ms": init_ms });
+            }
+            connection.send("module_load", params);
+        }
+        let (replies, _) = replies(&mut connection, 3);
+        for (at, reply) in order.iter().zip(&replies) {
+            match outcome(reply) {
+                Ok(_) => assert!(OPTIONS[*at].is_none_or(|_| OPTIONS[*at] == first), "{order:?}: {reply}"),
+                Err(error) => {
+                    assert!(OPTIONS[*at].is_some() && OPTIONS[*at] != first, "{order:?}: {reply}");
+                    assert_eq!(error.code, -17, "{error:?}");
+                    assert!(error.message.contains("runs with other options"), "{error:?}");
+                }
+            }
+        }
+        let saved = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+        match first {
+            Some(init_ms) => assert!(saved.contains(&format!("init_ms = {init_ms}\n")), "{order:?}: {saved}"),
+            None => assert!(!saved.contains("init_ms"), "{order:?}: {saved}"),
+        }
+        host.stop();
+    }
+}
+
+#[test]
+fn options_have_their_turn_after_a_load_with_others_has_failed() {
+    let mut host = host_with_troubled();
+    let mut connection = host.connect();
+    for options in [json!({ "trouble": "fails" }), json!({ "init_ms": 1 })] {
+        connection.send("module_load", json!({ "name": "troubled", "config": options }));
+    }
+    let (replies, _) = replies(&mut connection, 2);
+    assert!(outcome(&replies[0]).is_err(), "{}", replies[0]);
+    assert!(outcome(&replies[1]).is_ok(), "{}", replies[1]);
+    let saved = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    assert!(saved.contains("init_ms = 1\n") && !saved.contains("trouble ="), "{saved}");
     host.stop();
 }

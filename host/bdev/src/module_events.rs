@@ -37,7 +37,8 @@ impl Core {
     }
 
     /// Loads a module of the catalog, or finds it loaded. `config` are its options from now on if it comes into
-    /// service; without, it gets those it was given before.
+    /// service; without, it gets those it was given before. A load with other options that is in flight is
+    /// waited for: if it fails, these have their turn.
     ///
     /// # Errors
     /// To `done`: `EEXIST` if it runs with other options than `config`.
@@ -53,6 +54,16 @@ impl Core {
             let reason = "module runs with other options; module_configure may change them";
             let error = OpError::new(errno::EEXIST, name, reason);
             return self.later(move |_| done(Err(error)));
+        }
+        let other = self.inner.modules.loading_with(name);
+        if given.is_some() && other.is_some() && given != other {
+            let (core, name, config) = (self.downgrade(), name.to_owned(), config.cloned());
+            let done: Box<dyn FnOnce(Result<ModuleRef, OpError>)> = Box::new(done);
+            return self.inner.modules.ensure(&name.clone(), "", move |_| {
+                if let Some(core) = core.upgrade() {
+                    core.module_load(&name, config.as_ref(), done);
+                }
+            });
         }
         let config = given.clone().unwrap_or(before);
         let done = self.load_activity(name.to_owned(), given, done);

@@ -87,6 +87,14 @@ impl Modules {
         self.inner.open(load);
     }
 
+    /// The options that a load of that name, now in flight, was asked for with.
+    #[must_use]
+    pub fn loading_with(&self, name: &str) -> Option<String> {
+        let loads = self.inner.loads.borrow();
+        let load = loads.iter().find(|load| load.name.as_deref() == Some(name));
+        load.map(|load| load.config_json.clone())
+    }
+
     /// Loads the plugin in `path`. `done` never runs inside this call.
     pub fn load_file(
         &self,
