@@ -3,6 +3,7 @@
 //! built plugins. A seed chooses every order; a failure names its seed, and
 //! `TENON_TEST_SEED=<seed>` repeats it alone.
 
+mod arrays;
 mod authenticate;
 mod command;
 mod discover;

@@ -279,6 +279,49 @@ fn s4_h_a_crash_at_any_point_of_a_create_leaves_no_array_or_one_that_can_be_ende
     assert!(outcomes[0] > 0 && outcomes[1] > 0, "{outcomes:?}");
 }
 
+#[test]
+fn s4_i_a_client_that_goes_leaves_a_whole_array_or_none() {
+    let mut outcomes = [0; 2];
+    for seed in 0..200 {
+        let host = FakeHost::new(seed);
+        let bases: Vec<TestBase> = (0..2).map(|nth| host.add_base(spec(nth))).collect();
+        let module = host.load(bdev_raid::plugin, "{}").unwrap();
+        let rng = host.rng();
+        let is_broken = rng.chance(300);
+        let slow = || FaultPlan::none().delay_ns(0, SECOND_NS);
+        let plan = || if is_broken { slow().fail_op(Op::WRITE, IoStatus::IO_ERROR) } else { slow() };
+        bases.iter().for_each(|base| base.set_plan(plan()));
+        let pending = host.start_create(module, RAID1);
+        host.advance(Duration::from_millis(rng.below(3000)));
+        drop(pending);
+        if rng.chance(300) {
+            bases[1].remove();
+        }
+        // Another client asks for the same meanwhile, or wants it gone.
+        let again = rng.chance(500).then(|| host.start_create(module, RAID1));
+        let ended = rng.chance(200).then(|| host.start_rpc("bdev_raid_destroy", r#"{"name":"r0"}"#));
+        let rig = Rig { host, module, bases };
+        rig.wait_for("it is over", |rig| {
+            rig.host.operations_under_way() == 0 && rig.bases.iter().all(|base| base.in_flight() == 0)
+        });
+        drop((again, ended));
+        rig.bases.iter().for_each(|base| base.set_plan(FaultPlan::none()));
+        rig.host.settle();
+        let is_online = rig.state("r0").as_deref() == Some("online");
+        outcomes[usize::from(is_online)] += 1;
+        assert_eq!(rig.host.device("r0").is_some(), is_online, "seed {seed}");
+        if is_online && rig.is_whole() {
+            assert_eq!(rig.bases[0].bytes(0, 1), rig.bases[1].bytes(0, 1), "seed {seed}");
+        } else if !is_online {
+            assert!(rig.array("r0").is_none_or(|array| array.get("missing").is_some()), "seed {seed}");
+            let _ = rig.host.rpc("bdev_raid_destroy", r#"{"name":"r0"}"#);
+            rig.assert_released();
+            rig.host.create(rig.module, RAID1).unwrap();
+        }
+    }
+    assert!(outcomes.iter().all(|count| *count > 10), "{outcomes:?}");
+}
+
 /// An array of two arrays, each of two devices; the second has a spare.
 const STACK: [&str; 3] = [
     r#"{"name":"top","level":"raid0","strip_size_kb":4,"base_bdevs":["r0","r1"]}"#,
