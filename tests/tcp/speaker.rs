@@ -16,8 +16,8 @@ use nvme_spec::nqn::{HostId, NqnField};
 use nvme_spec::opcode::{AdminOpcode, FABRICS, FabricsType, IoOpcode};
 use nvme_spec::property::PropertyOffset;
 use nvme_spec::status::StatusCode;
+use tenon_sdk::crc32c;
 use tenon_tests::PATIENCE;
-use transport_tcp::codec::extend_digest;
 use transport_tcp::connection::request::{Outcome, Transfer};
 use transport_tcp::connection::{
     ConnectionState, Ending, InitiatorConnection, InitiatorEvent, InitiatorOptions, Piece, Slot,
@@ -270,7 +270,7 @@ impl Speaker {
             let memory = &self.memory;
             let part =
                 |slot: Slot, offset: u32, len: u32| &memory[slot.index()][offset as usize..][..len as usize];
-            self.connection.poll_output(|p| extend_digest(0, part(p.slot, p.offset, p.len)), now_ns);
+            self.connection.poll_output(|p| crc32c(0, part(p.slot, p.offset, p.len)), now_ns);
             let mut out = Vec::new();
             for piece in self.connection.pieces() {
                 match piece {

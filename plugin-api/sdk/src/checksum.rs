@@ -29,4 +29,19 @@ mod tests {
             assert_eq!(crc32c(crc32c(0, first), second), crc32c(0, &bytes), "{at}");
         }
     }
+
+    /// Bit by bit, whatever the processor has.
+    fn by_definition(crc: u32, bytes: &[u8]) -> u32 {
+        let step = |register: u32, _| (register >> 1) ^ (0x82f6_3b78 & (register & 1).wrapping_neg());
+        !bytes.iter().fold(!crc, |register, byte| (0..8).fold(register ^ u32::from(*byte), step))
+    }
+
+    #[test]
+    fn checksums_of_every_length_and_alignment_are_those_of_the_definition() {
+        let bytes: Vec<u8> = (0..5000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        for len in (0..600).chain([1023, 1024, 1025, 4096]) {
+            let part = &bytes[len % 64..][..len];
+            assert_eq!(crc32c(len as u32, part), by_definition(len as u32, part), "{len} bytes");
+        }
+    }
 }

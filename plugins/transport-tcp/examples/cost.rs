@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nvme_spec::command::Sqe;
 use nvme_spec::completion::{Cqe, StatusField};
-use transport_tcp::codec::extend_digest;
+use tenon_sdk::crc32c;
 use transport_tcp::connection::request::Transfer;
 use transport_tcp::connection::{
     InitiatorConnection, InitiatorEvent, InitiatorOptions, OptionError, Piece, TargetConnection, TargetEvent,
@@ -35,7 +35,7 @@ fn main() -> Result<(), OptionError> {
     let block = vec![0x5a_u8; BLOCK as usize];
     let digest = (0..10_000).map(|_| {
         let start = Instant::now();
-        black_box(extend_digest(0, black_box(&block)));
+        black_box(crc32c(0, black_box(&block)));
         start.elapsed()
     });
     println!("digest of 4 KiB: {:?}", digest.min().unwrap_or_default());
@@ -92,7 +92,7 @@ fn submit(initiator: &mut InitiatorConnection, transfer: Transfer) {
 
 fn send(initiator: &mut InitiatorConnection, payload: &[u8], mut sink: impl FnMut(&[u8])) {
     loop {
-        initiator.poll_output(|place| extend_digest(0, &payload[..place.len as usize]), 0);
+        initiator.poll_output(|place| crc32c(0, &payload[..place.len as usize]), 0);
         let len = initiator.output_len() as usize;
         if len == 0 {
             return;
@@ -127,7 +127,7 @@ fn serve(
         }
     }
     loop {
-        target.poll_output(|place| extend_digest(0, &payload[..place.len as usize]), 0);
+        target.poll_output(|place| crc32c(0, &payload[..place.len as usize]), 0);
         let len = target.output_len() as usize;
         if len == 0 {
             break;

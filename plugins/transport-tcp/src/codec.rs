@@ -153,7 +153,7 @@ pub fn encode_header<H: IntoBytes + Immutable>(header: &H, framing: &Framing, ou
     let kind = kind_of(bytes).unwrap_or(PduKind::Unknown);
     let mut end = bytes.len();
     if framing.header_digest && kind.has_header_digest() {
-        out[end..end + DIGEST_LEN].copy_from_slice(&extend_digest(0, bytes).to_le_bytes());
+        out[end..end + DIGEST_LEN].copy_from_slice(&crc32c(0, bytes).to_le_bytes());
         end += DIGEST_LEN;
     }
     let data_offset = usize::from(out[PDO_AT]);
@@ -170,16 +170,9 @@ pub fn read_digest(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk::<DIGEST_LEN>().map(|digest| u32::from_le_bytes(*digest))
 }
 
-/// CRC32C of `data` after what `digest` covers; 0 starts.
-#[inline]
-#[must_use]
-pub fn extend_digest(digest: u32, data: &[u8]) -> u32 {
-    crc32c(digest, data)
-}
-
 fn check_header_digest(kind: PduKind, bytes: &[u8], head_len: usize) -> Result<(), PeerError> {
     let (header, digest) = bytes[..head_len].split_at(head_len - DIGEST_LEN);
-    let computed = extend_digest(0, header);
+    let computed = crc32c(0, header);
     match read_digest(digest) {
         Some(received) if received != computed => {
             Err(PeerError::HeaderDigest { pdu: kind, received, computed })
@@ -310,7 +303,7 @@ mod tests {
         bytes[at] = value;
         if framing.header_digest {
             let hlen = usize::from(PduKind::of(PduType(bytes[0])).header_len());
-            let digest = extend_digest(0, &bytes[..hlen]);
+            let digest = crc32c(0, &bytes[..hlen]);
             bytes[hlen..hlen + 4].copy_from_slice(&digest.to_le_bytes());
         }
         bytes
@@ -432,37 +425,6 @@ mod tests {
         let bytes = encode(&H2cData::new(ch, 0, 0, 0, 4), &padded);
         assert_eq!(bytes.len(), 64);
         assert!(bytes[28..].iter().all(|byte| *byte == 0));
-    }
-
-    #[test]
-    fn digests_of_parts_join_to_the_digest_of_the_whole() {
-        let data: Vec<u8> = (0..40_000_u32).map(|i| ((i * 7) >> 3) as u8).collect();
-        let whole = extend_digest(0, &data);
-        // RFC 3720 B.4: 32 bytes of zeroes.
-        assert_eq!(extend_digest(0, &[0; 32]), 0x8a91_36aa);
-        for at in [0, 1, 4096, 39_999, 40_000] {
-            let (a, b) = data.split_at(at);
-            assert_eq!(extend_digest(extend_digest(0, a), b), whole);
-        }
-    }
-
-    /// Bit by bit, whatever the processor has.
-    fn digest_by_definition(digest: u32, data: &[u8]) -> u32 {
-        let step = |register: u32, _| (register >> 1) ^ (0x82f6_3b78 & (register & 1).wrapping_neg());
-        !data.iter().fold(!digest, |register, byte| (0..8).fold(register ^ u32::from(*byte), step))
-    }
-
-    #[test]
-    fn digests_of_every_length_and_alignment_are_those_of_the_definition() {
-        let data: Vec<u8> = (0..5000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-        for len in (0..600).chain([1023, 1024, 1025, 4096]) {
-            let part = &data[len % 64..][..len];
-            assert_eq!(
-                extend_digest(len as u32, part),
-                digest_by_definition(len as u32, part),
-                "{len} bytes"
-            );
-        }
     }
 
     proptest! {

@@ -23,16 +23,15 @@ use nvme_spec::completion::{Cqe, StatusField};
 use nvme_spec::fabrics::Connect;
 use nvme_spec::opcode::FabricsType;
 use nvme_spec::status::StatusCode;
-use tenon_sdk::IoVec;
 use tenon_sdk::abi::Str;
 use tenon_sdk::abi::transport::target::{
     ConnectionInfo, Disposition, HostQueuePair, NvmfTargetApiV1, TargetRequest,
 };
 use tenon_sdk::abi::transport::{CloseReason, Direction, TransportId};
+use tenon_sdk::{IoVec, crc32c};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::channel::Channel;
-use crate::codec::extend_digest;
 use crate::connection::options::OptionError;
 use crate::connection::{ConnectionState, Ending, Piece, Placement, Slot, TargetConnection, TargetEvent};
 use crate::host_request::{Place, Request, each_piece, fetch_payload, fill, pieces_of};
@@ -608,7 +607,7 @@ impl HostConnection {
                 unsafe {
                     let request = self.request(placement.slot);
                     each_piece(request, placement.offset, placement.len, |base, len| {
-                        digest = extend_digest(digest, std::slice::from_raw_parts(base, len));
+                        digest = crc32c(digest, std::slice::from_raw_parts(base, len));
                     });
                 }
                 digest

@@ -21,11 +21,10 @@ use tenon_sdk::abi::transport::initiator::{
     ConnectionEvent, ConnectionEventKind, ConnectionFn, InitiatorRequest,
 };
 use tenon_sdk::abi::transport::{CloseReason, Direction};
-use tenon_sdk::{FdWatch, Host, IoVec, errno};
+use tenon_sdk::{FdWatch, Host, IoVec, crc32c, errno};
 use zerocopy::FromBytes;
 
 use crate::channel::Channel;
-use crate::codec::extend_digest;
 use crate::connection::initiator::SubmitError;
 use crate::connection::request::{Outcome, Transfer};
 use crate::connection::{
@@ -513,7 +512,7 @@ impl Connection {
         self.walk(at, |piece| {
             // SAFETY: part of a request's memory, which the module leaves unchanged while it is in flight.
             let bytes = unsafe { std::slice::from_raw_parts(piece.base.cast::<u8>(), piece.len) };
-            digest = extend_digest(digest, bytes);
+            digest = crc32c(digest, bytes);
             true
         });
         digest

@@ -5,7 +5,7 @@ mod wire;
 use nvme_spec::command::Sqe;
 use nvme_spec::completion::{Cqe, StatusField};
 use nvme_spec::status::StatusCode;
-use transport_tcp::codec::extend_digest;
+use tenon_sdk::crc32c;
 use transport_tcp::connection::command::CommandState;
 use transport_tcp::connection::initiator::SubmitError;
 use transport_tcp::connection::request::{Outcome, RequestState, Transfer};
@@ -480,5 +480,5 @@ fn digests_of_payload_are_asked_for_as_it_is_split() {
     assert_eq!(asked, [(0, 4096), (4096, 1904)]);
     let Some(Piece::Bytes(last)) = connection.pieces().last() else { panic!("not bytes") };
     assert_eq!(last, [4, 3, 2, 1]);
-    assert_eq!(extend_digest(0, b"123456789"), 0xe306_9283);
+    assert_eq!(crc32c(0, b"123456789"), 0xe306_9283);
 }

@@ -7,7 +7,9 @@
 //! finds them in the cache: memory is read once.
 #![forbid(unsafe_code)]
 
-use crate::codec::{Frame, extend_digest, read_digest};
+use tenon_sdk::crc32c;
+
+use crate::codec::{Frame, read_digest};
 use crate::connection::{Placement, Slot};
 use crate::pdu::DIGEST_LEN;
 
@@ -140,7 +142,7 @@ impl Inflow {
 
     fn count(&mut self, bytes: &[u8]) {
         if self.has_digest {
-            self.digest = extend_digest(self.digest, bytes);
+            self.digest = crc32c(self.digest, bytes);
         }
         self.offset += bytes.len() as u32;
         self.left -= bytes.len() as u32;

@@ -14,10 +14,11 @@
 
 use nvme_spec::command::Sqe;
 use nvme_spec::completion::Cqe;
+use tenon_sdk::crc32c;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U16;
 
-use crate::codec::{Frame, MAX_DATA_OFFSET, extend_digest, read_digest};
+use crate::codec::{Frame, MAX_DATA_OFFSET, read_digest};
 use crate::connection::command::{Command, CommandEvent, CommandState};
 use crate::connection::deadline::Owed;
 use crate::connection::handshake::{self, Agreement};
@@ -440,8 +441,7 @@ impl TargetConnection {
         self.advance(slot, CommandEvent::Capsule);
         let data_end = frame.data_offset + frame.data_len as usize;
         let data = &bytes[frame.data_offset..data_end];
-        let is_intact =
-            !frame.has_data_digest || read_digest(&bytes[data_end..]) == Some(extend_digest(0, data));
+        let is_intact = !frame.has_data_digest || read_digest(&bytes[data_end..]) == Some(crc32c(0, data));
         self.link.consumed_header();
         *told = Some(TargetEvent::Command { slot, sqe: &capsule.ccsqe, data, is_intact });
         Ok(Some(total_len))

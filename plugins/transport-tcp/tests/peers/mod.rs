@@ -9,7 +9,7 @@ use nvme_spec::command::Sqe;
 use nvme_spec::completion::{Cqe, StatusField};
 use nvme_spec::sgl::SglIdentifier;
 use nvme_spec::status::StatusCode;
-use transport_tcp::codec::extend_digest;
+use tenon_sdk::crc32c;
 use transport_tcp::connection::initiator::Completion;
 use transport_tcp::connection::request::{Outcome, Transfer};
 use transport_tcp::connection::{
@@ -188,7 +188,7 @@ impl Controller {
                     self.memory[slot.index()] = vec![0; length as usize];
                     self.connection.receive(slot, length);
                     let memory = &self.memory;
-                    self.connection.poll_output(|place| extend_digest(0, piece_of(memory, place)), 0);
+                    self.connection.poll_output(|place| crc32c(0, piece_of(memory, place)), 0);
                     self.connection.complete(slot, &Cqe::new(0, 0, error()), 0);
                 }
                 _ => {
@@ -236,7 +236,7 @@ impl Controller {
     /// Bytes for the wire, at most `limit`.
     pub fn transmit(&mut self, limit: usize, now_ns: u64) -> Vec<u8> {
         let memory = &self.memory;
-        self.connection.poll_output(|place| extend_digest(0, piece_of(memory, place)), now_ns);
+        self.connection.poll_output(|place| crc32c(0, piece_of(memory, place)), now_ns);
         let bytes = gather(self.connection.pieces(), memory, limit);
         self.connection.handle_written(bytes.len(), now_ns);
         self.poll();
@@ -362,7 +362,7 @@ impl Host {
 
     pub fn transmit(&mut self, limit: usize, now_ns: u64) -> Vec<u8> {
         let memory = &self.memory;
-        self.connection.poll_output(|place| extend_digest(0, piece_of(memory, place)), now_ns);
+        self.connection.poll_output(|place| crc32c(0, piece_of(memory, place)), now_ns);
         let bytes = gather(self.connection.pieces(), memory, limit);
         self.connection.handle_written(bytes.len(), now_ns);
         self.poll();

@@ -6,7 +6,8 @@
 
 use nvme_spec::command::Sqe;
 use nvme_spec::completion::{Cqe, StatusField};
-use transport_tcp::codec::{Framing, encode_header, extend_digest};
+use tenon_sdk::crc32c;
+use transport_tcp::codec::{Framing, encode_header};
 use transport_tcp::connection::request::Transfer;
 use transport_tcp::connection::{
     ConnectionState, Ending, InitiatorConnection, InitiatorEvent, InitiatorOptions, Piece, Slot,
@@ -29,7 +30,7 @@ pub fn pdu<H: IntoBytes + Immutable>(header: &H, framing: &Framing, data: &[u8])
     bytes.truncate(len);
     bytes.extend_from_slice(data);
     if framing.data_digest && !data.is_empty() {
-        bytes.extend_from_slice(&extend_digest(0, data).to_le_bytes());
+        bytes.extend_from_slice(&crc32c(0, data).to_le_bytes());
     }
     bytes
 }
@@ -41,7 +42,7 @@ pub fn with(mut bytes: Vec<u8>, at: u32, value: &[u8], framing: &Framing) -> Vec
     bytes[at..at + value.len()].copy_from_slice(value);
     if framing.header_digest && kind.has_header_digest() {
         let hlen = usize::from(kind.header_len());
-        let digest = extend_digest(0, &bytes[..hlen]);
+        let digest = crc32c(0, &bytes[..hlen]);
         bytes[hlen..hlen + 4].copy_from_slice(&digest.to_le_bytes());
     }
     bytes
@@ -152,7 +153,7 @@ pub fn submit(connection: &mut InitiatorConnection, cid: u16, transfer: Transfer
 pub fn target_output(connection: &mut TargetConnection) -> Vec<u8> {
     let mut output = Vec::new();
     loop {
-        connection.poll_output(|place| extend_digest(0, &vec![0; place.len as usize]), 0);
+        connection.poll_output(|place| crc32c(0, &vec![0; place.len as usize]), 0);
         let bytes = flatten(connection.pieces());
         connection.handle_written(bytes.len(), 0);
         if bytes.is_empty() {
@@ -166,7 +167,7 @@ pub fn target_output(connection: &mut TargetConnection) -> Vec<u8> {
 pub fn initiator_output(connection: &mut InitiatorConnection) -> Vec<u8> {
     let mut output = Vec::new();
     loop {
-        connection.poll_output(|place| extend_digest(0, &vec![0; place.len as usize]), 0);
+        connection.poll_output(|place| crc32c(0, &vec![0; place.len as usize]), 0);
         let bytes = flatten(connection.pieces());
         connection.handle_written(bytes.len(), 0);
         if bytes.is_empty() {
