@@ -5,7 +5,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tenon_sdk::{BdevInfo, Error, OpToken, errno};
+use tenon_sdk::{Access, BdevInfo, Error, OpToken, errno};
 use uuid::Uuid;
 
 use crate::RaidModule;
@@ -73,27 +73,80 @@ pub fn create(module: &RaidModule, params: RaidParams, token: OpToken) {
 impl Array {
     /// A create of an array that a superblock has announced before takes it over; any other is refused.
     fn create_again(self: &Rc<Self>, params: &RaidParams, token: OpToken) {
-        let (is_same, state, missing) = {
-            let mut inner = self.inner.borrow_mut();
-            let is_same = !inner.is_created
+        let is_same = {
+            let inner = self.inner.borrow();
+            !inner.is_created
                 && params.superblock
                 && params.level == inner.params.level
                 && params.strip_size_kb == inner.params.strip_size_kb
                 && may_have(params.level, params.base_bdevs.names().len(), inner.slots.len())
-                && params.uuid.is_none_or(|uuid| uuid.into_bytes() == inner.uuid);
-            inner.is_created |= is_same;
-            if is_same {
-                inner.spares = params.spares.iter().map(|name| Spare::named(name)).collect();
-            }
-            (is_same, inner.state, inner.missing())
+                && params.uuid.is_none_or(|uuid| uuid.into_bytes() == inner.uuid)
         };
-        match (is_same, state) {
-            (false, _) => token.fail(Error::exists(&*self.name)),
-            (true, ArrayState::Online) => {
+        if !is_same {
+            return token.fail(Error::exists(&*self.name));
+        }
+        let others = self.others_of(&params.base_bdevs.names());
+        if let Some(name) = others.iter().find(|name| token.base_is_coming(name)) {
+            return token.fail(Error::missing_base(name.clone()));
+        }
+        {
+            let mut inner = self.inner.borrow_mut();
+            inner.is_created = true;
+            inner.spares = params.spares.iter().map(|name| Spare::named(name)).collect();
+        }
+        let open = |(nth, name): (usize, &String)| {
+            self.host.open(name, Access::Read, |_| {}).ok().map(|base| (nth, base))
+        };
+        let (opened, this) = (others.iter().enumerate().filter_map(open).collect(), Rc::clone(self));
+        disk::read_all(opened, move |found| {
+            let blank = |(nth, found): (usize, Result<Found, Error>)| {
+                let is_blank = matches!(found, Ok(Err(SuperblockError::NotOurs)));
+                others.get(nth).filter(|_| is_blank).cloned()
+            };
+            this.taken_over(found.into_iter().filter_map(blank).collect(), token);
+        });
+    }
+
+    /// Those of the devices asked for that hold nothing of it, as far as it knows.
+    fn others_of(&self, names: &[String]) -> Vec<String> {
+        let inner = self.inner.borrow();
+        let is_known = |name: &String| {
+            inner.slots.iter().any(|slot| slot.name == **name && !slot.is_lost())
+                || [&inner.returning, &inner.blank, &inner.put_off].iter().any(|list| list.contains(name))
+                || inner.diverged.contains_key(name)
+        };
+        names.iter().filter(|name| !is_known(name)).cloned().collect()
+    }
+
+    /// A create has taken it over: devices of its list that are blank take slots that are free, now or once it is
+    /// online, as if it had been asked for first.
+    fn taken_over(self: &Rc<Self>, blank: Vec<String>, token: OpToken) {
+        let (state, missing) = {
+            let mut inner = self.inner.borrow_mut();
+            if inner.state != ArrayState::Online {
+                inner.blank.extend(blank.iter().cloned());
+            }
+            (inner.state, inner.missing())
+        };
+        match state {
+            ArrayState::Closing | ArrayState::Gone => token.fail(Error::not_found(&*self.name)),
+            ArrayState::Online => {
+                self.rejoin_all(blank.into_iter().map(|name| (name, false)));
                 self.open_spares();
                 token.reply(&true);
             }
-            (true, _) => token.reply(&serde_json::json!({ "state": "configuring", "missing": missing })),
+            ArrayState::Configuring | ArrayState::Committing => {
+                token.reply(&serde_json::json!({ "state": "configuring", "missing": missing }));
+            }
+        }
+    }
+
+    /// Devices that hold nothing current are rebuilt, as long as slots are free.
+    fn rejoin_all(self: &Rc<Self>, devices: impl Iterator<Item = (String, bool)>) {
+        for (name, is_known) in devices {
+            if let Err(error) = self.rejoin(&name, is_known) {
+                log::warn!("member cannot return raid={} member={name} error=\"{error}\"", self.name);
+            }
         }
     }
 
@@ -456,11 +509,7 @@ impl Array {
         if let Some(token) = token {
             token.reply(&true);
         }
-        for (name, is_known) in returning {
-            if let Err(error) = self.rejoin(&name, is_known) {
-                log::warn!("member cannot return raid={} member={name} error=\"{error}\"", self.name);
-            }
-        }
+        self.rejoin_all(returning.into_iter());
         self.open_spares();
         self.push_resync();
         self.watch_rest();

@@ -142,3 +142,63 @@ fn after_a_restart_a_lost_member_is_told_as_far_as_superblocks_know_it() {
     let lost = rig.array()["lost"][0].clone();
     assert_eq!(lost["reason"], "was not there when the array was started without it");
 }
+
+#[test]
+fn a_blank_device_of_a_table_is_rebuilt_whether_it_is_asked_for_before_or_after_its_members() {
+    let image = {
+        let rig = mirror();
+        assert!(rig.host.once("r0", Request::write(0, 8, vec![9; 4096])).unwrap().status.is_success());
+        rig.bases[0].bytes(0, BLOCKS)
+    };
+    // Its other member was exchanged for a new one of the same name.
+    let new = || BaseSpec::new("b1", 512, BLOCKS).uuid([9; 16]);
+    for (is_created_first, is_started_first) in [(true, false), (false, false), (false, true)] {
+        let host = FakeHost::new(6);
+        let old = host.add_base(spec(0));
+        old.write_bytes(0, &image);
+        let blank = host.add_base(new());
+        let module = host.load(bdev_raid::plugin, "{}").unwrap();
+        let created = is_created_first.then(|| host.start_create(module, MIRROR));
+        host.settle();
+        let rig = Rig { host, bases: vec![old, blank] };
+        let start = || rig.host.rpc("bdev_raid_start_degraded", r#"{"name":"r0"}"#).unwrap();
+        if is_started_first {
+            start();
+        }
+        let created = created.unwrap_or_else(|| rig.host.start_create(module, MIRROR));
+        let reply: Value = serde_json::from_str(&rig.host.wait_for(&created).unwrap()).unwrap();
+        if !is_started_first {
+            assert_eq!(reply, json!({ "state": "configuring", "missing": [SECOND] }), "{is_created_first}");
+            assert_eq!(rig.array()["returning"], json!(["b1"]), "{is_created_first}");
+            start();
+        }
+        let is_whole = || rig.array()["num_base_bdevs_operational"] == 2;
+        assert!(rig.host.run_until(Duration::from_secs(30), is_whole), "{:#?}", rig.array());
+        assert_eq!(rig.bases[1].bytes(2048, 8), [9; 4096]);
+    }
+}
+
+#[test]
+fn a_device_of_a_table_that_carries_another_array_is_left_alone() {
+    let images: Vec<Vec<u8>> = ["r0", "other"]
+        .iter()
+        .map(|name| {
+            let host = FakeHost::new(3);
+            let bases: Vec<TestBase> = (0..2).map(|nth| host.add_base(spec(nth))).collect();
+            let module = host.load(bdev_raid::plugin, "{}").unwrap();
+            host.create(module, &MIRROR.replace("r0", name)).unwrap();
+            bases[usize::from(*name == "other")].bytes(0, BLOCKS)
+        })
+        .collect();
+    let host = FakeHost::new(6);
+    let bases: Vec<TestBase> = (0..2).map(|nth| host.add_base(spec(nth))).collect();
+    bases.iter().zip(&images).for_each(|(base, image)| base.write_bytes(0, image));
+    let module = host.load(bdev_raid::plugin, "{}").unwrap();
+    host.settle();
+    let all = host.rpc("bdev_raid_get_bdevs", r#"{"category":"all"}"#).unwrap();
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&all).unwrap().len(), 2);
+    host.rpc("bdev_raid_start_degraded", r#"{"name":"r0"}"#).unwrap();
+    host.create(module, MIRROR).unwrap();
+    host.advance(Duration::from_secs(10));
+    assert!(bases[1].bytes(0, BLOCKS) == images[1]);
+}
