@@ -1,5 +1,6 @@
 //! Discovery services found by multicast DNS: one process announces on loopback,
-//! another searches there, attaches what it is told of and keeps it.
+//! another searches there, attaches what it is told of and keeps it; and one that
+//! is named.
 //!
 //! Others on this machine may announce as well: what is expected is looked for,
 //! not counted.
@@ -398,4 +399,30 @@ fn what_another_discovery_service_asks_is_asked_once() {
     let error = host.err("bdev_nvme_start_discovery", named);
     assert!(error.code == -17 && error.message.contains("site asks this address already"), "{error:?}");
     host.stop();
+}
+
+#[test]
+fn a_discovery_service_that_found_nothing_yet_is_back_after_a_restart() {
+    let mut target = Target::start(1);
+    let port = target.ports[0].to_string();
+    target.kill();
+    let mut host = initiator();
+    let service = json!({
+        "name": "named", "trtype": "TCP", "traddr": "127.0.0.1", "trsvcid": port,
+        "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1,
+    });
+    host.ok("bdev_nvme_start_discovery", service);
+    let saved = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    assert!(saved.contains("discovery = true\n"), "{saved}");
+    host.stop();
+    let mut restarted = Host::start(&saved);
+    target.restart();
+    target.add_namespace(1, "f0", ONE);
+    assert_eq!(device(&mut restarted, ONE), "named0n1");
+    let again = restarted.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    assert!(again.contains("discovery = true\n") && again.matches("[[bdev]]").count() == 1, "{again}");
+    restarted.ok("bdev_nvme_stop_discovery", json!({ "name": "named" }));
+    let saved = restarted.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    assert!(!saved.contains("[[bdev]]"), "{saved}");
+    restarted.stop();
 }

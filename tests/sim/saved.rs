@@ -139,3 +139,46 @@ fn s2_i_a_discovery_service_survives_a_save() {
         assert!(saved(world).is_empty(), "what is stopped does not come back");
     });
 }
+
+#[test]
+fn s2_i_a_discovery_service_started_by_a_call_survives_a_save_before_and_after_it_has_devices() {
+    for waits in [false, true] {
+        let call = json!({
+            "name": "disc", "trtype": "LOOP", "traddr": "a", "wait_for_attach": waits,
+            "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1,
+        });
+        for_seeds(10, |world| {
+            let table = |tables: &[Value]| {
+                assert_eq!((tables.len(), &tables[0]["discovery"]), (1, &json!(true)), "{tables:?}");
+                tables[0].clone()
+            };
+            world.device("m0", 1024);
+            world.subsystem(&["a"]);
+            world.rpc("bdev_nvme_start_discovery", call.clone()).expect("starts");
+            table(&saved(world));
+            world.add_namespace(1, "m0", ONE);
+            world.advance(Duration::from_millis(100));
+            assert_eq!(world.controllers(), ["enabled"]);
+            table(&saved(world));
+            world.rpc("bdev_nvme_stop_discovery", json!({ "name": "disc" })).expect("stops");
+            assert!(saved(world).is_empty() && world.bdev("disc0n1").is_none());
+            // With a device from the first, which goes again.
+            world.rpc("bdev_nvme_start_discovery", call.clone()).expect("starts");
+            world.advance(Duration::from_millis(100));
+            assert!(world.bdev("disc0n1").is_some());
+            world.remove_namespace(1);
+            world.advance(Duration::from_millis(100));
+            assert!(world.bdev("disc0n1").is_none());
+            let kept = table(&saved(world));
+            // A restart: the table makes it again.
+            world.rpc("bdev_nvme_stop_discovery", json!({ "name": "disc" })).expect("stops");
+            assert!(saved(world).is_empty(), "what is stopped does not come back");
+            make(world, &kept);
+            world.add_namespace(1, "m0", ONE);
+            world.advance(Duration::from_millis(100));
+            assert!(world.bdev("disc0n1").is_some());
+            world.rpc("bdev_nvme_stop_discovery", json!({ "name": "disc" })).expect("stops");
+            assert!(saved(world).is_empty(), "nor does the table's");
+        });
+    }
+}

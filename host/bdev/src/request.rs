@@ -285,7 +285,7 @@ impl Core {
         };
         match request {
             Request::Delete { name, module } => {
-                self.saved_forget_absent(&name, module.as_deref());
+                self.saved_forget(&name, module.as_deref());
                 // The module may have done so already, or leave it to the host.
                 for bdev in bdevs {
                     self.remove_bdev(bdev, Reason::REQUESTED);

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tenon_abi::BdevHandle;
 use tenon_modules::{Callback, ModuleRef};
 
@@ -57,6 +57,8 @@ struct Record {
     params: Value,
     bdevs: Vec<BdevHandle>,
     waits_for: String,
+    /// A call started it, and one ends it: its devices come and go meanwhile.
+    is_service: bool,
 }
 
 impl Record {
@@ -100,6 +102,13 @@ impl Saved {
         awaited.retain(|number| records.contains_key(number));
     }
 
+    /// Records of what was ended go with their last devices.
+    fn end_services(&mut self, ended: impl Fn(&Record) -> bool) {
+        for record in self.records.values_mut().filter(|record| ended(record)) {
+            record.is_service = false;
+        }
+    }
+
     fn drop_record(&mut self, number: u64) {
         self.records.remove(&number);
         self.is_present(number);
@@ -120,22 +129,17 @@ impl Core {
         bdevs: &[BdevHandle],
         answer: &Value,
     ) {
-        let (method, params) = match request {
-            Request::Create { params, .. } => (None, params),
-            Request::Rpc { method, params, .. }
-                if !bdevs.is_empty()
-                    || module.is_some_and(|module| starts_a_table(method, module, params)) =>
-            {
-                (Some(method.clone()), params)
-            }
-            Request::Rpc { .. }
-            | Request::Delete { .. }
-            | Request::Update { .. }
-            | Request::Configure { .. } => {
-                return;
-            }
+        let Some(module) = module else { return };
+        let (method, params, is_service) = match request {
+            Request::Create { params, .. } => (None, serde_json::from_str(params).ok(), false),
+            Request::Rpc { method, params, .. } => match started_table(method, module, params) {
+                Some(table) => (Some(method.clone()), Some(table), true),
+                None if bdevs.is_empty() => return,
+                None => (Some(method.clone()), serde_json::from_str(params).ok(), false),
+            },
+            Request::Delete { .. } | Request::Update { .. } | Request::Configure { .. } => return,
         };
-        let (Some(module), Ok(params)) = (module, serde_json::from_str::<Value>(params)) else { return };
+        let Some(params): Option<Value> = params else { return };
         let name = params.get("name").and_then(Value::as_str);
         let arrived = if bdevs.is_empty() { name.and_then(|name| self.arrived(module, name)) } else { None };
         let bdevs: Vec<BdevHandle> = bdevs.iter().copied().chain(arrived).collect();
@@ -153,7 +157,7 @@ impl Core {
             saved.by_bdev.insert(*bdev, number);
         }
         let waits_for = missing_of(answer).or_else(|| foundation_of(&params)).unwrap_or_default();
-        saved.records.insert(number, Record { module, method, params, bdevs, waits_for });
+        saved.records.insert(number, Record { module, method, params, bdevs, waits_for, is_service });
     }
 
     /// A device that came by itself before the create that waited for it was over.
@@ -180,12 +184,15 @@ impl Core {
         Some(bdevs.into_iter().filter_map(|bdev| self.name_of(bdev)).collect())
     }
 
-    /// A name without a device is not wanted any more.
-    pub(crate) fn saved_forget_absent(&self, name: &str, module: Option<&str>) {
+    /// A name is not wanted any more: it goes at once, or with the devices that are still there.
+    pub(crate) fn saved_forget(&self, name: &str, module: Option<&str>) {
         let mut saved = self.inner.saved.borrow_mut();
         if let Some(number) = saved.absent_of(module, Some(name)) {
             saved.drop_record(number);
         }
+        saved.end_services(|record| {
+            record.name() == Some(name) && module.is_none_or(|module| record.module.name() == module)
+        });
     }
 
     /// Names that were created and are no devices now; [`Core::delete`] ends the wait of one.
@@ -218,11 +225,11 @@ impl Core {
         let takes_away = words.iter().any(|word| method.contains(word));
         let Some(module) = module.filter(|_| takes_away) else { return };
         let Ok(params) = serde_json::from_str::<Value>(params) else { return };
-        let Some(name) = params.get("name") else { return };
-        self.inner.saved.borrow_mut().keep(|record| {
-            let is_named = record.module.name() == module.name() && record.params.get("name") == Some(name);
-            !is_named || !record.bdevs.is_empty()
-        });
+        let Some(name) = params.get("name").and_then(Value::as_str) else { return };
+        let is_named = |record: &Record| record.module.name() == module.name() && record.name() == Some(name);
+        let mut saved = self.inner.saved.borrow_mut();
+        saved.keep(|record| !is_named(record) || !record.bdevs.is_empty());
+        saved.end_services(is_named);
     }
 
     /// A device is gone. Its record goes with the last of them, unless the device may come back by itself.
@@ -233,6 +240,7 @@ impl Core {
         record.bdevs.retain(|other| *other != bdev);
         match (record.bdevs.is_empty(), may_return) {
             (true, true) => _ = saved.gone.insert(number),
+            (true, false) if record.is_service => _ = saved.awaited.insert(number),
             (true, false) => saved.drop_record(number),
             (false, _) => {}
         }
@@ -357,12 +365,18 @@ impl Core {
     }
 }
 
-/// Whether a call starts what a table could say as well: it is kept although its devices come later, by themselves.
-fn starts_a_table(method: &str, module: ModuleRef, params: &str) -> bool {
-    method.contains("_start_")
-        && module.offers(Callback::Validate)
-        && crate::callbacks::may_be_called(module)
-        && module.validate(params).is_ok()
+/// The table that says as well what a call starts, such as `…_start_discovery`: its parameters, or those with the
+/// option of that name (`discovery = true`). It is kept although its devices come later, by themselves.
+fn started_table(method: &str, module: ModuleRef, params: &str) -> Option<Value> {
+    let (_, option) = method.split_once("_start_")?;
+    if !module.offers(Callback::Validate) || !crate::callbacks::may_be_called(module) {
+        return None;
+    }
+    let plain: Map<String, Value> = serde_json::from_str(params).ok()?;
+    let mut with_option = plain.clone();
+    with_option.insert(option.to_owned(), true.into());
+    let tables = [plain, with_option].map(Value::Object);
+    tables.into_iter().find(|table| module.validate(&table.to_string()).is_ok())
 }
 
 /// What a module that could not make a device yet says it misses.
