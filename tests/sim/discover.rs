@@ -127,9 +127,7 @@ fn a_wait_that_takes_too_long_fails_and_leaves_nothing() {
 #[test]
 fn a_service_survives_its_target_and_is_heard_after_a_long_silence() {
     for_seeds(10, |world| {
-        world.device("m0", 1024);
-        world.subsystem(&["a"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a"]);
         discover(world, "a", json!({})).expect("discovers");
         world.advance(Duration::from_secs(120));
         let told = &info(world)[0];
@@ -150,9 +148,7 @@ fn a_service_survives_its_target_and_is_heard_after_a_long_silence() {
 #[test]
 fn a_controller_that_was_given_up_is_attached_again_while_it_is_told_of() {
     for_seeds(10, |world| {
-        world.device("m0", 1024);
-        world.subsystem(&["a", "b"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a", "b"]);
         let timers = json!({ "ctrlr_loss_timeout_sec": 2, "reconnect_delay_sec": 1 });
         discover(world, "a", timers).expect("discovers");
         // The service forgets nothing while it is away, and finds everything when it is back.
@@ -200,9 +196,7 @@ fn referrals_are_followed_and_forgotten() {
 #[test]
 fn a_controller_of_an_operator_is_left_alone() {
     for_seeds(5, |world| {
-        world.device("m0", 1024);
-        world.subsystem(&["a"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a"]);
         world.attach("a", json!({ "name": "disc0" })).expect("attaches");
         discover(world, "a", json!({})).expect("discovers");
         assert_eq!(info(world)[0]["paths"][0]["state"], "foreign");

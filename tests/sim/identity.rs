@@ -49,9 +49,7 @@ fn a_namespace_with_the_uuid_of_a_local_device_is_refused_and_leaves_nothing() {
 #[test]
 fn a_subsystem_that_is_attached_by_another_name_is_refused_with_that_name() {
     for_seeds(20, |world| {
-        world.device("m0", 256);
-        world.subsystem(&["a", "b"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a", "b"]);
         world.attach("a", json!({})).expect("attaches");
         let load = Load::open(world, "nvme0n1", 0);
         run(world, &load, 5);

@@ -7,13 +7,11 @@ use tenon_nvmf_target::AnaState;
 use tenon_tests::multipath::TABLE;
 
 use crate::load::Load;
-use crate::world::{ONE, World, for_seeds};
+use crate::world::{World, for_seeds};
 
 /// Two listeners of one subsystem, both attached.
 pub fn two_paths(world: &World) -> Load {
-    world.device("m0", 1024);
-    world.subsystem(&["a", "b"]);
-    world.add_namespace(1, "m0", ONE);
+    world.export(&["a", "b"]);
     assert_eq!(world.attach("a", json!({})).expect("attaches"), json!(["nvme0n1"]));
     assert_eq!(world.attach("b", json!({})).expect("attaches"), json!(["nvme0n1"]));
     let load = Load::open(world, "nvme0n1", 0);
@@ -76,11 +74,8 @@ fn s2_b_the_table_holds_on_an_idle_host() {
 #[test]
 fn s2_a_the_path_attached_first_is_current_although_another_was_connected_first() {
     for_seeds(10, |world| {
-        world.device("m0", 1024);
-        world.subsystem(&["a", "b"]);
-        world.add_namespace(1, "m0", ONE);
-        world.attach("a", json!({})).expect("attaches");
-        world.attach("b", json!({})).expect("attaches");
+        world.export(&["a", "b"]);
+        world.attach_all(&["a", "b"]);
         world.stop_listening("a");
         world.advance(Duration::from_millis(200));
         let load = Load::open(world, "nvme0n1", 0);

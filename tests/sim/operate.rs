@@ -7,12 +7,10 @@ use tenon_nvmf_target::AnaState;
 
 use crate::load::Load;
 use crate::survive::drain;
-use crate::world::{ONE, World, for_seeds};
+use crate::world::{World, for_seeds};
 
 fn one_path(world: &World) -> Load {
-    world.device("m0", 1024);
-    world.subsystem(&["a"]);
-    world.add_namespace(1, "m0", ONE);
+    world.export(&["a"]);
     world.attach("a", json!({})).expect("attaches");
     let load = Load::open(world, "nvme0n1", 0);
     world.advance(Duration::from_millis(10));
@@ -115,11 +113,8 @@ fn options_are_taken_together_or_not_at_all() {
 fn s2_h_paths_tell_what_they_did_and_what_is_in_their_way() {
     for_seeds(5, |world| {
         world.rpc("bdev_nvme_set_options", json!({ "io_path_stat": true })).expect("set");
-        world.device("m0", 1024);
-        world.subsystem(&["a", "b"]);
-        world.add_namespace(1, "m0", ONE);
-        world.attach("a", json!({})).expect("attaches");
-        world.attach("b", json!({})).expect("attaches");
+        world.export(&["a", "b"]);
+        world.attach_all(&["a", "b"]);
         let load = Load::open(world, "nvme0n1", 0);
         let policy = json!({ "name": "nvme0n1", "policy": "active_active", "selector": "latency" });
         world.rpc("bdev_nvme_set_multipath_policy", policy).expect("set");
@@ -152,12 +147,9 @@ fn s2_h_paths_tell_what_they_did_and_what_is_in_their_way() {
 fn s2_h_without_failback_a_device_stays_where_it_went() {
     for_seeds(5, |world| {
         world.rpc("bdev_nvme_set_options", json!({ "disable_auto_failback": true })).expect("set");
-        world.device("m0", 1024);
-        world.subsystem(&["a", "b"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a", "b"]);
         world.ana("b", AnaState::NON_OPTIMIZED);
-        world.attach("a", json!({})).expect("attaches");
-        world.attach("b", json!({})).expect("attaches");
+        world.attach_all(&["a", "b"]);
         let load = Load::open(world, "nvme0n1", 0);
         world.advance(Duration::from_millis(10));
         run(world, &load, 5);
@@ -179,9 +171,7 @@ fn s2_h_without_failback_a_device_stays_where_it_went() {
 fn errors_of_controllers_are_counted_by_status_if_asked_for() {
     for_seeds(3, |world| {
         world.rpc("bdev_nvme_set_options", json!({ "nvme_error_stat": true })).expect("set");
-        world.device("m0", 1024);
-        world.subsystem(&["a"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a"]);
         world.attach("a", json!({})).expect("attaches");
         let load = Load::open(world, "nvme0n1", 0);
         world.advance(Duration::from_millis(10));
@@ -207,9 +197,7 @@ fn errors_of_controllers_are_counted_by_status_if_asked_for() {
 #[test]
 fn statistics_of_transports_have_the_names_clients_know() {
     for_seeds(1, |world| {
-        world.device("m0", 1024);
-        world.subsystem(&["a"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a"]);
         world.attach("a", json!({})).expect("attaches");
         let load = Load::open(world, "nvme0n1", 0);
         run(world, &load, 10);

@@ -26,8 +26,7 @@ fn opened(world: &World) -> Opened {
     world.device("m0", 2048);
     world.subsystem(&["a", "b"]);
     world.add_namespace(7, "m0", ONE);
-    world.attach("a", json!({})).expect("attaches");
-    world.attach("b", json!({})).expect("attaches");
+    world.attach_all(&["a", "b"]);
     let opened = Opened::new(world, "nvme0n7");
     world.advance(Duration::from_millis(10));
     opened

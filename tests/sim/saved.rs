@@ -47,11 +47,8 @@ fn told(a: bool, b: bool) -> Vec<(String, bool)> {
 #[test]
 fn s2_i_paths_policy_and_preferred_path_survive_a_save() {
     for_seeds(10, |world| {
-        world.device("m0", 1024);
-        world.subsystem(&["a", "b"]);
-        world.add_namespace(1, "m0", ONE);
-        world.attach("a", json!({})).expect("attaches");
-        world.attach("b", json!({})).expect("attaches");
+        world.export(&["a", "b"]);
+        world.attach_all(&["a", "b"]);
         for (policy, expected) in [("active_passive", told(false, true)), ("active_active", told(true, true))]
         {
             set(world, "b", policy);
@@ -76,9 +73,7 @@ fn s2_i_paths_policy_and_preferred_path_survive_a_save() {
 #[test]
 fn s2_i_a_path_that_is_away_at_the_start_comes_later() {
     for_seeds(10, |world| {
-        world.device("m0", 1024);
-        world.subsystem(&["a"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a"]);
         let table = |loss: i32| {
             json!({
                 "name": "nvme0", "trtype": "LOOP", "traddr": "b", "subnqn": crate::world::NQN,
@@ -109,9 +104,7 @@ fn s2_i_a_path_that_is_away_at_the_start_comes_later() {
 #[test]
 fn s2_i_a_discovery_service_survives_a_save() {
     for_seeds(10, |world| {
-        world.device("m0", 1024);
-        world.subsystem(&["a", "b"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a", "b"]);
         let service = json!({
             "name": "disc", "trtype": "LOOP", "traddr": "a", "wait_for_attach": true,
             "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1,

@@ -92,9 +92,7 @@ fn s0_c_e_a_device_outlives_its_target_and_goes_on_with_the_same_namespace() {
 #[test]
 fn s0_d_a_namespace_that_stays_away_too_long_takes_its_device_along() {
     for_seeds(10, |world| {
-        world.device("m0", 1024);
-        world.subsystem(&["a"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a"]);
         world.attach("a", json!({ "ns_absent_timeout_sec": 5 })).expect("attaches");
         let load = Load::open(world, "nvme0n1", 0);
         run(world, &load, 10);
@@ -363,9 +361,7 @@ fn a_controller_is_detached_whatever_it_is_doing() {
 #[test]
 fn controllers_come_and_go_under_io_and_leave_nothing() {
     for_seeds(2, |world| {
-        world.device("m0", 1024);
-        world.subsystem(&["a"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a"]);
         let rounds = std::env::var("TENON_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(50);
         for _ in 0..rounds {
             world.attach("a", json!({})).expect("attaches");
@@ -393,9 +389,7 @@ fn controllers_come_and_go_under_io_and_leave_nothing() {
 #[test]
 fn io_to_a_lost_controller_fails_when_its_timer_says_so() {
     for_seeds(10, |world| {
-        world.device("m0", 1024);
-        world.subsystem(&["a"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a"]);
         let timers = json!({ "ctrlr_loss_timeout_sec": 8, "fast_io_fail_timeout_sec": 3 });
         world.attach("a", timers).expect("attaches");
         let load = Load::open(world, "nvme0n1", 0);

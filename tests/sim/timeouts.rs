@@ -122,9 +122,7 @@ fn an_io_fails_at_its_deadline_wherever_it_waits() {
         world
             .rpc("bdev_nvme_set_options", json!({ "io_deadline_ms": 2000, "bdev_retry_count": -1 }))
             .expect("set");
-        world.device("m0", 1024);
-        world.subsystem(&["a"]);
-        world.add_namespace(1, "m0", ONE);
+        world.export(&["a"]);
         world.attach("a", json!({})).expect("attaches");
         let load = Load::open(world, "nvme0n1", 0);
         run(world, &load, 5);

@@ -208,6 +208,13 @@ impl World {
         self.wait(|world, reply| world.core.create("malloc", &params, reply)).expect("device");
     }
 
+    /// Device `m0` as namespace 1 of a subsystem that is reachable at these addresses.
+    pub fn export(&self, addresses: &[&str]) {
+        self.device("m0", 1024);
+        self.subsystem(addresses);
+        self.add_namespace(1, "m0", ONE);
+    }
+
     /// A subsystem without namespaces, reachable at these addresses.
     pub fn subsystem(&self, addresses: &[&str]) {
         let spec = SubsystemSpec { allow_any_host: true, ana_reporting: true, ..SubsystemSpec::new(NQN) };
@@ -260,6 +267,13 @@ impl World {
         let more = more.as_object().cloned().unwrap_or_default();
         params.as_object_mut().expect("an object").extend(more);
         self.rpc("bdev_nvme_attach_controller", params)
+    }
+
+    /// Attaches a path by each of these addresses.
+    pub fn attach_all(&self, addresses: &[&str]) {
+        for traddr in addresses {
+            self.attach(traddr, json!({})).expect("attaches");
+        }
     }
 
     pub fn bdev(&self, name: &str) -> Option<BdevSnapshot> {
