@@ -230,6 +230,18 @@ pub fn has_diverged(ours: &Copy, theirs: &Copy, uuid: &[u8; 16]) -> bool {
     gave_up && was_given_up && concerns
 }
 
+/// What an operator is told of a side that has one agreement of its own: a crash in the middle of a change, such as
+/// growth, leaves that on the members that had been told. Whether any write went with it, nobody knows.
+pub fn last_step_of(theirs: &Copy, ours: &Copy) -> &'static str {
+    match (&theirs.record, &ours.record) {
+        (Some(theirs), Some(ours)) if theirs.lineage.is_one_step_apart(&ours.lineage) => {
+            "; all that it does not share with them is its last agreement: if a crash interrupted that, it holds \
+             no acknowledged write that they lack"
+        }
+        (_, _) => "",
+    }
+}
+
 /// How an operator is told of one side of an array that went two ways.
 pub fn side(copy: &Copy) -> String {
     let seq = copy.superblock.seq_number;

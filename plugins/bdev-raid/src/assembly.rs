@@ -11,7 +11,7 @@ use tenon_sdk::{Access, BdevId, BdevOp, Error, ExamineToken, Examined, Exported,
 use uuid::Uuid;
 
 use crate::RaidModule;
-use crate::agreement::{has_diverged, side};
+use crate::agreement::{has_diverged, last_step_of, side};
 use crate::array::{Array, Slot, Standing, Step, shape_of};
 use crate::config::{BaseNames, RaidParams};
 use crate::disk::{self, Copy};
@@ -248,10 +248,11 @@ impl Array {
                     "went its own way: it and the other members of {} were each used without the other (it is at \
                      {}, they are at {}) and are not put together; end the array with bdev_raid_destroy and \
                      {{\"wipe\": false}} to look at this one, or add it anew with bdev_raid_add_base_bdev to \
-                     overwrite it",
+                     overwrite it{}",
                     self.name,
                     side(&theirs),
-                    side(ours)
+                    side(ours),
+                    last_step_of(&theirs, ours)
                 );
                 let mut inner = self.inner.borrow_mut();
                 inner.diverged.insert(name.to_owned(), reason.clone());

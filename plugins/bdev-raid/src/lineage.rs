@@ -95,6 +95,14 @@ impl Lineage {
         }
     }
 
+    /// Whether the other has all of it but the last step.
+    #[must_use]
+    pub fn is_one_step_apart(&self, other: &Lineage) -> bool {
+        let mut before = self.clone();
+        before.take_back();
+        matches!(before.compare(other), Kinship::Same | Kinship::Older)
+    }
+
     fn contains(&self, step: &Step, then: Kinship) -> Kinship {
         match self.steps.iter().find(|mine| mine.generation == step.generation) {
             Some(mine) if mine.is_unknown() || step.is_unknown() => Kinship::Unknown,
@@ -142,6 +150,17 @@ mod tests {
         check(&[1], &[1, 0, 2], Kinship::Older, Kinship::Newer);
         check(&[1, 0, 2], &[1, 3, 3], Kinship::Diverged, Kinship::Diverged);
         check(&[1, 0, 2], &[1, 0, 2], Kinship::Same, Kinship::Same);
+    }
+
+    #[test]
+    fn a_step_that_only_one_has_is_told_from_a_longer_way() {
+        let check = |one: &[u8], other: &[u8], expected| {
+            assert_eq!(lineage(one).is_one_step_apart(&lineage(other)), expected, "{one:?} {other:?}");
+        };
+        check(&[1, 2], &[1, 3], true);
+        check(&[1, 2], &[1, 3, 3], true);
+        check(&[1, 2, 2], &[1, 3, 3], false);
+        check(&[1, 0, 2], &[1, 3], false);
     }
 
     #[test]

@@ -577,6 +577,8 @@ impl World<'_> {
         self.until("whole", |world| {
             let refused = may_be_refused.filter(|_| world.array().unwrap().get("diverged").is_some());
             if let Some(nth) = refused {
+                let told = world.array().unwrap()["diverged"][format!("b{nth}")].to_string();
+                assert!(told.contains("if a crash interrupted that"), "{told}");
                 let params = json!({ "raid_bdev": "r0", "base_bdev": format!("b{nth}") }).to_string();
                 let _ = world.host.rpc("bdev_raid_add_base_bdev", &params);
             }

@@ -202,3 +202,33 @@ fn a_device_of_a_table_that_carries_another_array_is_left_alone() {
     host.advance(Duration::from_secs(10));
     assert!(bases[1].bytes(0, BLOCKS) == images[1]);
 }
+
+#[test]
+fn a_member_that_alone_was_told_of_a_growth_is_refused_with_what_it_may_be() {
+    let (ahead, behind) = {
+        let rig = mirror();
+        rig.host.advance(Duration::from_secs(1));
+        // The superblock of the new size reaches one member only.
+        let held = rig.bases[1].bytes(0, BLOCKS);
+        rig.bases.iter().for_each(|base| base.resize(BLOCKS + 64));
+        rig.host.settle();
+        (rig.bases[0].bytes(0, BLOCKS + 64), held)
+    };
+    let host = FakeHost::new(5);
+    let large = |nth: u8| BaseSpec::new(&format!("b{nth}"), 512, BLOCKS + 64).uuid([nth + 1; 16]);
+    let base = host.add_base(large(1));
+    base.write_bytes(0, &behind);
+    host.load(bdev_raid::plugin, "{}").unwrap();
+    host.settle();
+    let rig = Rig { host, bases: vec![base] };
+    rig.host.rpc("bdev_raid_start_degraded", r#"{"name":"r0"}"#).unwrap();
+    let returned = rig.host.add_base(large(0));
+    returned.write_bytes(0, &ahead);
+    assert!(rig.host.examine("b0"));
+    rig.host.settle();
+    let told = rig.array()["diverged"]["b0"].to_string();
+    assert!(told.contains("went its own way") && told.contains("if a crash interrupted that"), "{told}");
+    rig.host.rpc("bdev_raid_add_base_bdev", r#"{"raid_bdev":"r0","base_bdev":"b0"}"#).unwrap();
+    let is_whole = || rig.array()["num_base_bdevs_operational"] == 2;
+    assert!(rig.host.run_until(Duration::from_secs(30), is_whole), "{:#?}", rig.array());
+}
