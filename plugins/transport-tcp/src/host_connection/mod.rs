@@ -13,6 +13,8 @@
 //! the contract's matter (`tenon_abi::transport::target`).
 // UNSAFETY: fills requests, and sends from and receives to the memory they name.
 
+mod life;
+
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
 use std::net::SocketAddr;
@@ -20,24 +22,18 @@ use std::rc::{Rc, Weak};
 
 use nvme_spec::command::Sqe;
 use nvme_spec::completion::{Cqe, StatusField};
-use nvme_spec::fabrics::Connect;
-use nvme_spec::opcode::FabricsType;
 use nvme_spec::status::StatusCode;
-use tenon_sdk::abi::Str;
-use tenon_sdk::abi::transport::target::{
-    ConnectionInfo, Disposition, HostQueuePair, NvmfTargetApiV1, TargetRequest,
-};
-use tenon_sdk::abi::transport::{CloseReason, Direction, TransportId};
+use tenon_sdk::abi::transport::target::{Disposition, HostQueuePair, NvmfTargetApiV1, TargetRequest};
+use tenon_sdk::abi::transport::{CloseReason, Direction};
 use tenon_sdk::{IoVec, crc32c};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::channel::Channel;
 use crate::connection::options::OptionError;
-use crate::connection::{ConnectionState, Ending, Piece, Placement, Slot, TargetConnection, TargetEvent};
+use crate::connection::{ConnectionState, Piece, Placement, Slot, TargetConnection, TargetEvent};
 use crate::host_request::{Place, Request, each_piece, fetch_payload, fill, pieces_of};
 use crate::inbox::{Chunk, Inbox, Room};
 use crate::listener::Accepted;
-use crate::pdu::ADMIN_IN_CAPSULE_BYTES;
 use crate::phase::{Phase, PhaseEvent};
 use crate::poll_group::{PollGroup, Shared};
 use crate::socket::{MAX_PIECES, Socket};
@@ -160,6 +156,27 @@ impl HostConnection {
         may_receive || may_send
     }
 
+    /// Does what the phase asks for at the end of a turn.
+    fn settle(&self, now_ns: u64) {
+        if self.phase.get() == Phase::Draining && (!self.has_output() || now_ns >= self.drain_by_ns.get()) {
+            let ended = self.protocol.borrow_mut().close();
+            if let Some(TargetEvent::Ended(ending)) = ended {
+                self.over(ending);
+            }
+        }
+        if self.protocol.borrow().state() == ConnectionState::Closed {
+            // Closing the descriptor also ends its watch.
+            drop(self.channel.borrow_mut().take());
+            self.advance(PhaseEvent::SocketClosed);
+        }
+        if self.advance(PhaseEvent::Told) {
+            let (queue_pair, reason) = (self.queue_pair.get(), self.close_reason.get());
+            // SAFETY: once per queue pair, and no call of the target core for this connection is on the stack.
+            unsafe { (self.api().queue_pair_closed)(queue_pair, reason) };
+        }
+        self.release_ended();
+    }
+
     /// Ends what has waited too long; returns when to look again.
     pub fn check_deadlines(&self, now_ns: u64) -> u64 {
         let missed = self.protocol.borrow_mut().handle_timeout(now_ns);
@@ -179,38 +196,6 @@ impl HostConnection {
     /// Whether the target core never got to know it.
     pub fn was_unfinished(&self) -> bool {
         self.was_unfinished.get()
-    }
-
-    /// The target core ends the connection, from inside any of its calls: the rest is done in a later turn.
-    pub fn close(&self, reason: CloseReason, drain_by_ns: u64) {
-        if self.advance(PhaseEvent::CloseAsked) {
-            self.close_reason.set(reason);
-            self.drain_by_ns.set(drain_by_ns);
-            self.discard_pending();
-        }
-    }
-
-    /// Ends the connection at once, whatever it is doing.
-    pub fn abandon(&self) {
-        let ended = self.protocol.borrow_mut().close();
-        if let Some(TargetEvent::Ended(ending)) = ended {
-            self.over(ending);
-        }
-        self.settle(self.shared.host.now_ns());
-    }
-
-    /// The target core has no request left. Returns whether the connection lingers: the host is still being told
-    /// what it did wrong.
-    pub fn freed(&self) -> bool {
-        self.queue_pair.set(std::ptr::null_mut());
-        let is_told = self.protocol.borrow().state() == ConnectionState::Terminating;
-        let event = if is_told && self.channel.borrow().is_some() {
-            PhaseEvent::FreedEarly
-        } else {
-            PhaseEvent::Freed
-        };
-        self.advance(event);
-        self.phase.get() == Phase::Lingering
     }
 
     /// Gives chunks back that no command uses.
@@ -271,29 +256,6 @@ impl HostConnection {
             Err(error) => {
                 self.discard(room);
                 self.lost(error);
-            }
-        }
-    }
-
-    /// Goes on with the channel's handshake; true when it is done.
-    #[cold]
-    fn secure(&self) -> bool {
-        let result = self.channel.borrow().as_ref().map_or(Ok(false), Channel::handshake);
-        match result {
-            Ok(true) => {
-                self.is_securing.set(false);
-                self.is_readable.set(true);
-                true
-            }
-            Ok(false) => {
-                self.is_readable.set(self.is_half_closed.get());
-                false
-            }
-            Err(error) => {
-                self.shared.note("channel cannot be secured", self.peer, &error);
-                self.lost(None);
-                self.close_reason.set(CloseReason::SECURITY);
-                false
             }
         }
     }
@@ -381,42 +343,6 @@ impl HostConnection {
         let pending = self.pending.borrow_mut().take();
         if let Some((room, _)) = pending {
             self.discard(room);
-        }
-    }
-
-    /// The handshake is done: the target core gets to know the connection.
-    #[cold]
-    fn open(&self) {
-        let (peer, local) = (TextAddress::of(&self.peer), TextAddress::of(&self.local));
-        let (is_secure, identity) = match self.channel.borrow().as_ref() {
-            Some(channel) => (channel.is_secure(), channel.identity().unwrap_or_default()),
-            None => (false, String::new()),
-        };
-        let info = ConnectionInfo {
-            size: size_of::<ConnectionInfo>() as u32,
-            queue_depth: self.shared.protocol.queue_depth.into(),
-            in_capsule_size: self.shared.protocol.in_capsule_bytes,
-            secure: u32::from(is_secure),
-            peer: peer.id(),
-            local: local.id(),
-            listener: self.listener,
-            psk_identity: Str::new(&identity),
-        };
-        let own = std::ptr::from_ref(self).cast_mut().cast();
-        let mut queue_pair = std::ptr::null_mut();
-        // SAFETY: `info` and its texts live until the call returns.
-        let code =
-            unsafe { (self.api().queue_pair_open)(self.shared.transport, own, &info, &mut queue_pair) };
-        if code == 0 {
-            self.queue_pair.set(queue_pair);
-            self.advance(PhaseEvent::Opened);
-            for request in &self.requests {
-                // SAFETY: no request is in use yet.
-                unsafe { (*request.get()).target.queue_pair = queue_pair };
-            }
-        } else {
-            log::warn!("connection refused by the target peer={} code={code}", self.peer);
-            self.abandon();
         }
     }
 
@@ -577,24 +503,6 @@ impl HostConnection {
         protocol.complete(slot, &cqe, length);
     }
 
-    /// After Connect the queue's own limits hold.
-    #[cold]
-    fn learn_limits(&self, slot: Slot) {
-        // SAFETY: the request is this side's.
-        let bytes = unsafe { (*self.request(slot)).target.sqe };
-        let Ok(sqe) = Sqe::ref_from_bytes(&bytes) else { return };
-        if sqe.fabrics_type() != Some(FabricsType::CONNECT) {
-            return;
-        }
-        let connect: &Connect = sqe.view();
-        let entries = u16::try_from(connect.queue_entries()).unwrap_or(u16::MAX);
-        let is_admin = connect.qid.get() == 0;
-        let in_capsule =
-            if is_admin { ADMIN_IN_CAPSULE_BYTES } else { self.shared.protocol.in_capsule_bytes };
-        self.protocol.borrow_mut().limit(entries, in_capsule);
-        self.is_connected.set(true);
-    }
-
     /// Sends what has come up, as far as the socket takes it.
     fn send_out(&self, now_ns: u64) {
         for _ in 0..MAX_SENDS_PER_TURN {
@@ -680,101 +588,6 @@ impl HostConnection {
                 (*request).is_large = false;
                 (self.api().request_release)(request.cast());
             }
-        }
-    }
-}
-
-/// Ending.
-impl HostConnection {
-    /// The stream broke, or ended if there is no error.
-    #[cold]
-    fn lost(&self, error: Option<io::Error>) {
-        if let Some(error) = error {
-            log::debug!("connection broke peer={} error=\"{error}\"", self.peer);
-        }
-        self.is_readable.set(false);
-        self.is_writable.set(false);
-        let ended = self.protocol.borrow_mut().handle_eof();
-        if let Some(TargetEvent::Ended(ending)) = ended {
-            self.over(ending);
-        }
-    }
-
-    /// The protocol has ended, or tells the host why it does.
-    #[cold]
-    fn over(&self, ending: Ending) {
-        let reason = match ending {
-            Ending::Local | Ending::DigestRefused => self.close_reason.get(),
-            Ending::PeerClosed => CloseReason::PEER,
-            Ending::PeerTerminated { .. } | Ending::PeerTerminatedIllegibly => {
-                self.shared.note("connection terminated by its host", self.peer, &ending);
-                CloseReason::PEER
-            }
-            Ending::Protocol(_) => {
-                self.shared.note("host broke the protocol", self.peer, &ending);
-                CloseReason::PROTOCOL
-            }
-            Ending::TimedOut(_) => {
-                self.shared.note("host was too slow", self.peer, &ending);
-                CloseReason::TIMEOUT
-            }
-        };
-        self.close_reason.set(reason);
-        self.discard_pending();
-        let was_unknown = self.phase.get().is_unknown();
-        if self.advance(PhaseEvent::StreamOver) && was_unknown {
-            self.was_unfinished.set(true);
-            let own = std::ptr::from_ref(self).cast_mut().cast();
-            // SAFETY: once, for a connection that has no queue pair.
-            unsafe { (self.api().connection_dropped)(self.shared.transport, own) };
-        }
-    }
-
-    /// Does what the phase asks for at the end of a turn.
-    fn settle(&self, now_ns: u64) {
-        if self.phase.get() == Phase::Draining && (!self.has_output() || now_ns >= self.drain_by_ns.get()) {
-            let ended = self.protocol.borrow_mut().close();
-            if let Some(TargetEvent::Ended(ending)) = ended {
-                self.over(ending);
-            }
-        }
-        if self.protocol.borrow().state() == ConnectionState::Closed {
-            // Closing the descriptor also ends its watch.
-            drop(self.channel.borrow_mut().take());
-            self.advance(PhaseEvent::SocketClosed);
-        }
-        if self.advance(PhaseEvent::Told) {
-            let (queue_pair, reason) = (self.queue_pair.get(), self.close_reason.get());
-            // SAFETY: once per queue pair, and no call of the target core for this connection is on the stack.
-            unsafe { (self.api().queue_pair_closed)(queue_pair, reason) };
-        }
-        self.release_ended();
-    }
-}
-
-/// An address as texts.
-struct TextAddress {
-    family: u8,
-    host: String,
-    port: String,
-}
-
-impl TextAddress {
-    fn of(address: &SocketAddr) -> Self {
-        let family = if address.is_ipv4() { crate::target::FAMILY_IPV4 } else { crate::target::FAMILY_IPV6 };
-        Self { family, host: address.ip().to_string(), port: address.port().to_string() }
-    }
-
-    /// As the contract has it; good as long as the texts.
-    fn id(&self) -> TransportId {
-        TransportId {
-            size: size_of::<TransportId>() as u32,
-            trtype: crate::target::TRTYPE_TCP,
-            adrfam: self.family,
-            reserved: 0,
-            traddr: Str::new(&self.host),
-            trsvcid: Str::new(&self.port),
-            subnqn: Str::EMPTY,
         }
     }
 }
