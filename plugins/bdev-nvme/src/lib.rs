@@ -2,9 +2,11 @@
 //! has: an initiator with several paths that survives its target.
 //!
 //! * control thread: `config` and `options` have the parameters, `registry` the controllers and
-//!   devices, `attach` and `discovery` bring them, `wishes` how paths are used, `saved` the tables that make it all again, `upkeep` what could not be arranged at once, `controller` one controller (its life in `state`, what is asked of
-//!   it in `setup` and `scan`, its admin queue in `admin`, its log in `quiet`), `namespace` what makes
-//!   a device, `rpc`, `commands`, `io_commands` and `report` what operators say and see, `bdev` a device;
+//!   devices, `attach` and `discovery` bring them, `wishes` how paths are used, `saved` the tables
+//!   that make it all again, `upkeep` what could not be arranged at once, `controller` one controller
+//!   (its life in `state`, what is asked of it in `setup` and `scan`, and again in `changes`, its
+//!   admin queue in `admin`, its log in `quiet`), `namespace` what makes a device, `rpc`, `commands`,
+//!   `io_commands` and `report` what operators say and see, `bdev` a device;
 //! * both: `credentials` has the keys of a controller, `authenticate` proves with them who is at either end;
 //! * between: `door` says whether a controller's queues may be opened, `table`
 //!   which paths a device has, `module` carries messages to the control thread;
