@@ -579,8 +579,11 @@ impl Array {
         match (target, failure.slot) {
             (Some(target), _) => {
                 self.note_failure(target, &format!("not rebuilt: {}", failure.error));
-                self.inner.borrow_mut().slots[target].standing = Standing::Failed;
-                self.without_lost(Why::Failed);
+                // Writes are on their way to it: channels let go of it when those are over.
+                self.direct(true, 0..0, move |array| {
+                    array.inner.borrow_mut().slots[target].standing = Standing::Failed;
+                    array.without_lost(Why::Failed);
+                });
             }
             (None, slot) => {
                 self.end_scrub("failed");

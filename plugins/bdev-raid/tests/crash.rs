@@ -16,7 +16,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tenon_sdk::{IoStatus, abi::Op};
 use tenon_testkit::{
-    Access, BaseSpec, Channel, Descriptor, FakeHost, FaultPlan, Io, ModuleId, Pending, Request, Rng, TestBase,
+    Access, BaseSpec, Channel, Completion, Descriptor, FakeHost, FaultPlan, Io, ModuleId, Pending, Request,
+    Rng, TestBase,
 };
 
 /// First block of the data area of a member.
@@ -99,6 +100,8 @@ struct World<'a> {
     ios: Vec<Io>,
     is_over: bool,
     is_faulty: bool,
+    /// Members that cannot be written to.
+    broken: Vec<bool>,
     /// A member is so slow that nobody could let go of it in time.
     is_slow: bool,
 }
@@ -159,6 +162,7 @@ impl<'a> World<'a> {
             ios: Vec::new(),
             is_over: false,
             is_faulty: false,
+            broken: vec![false; images.len()],
             is_slow: false,
         }
     }
@@ -187,6 +191,18 @@ impl<'a> World<'a> {
     /// Whether one member may fail, and nothing else is wrong.
     fn may_lose(&self) -> bool {
         !self.is_faulty && self.bases.iter().all(Option::is_some) && self.is_whole()
+    }
+
+    /// Whether one more may fail: another member of a mirror of three is well and holds everything.
+    fn may_lose_another(&self, nth: usize) -> bool {
+        let is_well = |slot: &Value| {
+            let other = slot["name"].as_str().and_then(|name| name.strip_prefix('b')?.parse().ok());
+            let is_well = |other: usize| other != nth && self.bases[other].is_some() && !self.broken[other];
+            slot["is_configured"] == true && other.is_some_and(is_well)
+        };
+        let array = self.array().unwrap_or_default();
+        (self.case.level, self.case.members) == ("raid1", 3)
+            && array["base_bdevs_list"].as_array().is_some_and(|slots| slots.iter().any(is_well))
     }
 
     /// Runs until something is so; false if the crash comes first.
@@ -377,9 +393,9 @@ impl<'a> World<'a> {
                 self.bases[nth] = None;
                 self.gone[nth] = Some(base);
             }
-            Some(base) if may_lose => {
+            Some(base) if may_lose || (self.may_lose_another(nth) && rng.chance(500)) => {
                 base.set_plan(FaultPlan::none().fail_op(Op::WRITE, IoStatus::IO_ERROR));
-                self.is_faulty = true;
+                (self.is_faulty, self.broken[nth]) = (true, true);
             }
             Some(_) => {
                 for base in self.bases.iter().flatten() {
@@ -388,6 +404,7 @@ impl<'a> World<'a> {
                     let _ = self.host.rpc("bdev_raid_add_base_bdev", &params);
                 }
                 self.is_faulty = false;
+                self.broken.fill(false);
             }
             None => self.bring_back(nth),
         }
@@ -414,35 +431,43 @@ impl<'a> World<'a> {
         )
     }
 
-    /// Reads every block: what was found is what it has to be from now on.
+    /// Reads every block, twice at once, so that a mirror reads two members if it may: what was found is what it has
+    /// to be from now on.
     fn verify(&mut self, context: &str) {
         let total = self.expected.blocks.len();
-        let (_, channels) = self.opened.as_ref().unwrap();
         let step = 4;
         for at in (0..total).step_by(step) {
             let blocks = step.min(total - at);
-            let io = channels[at / step % 2].submit(Request::read(at as u64, blocks as u64));
-            let done = self.host.wait(&io);
-            let seed = self.host.seed();
-            assert!(
-                done.status.is_success(),
-                "seed {seed} {context}: block {at} {:?} {:?}",
-                done.status,
-                self.array()
-            );
-            for (nth, block) in done.data.chunks(512).enumerate() {
-                let allowed = &self.expected.blocks[at + nth];
-                let number = number_of(block);
-                assert!(
-                    number.is_some_and(|number| allowed.contains(&number)),
-                    "seed {seed} point {} {context}: block {} holds {number:?}, allowed {allowed:?} {:#?} {:#?}",
-                    self.point,
-                    at + nth,
-                    self.array(),
-                    self.host.logs()
-                );
-                self.expected.blocks[at + nth] = vec![number.unwrap()];
+            let (_, channels) = self.opened.as_ref().unwrap();
+            let channel = &channels[at / step % 2];
+            let ios = [(); 2].map(|()| channel.submit(Request::read(at as u64, blocks as u64)));
+            for io in ios {
+                let done = self.host.wait(&io);
+                self.judge_read(at, &done, context);
             }
+        }
+    }
+
+    fn judge_read(&mut self, at: usize, done: &Completion, context: &str) {
+        let seed = self.host.seed();
+        assert!(
+            done.status.is_success(),
+            "seed {seed} {context}: block {at} {:?} {:?}",
+            done.status,
+            self.array()
+        );
+        for (nth, block) in done.data.chunks(512).enumerate() {
+            let allowed = &self.expected.blocks[at + nth];
+            let number = number_of(block);
+            assert!(
+                number.is_some_and(|number| allowed.contains(&number)),
+                "seed {seed} point {} {context}: block {} holds {number:?}, allowed {allowed:?} {:#?} {:#?}",
+                self.point,
+                at + nth,
+                self.array(),
+                self.host.logs()
+            );
+            self.expected.blocks[at + nth] = vec![number.unwrap()];
         }
     }
 

@@ -712,26 +712,6 @@ fn an_array_is_not_started_as_it_was_before_its_spare_took_over() {
 }
 
 #[test]
-fn a_member_that_fails_as_a_rebuild_begins_is_no_source_of_it() {
-    let rig = rig("raid1", 3, 3, json!({}));
-    rig.ok(
-        "bdev_raid_set_options",
-        json!({ "process_window_size_kb": 64, "process_max_bandwidth_mb_sec": 1 }),
-    );
-    rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b2" }));
-    rig.bases[1].set_plan(FaultPlan::none().fail_op(Op::WRITE, IoStatus::IO_ERROR));
-    rig.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "b2" }));
-    rig.wait_for("the rebuild has begun", |rig| rig.array().get("process").is_some());
-    rig.write_all();
-    rig.wait_for("rebuilt", |rig| {
-        rig.array()["num_base_bdevs_operational"] == 2 && rig.array().get("process").is_none()
-    });
-    let held = |nth: usize| rig.bases[nth].bytes(DATA, BLOCKS - DATA);
-    assert!(held(2) == held(0), "it got what the failed member holds");
-    assert_eq!(rig.host.open_count("b1"), 0);
-}
-
-#[test]
 fn a_spare_takes_the_place_of_a_member_that_fails_while_the_array_is_brought_up() {
     let images: Vec<Vec<u8>> = {
         let rig = rig("raid1", 2, 2, json!({}));

@@ -776,7 +776,8 @@ fn a_rebuild_that_a_restart_interrupts_goes_on_where_it_was() {
     let slow = r#"{"process_window_size_kb":16,"process_max_bandwidth_mb_sec":1}"#;
     let images = {
         let rig = created(2, WITH_BITMAP);
-        (0..10).for_each(|nth| rig.write(nth * 200, 1));
+        (0..256).for_each(|nth| rig.write(nth * 8, 1));
+        rig.host.advance(Duration::from_secs(30));
         rig.host.rpc("bdev_raid_remove_base_bdev", r#"{"name":"b1"}"#).unwrap();
         rig.host.rpc("bdev_raid_set_options", slow).unwrap();
         rig.bases[1].write_bytes(0, &vec![0; BLOCKS as usize * 512]);

@@ -1,0 +1,140 @@
+//! What a rebuild must not miss, and whom it must not disturb, when members fail at
+//! the wrong moment or come back older than they were.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tenon_sdk::{IoStatus, abi::Op};
+use tenon_testkit::{Access, BaseSpec, Channel, FakeHost, FaultPlan, Request, TestBase};
+
+const BLOCKS: u64 = 4096;
+/// First block of the data area of a member.
+const DATA: u64 = 2048;
+
+struct Rig {
+    host: FakeHost,
+    bases: Vec<TestBase>,
+}
+
+fn spec(nth: usize) -> BaseSpec {
+    BaseSpec::new(&format!("b{nth}"), 512, BLOCKS).uuid([nth as u8 + 1; 16])
+}
+
+fn mirror(seed: u64, members: usize, bitmap: bool) -> Rig {
+    let host = FakeHost::new(seed);
+    let bases: Vec<TestBase> = (0..members).map(|nth| host.add_base(spec(nth))).collect();
+    let module = host.load(bdev_raid::plugin, "{}").unwrap();
+    let names: Vec<&str> = bases.iter().map(TestBase::name).collect();
+    let params =
+        json!({ "name": "r0", "level": "raid1", "base_bdevs": names, "superblock": true, "bitmap": bitmap });
+    host.create(module, &params.to_string()).unwrap();
+    Rig { host, bases }
+}
+
+impl Rig {
+    fn ok(&self, method: &str, params: Value) {
+        self.host.rpc(method, &params.to_string()).unwrap_or_else(|error| panic!("{method}: {error}"));
+    }
+
+    fn array(&self) -> Value {
+        let all = self.host.rpc("bdev_raid_get_bdevs", r#"{"category":"all"}"#).unwrap();
+        serde_json::from_str::<Vec<Value>>(&all).unwrap().remove(0)
+    }
+
+    #[track_caller]
+    fn wait_for_members(&self, count: u64) {
+        let is_met = self.host.run_until(Duration::from_secs(60), || {
+            let array = self.array();
+            array["num_base_bdevs_operational"] == count && array.get("process").is_none()
+        });
+        assert!(is_met, "{:#?}", self.array());
+    }
+
+    fn write_all(&self, fill: u8) {
+        for at in (0..BLOCKS - DATA).step_by(64) {
+            let request = Request::write(at, 64, vec![fill; 64 * 512]);
+            assert!(self.host.once("r0", request).unwrap().status.is_success());
+        }
+    }
+
+    fn data(&self, nth: usize) -> Vec<u8> {
+        self.bases[nth].bytes(DATA, BLOCKS - DATA)
+    }
+
+    /// A device that went is there again, with what it held once.
+    fn return_with(&mut self, nth: usize, image: &[u8]) {
+        let base = self.host.add_base(spec(nth));
+        base.write_bytes(0, image);
+        assert!(self.host.examine(base.name()));
+        self.bases[nth] = base;
+    }
+}
+
+#[test]
+fn a_member_that_fails_as_a_rebuild_begins_is_no_source_of_it() {
+    let rig = mirror(7, 3, false);
+    rig.ok(
+        "bdev_raid_set_options",
+        json!({ "process_window_size_kb": 64, "process_max_bandwidth_mb_sec": 1 }),
+    );
+    rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b2" }));
+    rig.bases[1].set_plan(FaultPlan::none().fail_op(Op::WRITE, IoStatus::IO_ERROR));
+    rig.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "b2" }));
+    assert!(rig.host.run_until(Duration::from_secs(5), || rig.array().get("process").is_some()));
+    rig.write_all(5);
+    rig.wait_for_members(2);
+    assert!(rig.data(2) == rig.data(0), "it got what the failed member holds");
+    assert_eq!(rig.host.open_count("b1"), 0);
+}
+
+#[test]
+fn a_target_that_fails_in_its_window_is_let_go_when_writes_to_it_are_over() {
+    for seed in 0..30 {
+        let rig = mirror(seed, 2, false);
+        rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b1" }));
+        let slow = || FaultPlan::none().delay_ns(0, 2_000_000);
+        rig.bases[1].set_plan(slow());
+        let descriptor = rig.host.open("r0", Access::Write).unwrap();
+        let channels = [0, 1].map(|reactor| descriptor.channel(reactor).unwrap());
+        rig.ok("bdev_raid_set_options", json!({ "process_window_size_kb": 64 }));
+        rig.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "b1" }));
+        let mut ios = Vec::new();
+        for nth in 0.. {
+            ios.push(channels[nth % 2].submit(Request::write(nth as u64 % 8 * 8, 8, vec![nth as u8; 4096])));
+            rig.host.advance(Duration::from_micros(200));
+            if rig.array()["process"]["progress"]["blocks"] != 0 {
+                rig.bases[1].set_plan(slow().fail_range(DATA + 512..BLOCKS, IoStatus::IO_ERROR));
+            }
+            if rig.array()["lost"][0]["state"] == "failed" {
+                break;
+            }
+            assert!(nth < 2000, "seed {seed}: {:#?}", rig.array());
+        }
+        assert!(ios.iter().all(|io| rig.host.wait(io).status.is_success()), "seed {seed}");
+        rig.wait_for_members(1);
+        rig.host.settle();
+        assert_eq!(rig.host.open_count("b1"), 0, "seed {seed}");
+        channels.iter().for_each(Channel::put);
+        descriptor.close();
+    }
+}
+
+#[test]
+fn a_member_that_returns_older_than_it_was_is_copied_whole() {
+    let mut rig = mirror(7, 2, true);
+    let old = rig.bases[1].bytes(0, BLOCKS);
+    // It was current at a later agreement, and its regions are clean again.
+    rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b1" }));
+    rig.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "b1" }));
+    rig.wait_for_members(2);
+    rig.write_all(5);
+    rig.host.advance(Duration::from_secs(60));
+    assert_eq!(rig.array()["bitmap"]["dirty_regions"], 0);
+    rig.bases[1].remove();
+    rig.wait_for_members(1);
+    rig.host.settle();
+    rig.return_with(1, &old);
+    rig.wait_for_members(2);
+    assert!(rig.data(1) == rig.data(0), "it was taken for what it had been");
+}
