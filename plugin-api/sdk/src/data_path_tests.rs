@@ -334,6 +334,54 @@ fn a_queue_keeps_order_and_gives_up_victims() {
     gate.close();
 }
 
+/// When the first I/O is back, everything that is held below completes, and one that was parked goes there.
+struct Reenter {
+    base: BaseChannel,
+    below: Rc<Hold>,
+    parked: IoQueue<Reenter>,
+}
+
+impl Channel for Reenter {
+    type PerIo = ();
+
+    fn submit(&self, io: Io<Self>) {
+        if io.offset_blocks() == 9 {
+            return self.parked.push_back(io);
+        }
+        io.forward(&self.base, |channel, io| {
+            if let Some(parked) = channel.parked.pop_front() {
+                channel.below.queue.complete_all(IoStatus::SUCCESS);
+                parked.forward(&channel.base, |_, io| io.complete_with(IoStatus::SUCCESS));
+            }
+            io.complete_with(IoStatus::SUCCESS);
+        });
+    }
+
+    fn base(&self) -> Option<&BaseChannel> {
+        Some(&self.base)
+    }
+}
+
+#[test]
+fn what_a_completion_puts_into_a_queue_does_not_complete_with_the_rest() {
+    let below = Rc::new(Hold { queue: IoQueue::new() });
+    let bottom = Gate::of(Rc::clone(&below));
+    let above = Reenter { base: bottom.base(), below: Rc::clone(&below), parked: IoQueue::new() };
+    let gate = Gate::of(Rc::new(above));
+    let requests = [9, 0, 1, 2].map(|offset| Request::new(&gate, Op::FLUSH, offset, 1));
+    for request in &requests {
+        request.submit(&gate);
+    }
+    below.queue.complete_all(IoStatus::SUCCESS);
+    assert!(requests[1..].iter().all(|request| request.status() == Some(IoStatus::SUCCESS)));
+    assert_eq!((requests[0].status(), below.queue.len()), (None, 1));
+    below.queue.complete_all(IoStatus::SUCCESS);
+    assert_eq!(requests[0].status(), Some(IoStatus::SUCCESS));
+    gate.close();
+    drop(below);
+    bottom.close();
+}
+
 #[test]
 fn a_second_completion_below_is_a_fault_and_nothing_else() {
     let hold = Rc::new(Hold { queue: IoQueue::new() });

@@ -144,13 +144,19 @@ impl<C: Channel> IoQueue<C> {
         Some(unsafe { Io::from_raw(io) })
     }
 
-    /// Completes everything that is in it now.
+    /// Completes everything that is in it now. What a completion puts into it stays there.
     pub fn complete_all(&self, status: IoStatus) {
-        for _ in 0..self.len() {
-            match self.pop_front() {
-                Some(io) => io.complete(status),
-                None => return,
-            }
+        let mut next = self.head.replace(null_mut());
+        self.tail.set(null_mut());
+        self.len.set(0);
+        while !next.is_null() {
+            let io = next;
+            // SAFETY: the queue owned the I/O, whose token `push_*` took; nobody else finds it any longer.
+            let io = unsafe {
+                next = (*io).link;
+                Io::<C>::from_raw(io)
+            };
+            io.complete(status);
         }
     }
 }
