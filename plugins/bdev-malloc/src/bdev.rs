@@ -36,6 +36,17 @@ pub struct MallocChannel<F: Format> {
     /// WRITEs whose bytes others may not see yet.
     unsettled: IoQueue<Self>,
     settle_soon: Alarm,
+    waits: Rc<Waits>,
+    /// Of `waits`, when the last of `unsettled` was stored.
+    stored_after: Cell<u64>,
+}
+
+/// How often a thread has waited for its stores past the cache, to whatever device: one wait is for all of them.
+#[derive(Default)]
+struct Waits(Cell<u64>);
+
+thread_local! {
+    static WAITS: Rc<Waits> = Rc::default();
 }
 
 impl<F: Format> MallocBdev<F> {
@@ -75,6 +86,8 @@ impl<F: Format> Bdev for MallocBdev<F> {
                 next_piece: alarm(MallocChannel::zero_piece),
                 unsettled: IoQueue::new(),
                 settle_soon: alarm(MallocChannel::settle),
+                waits: WAITS.with(Rc::clone),
+                stored_after: Cell::new(0),
             }
         }))
     }
@@ -143,9 +156,13 @@ impl<F: Format> MallocChannel<F> {
         self.memory.complete_read(io, at, len);
     }
 
-    /// A write past the cache is complete when it has been waited for, which several do together.
+    /// A write past the cache is complete when it has been waited for, which several do together. The wait comes before the
+    /// next write's stores: most of it has then gone by in the work between the two.
     #[inline(always)]
     fn write(&self, io: Io<Self>, at: u64, len: u64) {
+        if !self.unsettled.is_empty() && (self.unsettled.len() >= SETTLED_TOGETHER || self.are_settled()) {
+            self.settle();
+        }
         let separate = self.format.separate();
         if separate.is_some_and(|separate| !separate.fits(&io)) {
             return io.complete(IoStatus::INVALID);
@@ -160,18 +177,26 @@ impl<F: Format> MallocChannel<F> {
             return io.complete(status);
         }
         if !status.is_success() || len > LONGEST_UNSETTLED {
-            SharedBuf::settle();
+            self.waits.wait();
             return io.complete(status);
         }
+        self.stored_after.set(self.waits.0.get());
         self.unsettled.push_back(io);
-        let waits = self.settle_soon.is_set() || self.settle_soon.set_ns(THIS_TURN_NS).is_ok();
-        if !waits || self.unsettled.len() >= SETTLED_TOGETHER {
+        if !self.settle_soon.is_set() && self.settle_soon.set_ns(THIS_TURN_NS).is_err() {
             self.settle();
         }
     }
 
+    /// Whether writes to another device were waited for since.
+    #[inline]
+    fn are_settled(&self) -> bool {
+        self.stored_after.get() != self.waits.0.get()
+    }
+
     fn settle(&self) {
-        SharedBuf::settle();
+        if !self.are_settled() {
+            self.waits.wait();
+        }
         self.unsettled.complete_all(IoStatus::SUCCESS);
     }
 
@@ -237,6 +262,13 @@ impl<F: Format> MallocChannel<F> {
     }
 }
 
+impl Waits {
+    fn wait(&self) {
+        SharedBuf::settle();
+        self.0.set(self.0.get() + 1);
+    }
+}
+
 /// Copies the source ranges of blocks that have `stride` bytes in `memory`, piece by piece.
 fn copy<C: Channel>(memory: &SharedBuf, io: &Io<C>, stride: u64) -> IoStatus {
     let mut piece = [0; COPY_PIECE];
@@ -273,9 +305,9 @@ const COPY_PIECE: usize = 4096;
 const FETCHED_AHEAD: u64 = 512;
 /// Memory that is zeroed in one turn of the reactor: some 100 us.
 const ZERO_PIECE: u64 = 1 << 20;
-/// Writes that are waited for at once: the wait takes as long as one of them. More make a consumer wait who goes on with each
-/// answer: 4 KiB writes over TCP, one connection, 0.88 M/s with 64 and 1.07 M with 16.
-const SETTLED_TOGETHER: usize = 16;
+/// Writes to a device that are waited for at once: the wait takes as long as one of them. More make a consumer wait who goes on
+/// with each answer: 4 KiB writes over TCP, one connection, 0.88 M/s with 64 and 1.07 M with 16.
+const SETTLED_TOGETHER: usize = 15;
 /// Longer writes gain less than their consumers lose who could use their buffers again at once: raid5f, 64 KiB to each member,
 /// wrote 59 instead of 72 k stripes per second.
 const LONGEST_UNSETTLED: u64 = 16 << 10;
