@@ -22,12 +22,17 @@ fn spec(nth: usize) -> BaseSpec {
 }
 
 fn mirror(seed: u64, members: usize, bitmap: bool) -> Rig {
+    array_of("raid1", seed, members, bitmap)
+}
+
+fn array_of(level: &str, seed: u64, members: usize, bitmap: bool) -> Rig {
     let host = FakeHost::new(seed);
     let bases: Vec<TestBase> = (0..members).map(|nth| host.add_base(spec(nth))).collect();
     let module = host.load(bdev_raid::plugin, "{}").unwrap();
     let names: Vec<&str> = bases.iter().map(TestBase::name).collect();
-    let params =
-        json!({ "name": "r0", "level": "raid1", "base_bdevs": names, "superblock": true, "bitmap": bitmap });
+    let strip = if level == "raid1" { 0 } else { 4 };
+    let params = json!({ "name": "r0", "level": level, "strip_size_kb": strip, "base_bdevs": names,
+        "superblock": true, "bitmap": bitmap });
     host.create(module, &params.to_string()).unwrap();
     Rig { host, bases }
 }
@@ -137,4 +142,51 @@ fn a_member_that_returns_older_than_it_was_is_copied_whole() {
     rig.return_with(1, &old);
     rig.wait_for_members(2);
     assert!(rig.data(1) == rig.data(0), "it was taken for what it had been");
+}
+
+#[test]
+fn a_device_that_takes_another_slot_than_it_had_is_copied_whole() {
+    let images: Vec<Vec<u8>> = {
+        let rig = array_of("raid10", 7, 4, true);
+        let blocks = rig.host.device("r0").unwrap().limits.num_blocks;
+        let data: Vec<u8> = (0..blocks as usize * 512).map(|at| (at / 4096 % 251) as u8).collect();
+        for at in (0..blocks).step_by(64) {
+            let part = data[at as usize * 512..][..64 * 512].to_vec();
+            assert!(rig.host.once("r0", Request::write(at, 64, part)).unwrap().status.is_success());
+        }
+        rig.host.advance(Duration::from_secs(60));
+        assert_eq!(rig.array()["bitmap"]["dirty_regions"], 0);
+        rig.bases.iter().map(|base| base.bytes(0, BLOCKS)).collect()
+    };
+    // The first stays away; the last was in the other pair, and is known to have been current.
+    let host = FakeHost::new(8);
+    let bases: Vec<TestBase> = (1..4).map(|nth| host.add_base(spec(nth))).collect();
+    bases.iter().zip(&images[1..]).for_each(|(base, image)| base.write_bytes(0, image));
+    host.load(bdev_raid::plugin, "{}").unwrap();
+    host.settle();
+    let rig = Rig { host, bases };
+    rig.ok("bdev_raid_start_degraded", json!({ "name": "r0" }));
+    rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b3" }));
+    rig.ok("bdev_raid_add_spare", json!({ "raid_bdev": "r0", "base_bdev": "b3" }));
+    rig.wait_for_members(3);
+    assert_eq!(rig.array()["base_bdevs_list"][0]["name"], "b3");
+    assert!(rig.data(2) == rig.data(0), "it kept what the other pair holds");
+}
+
+#[test]
+fn a_target_that_fails_while_its_rebuild_is_paused_holds_no_write_up() {
+    let rig = mirror(7, 2, false);
+    rig.ok(
+        "bdev_raid_set_options",
+        json!({ "process_window_size_kb": 64, "process_max_bandwidth_mb_sec": 1 }),
+    );
+    rig.ok("bdev_raid_remove_base_bdev", json!({ "name": "b1" }));
+    rig.ok("bdev_raid_add_base_bdev", json!({ "raid_bdev": "r0", "base_bdev": "b1" }));
+    rig.host.advance(Duration::from_millis(200));
+    rig.ok("bdev_raid_pause_process", json!({ "name": "r0" }));
+    rig.host.advance(Duration::from_secs(1));
+    rig.bases[1].set_plan(FaultPlan::none().fail_op(Op::WRITE, IoStatus::IO_ERROR));
+    assert!(rig.host.once("r0", Request::write(0, 8, vec![3; 4096])).unwrap().status.is_success());
+    rig.wait_for_members(1);
+    assert_eq!(rig.array()["lost"][0]["reason"], "write of 8 blocks at 0 of the array: i/o status -5");
 }
