@@ -212,11 +212,23 @@ fn a_device_that_was_waited_for_has_the_limits_of_the_file() {
 fn check_refused(text: &str, words: &[&str]) {
     let scratch = Scratch::new();
     let file = scratch.write("bad.toml", text);
-    let output = run(&["check", file.to_str().unwrap()]);
+    let output = run(&["check", "-c", file.to_str().unwrap()]);
     assert_eq!(output.code, 78, "{text}\n{}{}", output.stdout, output.stderr);
     for word in words {
         assert!(output.stderr.contains(word), "`{word}` is missing in: {}", output.stderr);
     }
+}
+
+#[test]
+fn what_no_host_could_make_is_refused_by_a_check() {
+    let malloc = |name: &str| format!("[[bdev]]\nmodule = \"malloc\"\nname = \"{name}\"\nsize = \"1MiB\"\n");
+    check_refused(&malloc("a/b"), &["bad.toml:3", "[[bdev]] a/b `name`", "contains a slash"]);
+    check_refused(&malloc("a\\u0007"), &["bad.toml:3", "a control character: leave it out"]);
+    check_refused("[[subsystem]]\nnqn = \"a\"\n", &["bad.toml:1: subsystem a: nqn does not begin with"]);
+    let uuid = |text: &str| format!("uuid = \"{text}\"\n");
+    let lower = "abababab-1111-4111-8111-111111111111";
+    let two = [malloc("m0"), uuid(lower), malloc("m1"), uuid(&lower.to_uppercase())].concat();
+    check_refused(&two, &["bad.toml:10", "[[bdev]] m1 `uuid`", "is that of m0 at", "bad.toml:5"]);
 }
 
 #[test]

@@ -45,6 +45,29 @@ fn a_device_with_the_uuid_of_another_is_refused_with_both_named() {
 }
 
 #[test]
+fn what_the_host_refuses_a_module_is_told_with_the_hosts_reason() {
+    let mut host = Host::start("");
+    malloc(&mut host, "m0");
+    host.ok("bdev_passthru_create", json!({ "name": "p0", "base_bdev_name": "m0" }));
+    let error = host.err("bdev_passthru_create", json!({ "name": "p1", "base_bdev_name": "m0" }));
+    assert_eq!(
+        (error.code, error.message.contains("module passthru has claimed it")),
+        (-1, true),
+        "{error:?}"
+    );
+    let long = "n".repeat(256);
+    for (name, reason) in
+        [("a/b", "contains a slash"), ("a\u{1}", "a control character"), (&long, "256 bytes")]
+    {
+        let error =
+            host.err("bdev_malloc_create", json!({ "name": name, "num_blocks": 8, "block_size": 512 }));
+        assert_eq!((error.code, error.message.contains(reason)), (-22, true), "{error:?}");
+    }
+    assert_eq!(host.bdevs(), ["m0", "p0"]);
+    host.stop();
+}
+
+#[test]
 fn removing_the_lowest_device_takes_the_stack_along() {
     let mut host = Host::start("");
     let before = counts(&mut host);

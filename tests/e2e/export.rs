@@ -511,3 +511,19 @@ fn status_and_start_show_what_is_exported() {
     }
     host.stop();
 }
+
+#[test]
+fn a_listener_that_cannot_listen_says_what_to_do() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let mut host = Host::start("[[transport]]\ntrtype = \"TCP\"\n");
+    let nqn = "nqn.2026-01.io.tenon:refused";
+    host.ok("nvmf_create_subsystem", json!({ "nqn": nqn }));
+    // The second is of the documentation's range, which no machine has.
+    for (traddr, remedy) in [("127.0.0.1", "choose another trsvcid"), ("192.0.2.1", "correct traddr")] {
+        let address = json!({ "trtype": "TCP", "adrfam": "IPv4", "traddr": traddr, "trsvcid": port });
+        let error = host.err("nvmf_subsystem_add_listener", json!({ "nqn": nqn, "listen_address": address }));
+        assert!(error.message.contains(remedy) && error.message.contains(traddr), "{error:?}");
+    }
+    host.stop();
+}

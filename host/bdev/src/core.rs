@@ -16,6 +16,7 @@ use tenon_modules::{Catalog, ModuleRef, Modules, ModulesOptions};
 use crate::activity::Activities;
 use crate::deadline::Deadlines;
 use crate::descriptor::Descriptors;
+use crate::error::OpError;
 use crate::examine::Examinations;
 use crate::hotplug::Hotplug;
 use crate::io::DEFAULT_RESET_DRAIN_TIMEOUT;
@@ -107,6 +108,8 @@ pub(crate) struct Inner {
     pub hotplug: RefCell<Hotplug>,
     pub saved: RefCell<Saved>,
     pub stage: RefCell<Stage>,
+    /// Why the host refused what a module asked for last, during the module's call.
+    refusal: RefCell<Option<OpError>>,
     later: RefCell<VecDeque<Task>>,
     is_later_armed: Cell<bool>,
     next_id: Cell<u64>,
@@ -147,6 +150,7 @@ impl Core {
                 hotplug: RefCell::default(),
                 saved: RefCell::default(),
                 stage: RefCell::new(Stage::Running),
+                refusal: RefCell::default(),
                 later: RefCell::default(),
                 is_later_armed: Cell::new(false),
                 next_id: Cell::new(0),
@@ -205,6 +209,26 @@ impl Core {
 
     pub(crate) fn module_config(&self, name: &str) -> String {
         self.inner.module_configs.borrow().get(name).cloned().unwrap_or_else(|| "{}".to_owned())
+    }
+
+    /// The host refuses what a module asks for; the module gets the code alone.
+    pub(crate) fn refused(&self, error: OpError) -> i32 {
+        let code = error.code;
+        *self.inner.refusal.borrow_mut() = Some(error);
+        // What the module reports later is about something else.
+        self.later(|core| _ = core.inner.refusal.take());
+        code
+    }
+
+    /// A module's report, with the host's own reason where it has only the system's word for the code.
+    pub(crate) fn explained(&self, mut error: OpError) -> OpError {
+        let is_it = |refusal: &OpError| (refusal.code, &refusal.object) == (error.code, &error.object);
+        if !error.cause.is_empty()
+            && let Some(refusal) = self.inner.refusal.take().filter(is_it)
+        {
+            error.cause = if refusal.cause.is_empty() { refusal.reason } else { refusal.cause };
+        }
+        error
     }
 
     /// Runs `task` on the control reactor, after what was asked for before, never from inside this call.

@@ -93,6 +93,7 @@ pub use io::{
 pub use lifecycle::State;
 pub use memory::{RegionSnapshot, device_alloc, device_free, memory_regions};
 pub use metrics::{MetricSample, metrics};
+pub use names::{NameError, check_name};
 pub use notify::{ListenerId, Notification};
 pub use operation::Answer;
 pub use removal::{RemovalStep, reason_text};

@@ -12,14 +12,14 @@ use uuid::Uuid;
 
 /// Why a name cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NameError {
+pub enum NameError {
     #[error("name is empty")]
     Empty,
     #[error("name has {0} bytes, at most {MAX_NAME} are allowed")]
     TooLong(usize),
-    #[error("name {0:?} contains a control character")]
+    #[error("name {0:?} contains a control character: leave it out")]
     ControlCharacter(String),
-    #[error("name {0:?} contains a slash")]
+    #[error("name {0:?} contains a slash, which only aliases may")]
     Slash(String),
     #[error("name {0} is taken")]
     Taken(String),
@@ -65,7 +65,10 @@ impl Names {
 }
 
 /// A name a device may have.
-pub(crate) fn check_name(name: &str) -> Result<(), NameError> {
+///
+/// # Errors
+/// It is empty, too long, or has a slash or a control character.
+pub fn check_name(name: &str) -> Result<(), NameError> {
     if name.contains('/') {
         return Err(NameError::Slash(name.to_owned()));
     }

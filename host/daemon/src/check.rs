@@ -17,14 +17,15 @@ use crate::host;
 
 /// `tenon check`.
 pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
-    let config = host::read_config(Some(&args.file))?;
+    let file = args.file.as_ref().or(args.config.as_ref()).expect("the command line has one of them");
+    let config = host::read_config(Some(file))?;
     let catalog = host::catalog(&config, &args.plugin_dir);
     let mut plugins = Plugins { catalog, loaded: BTreeMap::new() };
     let mut problems: Vec<String> = Vec::new();
     if let Some(list) = &config.host.cpus
         && let Err(reason) = host::parse_cpus(list)
     {
-        problems.push(format!("{}: [host] `cpus`: {reason}", args.file.display()));
+        problems.push(format!("{}: [host] `cpus`: {reason}", file.display()));
     }
     for entry in &config.modules {
         problems.extend(plugins.check_module(entry));
@@ -35,9 +36,10 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
     for entry in &config.nvmf.transports {
         problems.extend(plugins.check_transport(entry));
     }
+    problems.extend(check_identities(&config.bdevs));
     problems.extend(check_references(&config));
     if problems.is_empty() {
-        println!("{}: {}", args.file.display(), summary(&config));
+        println!("{}: {}", file.display(), summary(&config));
         return Ok(());
     }
     Err(Exit::new(CONFIG, problems.join("\n       ")).into())
@@ -49,6 +51,24 @@ fn summary(config: &Config) -> String {
         0 => format!("valid: {bdevs} bdevs, {modules} modules"),
         count => format!("valid: {bdevs} bdevs, {modules} modules, {count} subsystems"),
     }
+}
+
+/// Names that no device can have, and UUIDs that two have.
+fn check_identities(bdevs: &[BdevEntry]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut known: BTreeMap<String, &BdevEntry> = BTreeMap::new();
+    for entry in bdevs {
+        if let Err(error) = tenon_bdev::check_name(&entry.name) {
+            problems.push(entry.params.bad_value("name", error.to_string()).to_string());
+        }
+        let Some(uuid) = entry.params.value.get("uuid").and_then(Value::as_str) else { continue };
+        if let Some(other) = known.insert(uuid.to_ascii_lowercase(), entry) {
+            let at = other.params.location_of("uuid");
+            let reason = format!("{uuid} is that of {} at {at}: give one of the two another", other.name);
+            problems.push(entry.params.bad_value("uuid", reason).to_string());
+        }
+    }
+    problems
 }
 
 /// Names inside a file that lead to nothing. A device of a namespace may come later, by RPC or hotplug.
@@ -84,6 +104,9 @@ fn check_references(config: &Config) -> Vec<String> {
             }
         }
         let spec = subsystem.table.spec();
+        if let Err(error) = spec.check() {
+            problems.push(format!("{}: {error}", subsystem.at));
+        }
         let beyond = subsystem.namespaces.iter().filter(|one| one.nsid > spec.max_namespaces);
         problems.extend(beyond.map(|one| {
             format!(

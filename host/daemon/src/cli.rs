@@ -74,7 +74,11 @@ pub struct RunArgs {
 #[derive(Args)]
 pub struct CheckArgs {
     /// Configuration file.
-    pub file: PathBuf,
+    #[arg(required_unless_present = "config")]
+    pub file: Option<PathBuf>,
+    /// Configuration file, as `run` takes it.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
+    pub config: Option<PathBuf>,
     /// Further plugin directory, searched first; may be repeated.
     #[arg(long, value_name = "DIR")]
     pub plugin_dir: Vec<PathBuf>,

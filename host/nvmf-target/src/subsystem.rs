@@ -189,7 +189,7 @@ impl Target {
         spec: SubsystemSpec,
         done: impl FnOnce(Result<(), TargetError>) + 'static,
     ) {
-        let checked = self.check_running().and_then(|()| check(&spec)).and_then(|()| {
+        let checked = self.check_running().and_then(|()| spec.check()).and_then(|()| {
             let subsystems = self.inner.subsystems.borrow();
             if subsystems.values().any(|subsystem| subsystem.nqn == spec.nqn) {
                 return Err(TargetError::SubsystemExists(spec.nqn.clone()));
@@ -469,33 +469,42 @@ fn reactor_is_quiet(number: u64) {
     }
 }
 
-fn check(spec: &SubsystemSpec) -> Result<(), TargetError> {
-    let invalid = |reason: String| Err(TargetError::invalid(format!("subsystem {}", spec.nqn), reason));
-    if let Err(error) = nqn::validate(&spec.nqn) {
-        return invalid(error.to_string());
+impl SubsystemSpec {
+    /// Whether a subsystem can be made of it.
+    ///
+    /// # Errors
+    /// A value that is none, or out of its range.
+    pub fn check(&self) -> Result<(), TargetError> {
+        let invalid = |reason: String| Err(TargetError::invalid(format!("subsystem {}", self.nqn), reason));
+        if let Err(error) = nqn::validate(&self.nqn) {
+            return invalid(error.to_string());
+        }
+        if AsciiField::<20>::new(&self.serial_number).is_none() {
+            return invalid(format!(
+                "serial_number {:?} is not 1 to 20 printable characters",
+                self.serial_number
+            ));
+        }
+        if AsciiField::<40>::new(&self.model_number).is_none() {
+            return invalid(format!(
+                "model_number {:?} is not 1 to 40 printable characters",
+                self.model_number
+            ));
+        }
+        if !(1..=MAX_NAMESPACES).contains(&self.max_namespaces) {
+            return invalid(format!("max_namespaces {} is not 1 to {MAX_NAMESPACES}", self.max_namespaces));
+        }
+        let zeroes = self.max_write_zeroes_size_kib;
+        if zeroes != 0 && (zeroes < 4 || !zeroes.is_power_of_two()) {
+            return invalid(format!("max_write_zeroes_size_kib {zeroes} is not a power of two from 4 on"));
+        }
+        let (min, max) = (self.min_cntlid, self.max_cntlid);
+        if min == 0 || min > max || max > nvme_spec::fabrics::CNTLID_MAX {
+            let limit = nvme_spec::fabrics::CNTLID_MAX;
+            return invalid(format!("controller identifiers {min} to {max} are not within 1 to {limit}"));
+        }
+        Ok(())
     }
-    if AsciiField::<20>::new(&spec.serial_number).is_none() {
-        return invalid(format!(
-            "serial_number {:?} is not 1 to 20 printable characters",
-            spec.serial_number
-        ));
-    }
-    if AsciiField::<40>::new(&spec.model_number).is_none() {
-        return invalid(format!("model_number {:?} is not 1 to 40 printable characters", spec.model_number));
-    }
-    if !(1..=MAX_NAMESPACES).contains(&spec.max_namespaces) {
-        return invalid(format!("max_namespaces {} is not 1 to {MAX_NAMESPACES}", spec.max_namespaces));
-    }
-    let zeroes = spec.max_write_zeroes_size_kib;
-    if zeroes != 0 && (zeroes < 4 || !zeroes.is_power_of_two()) {
-        return invalid(format!("max_write_zeroes_size_kib {zeroes} is not a power of two from 4 on"));
-    }
-    let (min, max) = (spec.min_cntlid, spec.max_cntlid);
-    if min == 0 || min > max || max > nvme_spec::fabrics::CNTLID_MAX {
-        let limit = nvme_spec::fabrics::CNTLID_MAX;
-        return invalid(format!("controller identifiers {min} to {max} are not within 1 to {limit}"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -506,13 +515,13 @@ mod tests {
     fn wrong(change: impl FnOnce(&mut SubsystemSpec), word: &str) {
         let mut spec = SubsystemSpec::new("nqn.2026-01.io.tenon:a");
         change(&mut spec);
-        let text = check(&spec).expect_err("wrong").to_string();
+        let text = spec.check().expect_err("wrong").to_string();
         assert!(text.contains(word), "{text}");
     }
 
     #[test]
     fn wrong_values_are_named() {
-        assert!(check(&SubsystemSpec::new("nqn.2026-01.io.tenon:a")).is_ok());
+        assert!(SubsystemSpec::new("nqn.2026-01.io.tenon:a").check().is_ok());
         wrong(|spec| spec.nqn = "iqn.x".into(), "nqn.");
         wrong(|spec| spec.serial_number = "x".repeat(21), "serial_number");
         wrong(|spec| spec.max_namespaces = 0, "max_namespaces 0");

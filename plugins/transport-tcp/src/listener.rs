@@ -68,8 +68,18 @@ impl Listener {
         announce: Box<Announce>,
     ) -> Result<Self, Error> {
         let fd = bind(address, backlog).map_err(|error| {
+            let reason = match error {
+                Errno::ADDRINUSE => {
+                    "cannot listen, the port is in use: end who has it, or choose another trsvcid"
+                }
+                Errno::ADDRNOTAVAIL => {
+                    "cannot listen, no interface of this machine has the address: correct traddr"
+                }
+                Errno::ACCESS => "cannot listen, the port takes privileges: choose a trsvcid from 1024 on",
+                _ => "cannot listen",
+            };
             let cause = std::io::Error::from(error);
-            Error::new(-error.raw_os_error(), "cannot listen").object(address.to_string()).caused_by(cause)
+            Error::new(-error.raw_os_error(), reason).object(address.to_string()).caused_by(cause)
         })?;
         let bound = address_of(Some(rustix::net::getsockname(&fd).map_err(std::io::Error::from)?))?;
         let inner = Rc::new(Inner {

@@ -19,7 +19,7 @@ pub(super) unsafe extern "C" fn op_done(token: OpToken, result_json: Str, error:
         }
     } else {
         // SAFETY: the module's struct and its texts are readable during the call.
-        Err(unsafe { OpError::from_abi(error) })
+        Err(core.explained(unsafe { OpError::from_abi(error) }))
     };
     core.owed_answered(token, result);
 }

@@ -57,7 +57,7 @@ pub(super) unsafe extern "C" fn bdev_open(
         }
         Err(error) => {
             log::debug!("bdev is not opened module={} error={error}", module.name());
-            error.code
+            core.refused(error)
         }
     }
 }
@@ -74,7 +74,7 @@ pub(super) unsafe extern "C" fn bdev_claim(desc: DescHandle, kind: ClaimKind, ke
         Ok(()) => 0,
         Err(error) => {
             log::debug!("claim is refused error={error}");
-            error.code
+            core.refused(error)
         }
     }
 }

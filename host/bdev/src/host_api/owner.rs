@@ -34,7 +34,7 @@ pub(super) unsafe extern "C" fn bdev_register(
         }
         Err(error) => {
             log::warn!("bdev is not registered module={} error={error}", module.name());
-            error.code
+            core.refused(error)
         }
     }
 }
