@@ -513,6 +513,11 @@ impl Array {
 
     /// Starts it without members that have not appeared after the time configured for that.
     pub fn watch_missing(self: &Rc<Self>) {
+        self.watch_again(None);
+    }
+
+    /// Too few may be there when the time is up, and more come later: it is looked at again after the same time.
+    fn watch_again(self: &Rc<Self>, told: Option<String>) {
         let seconds =
             RaidModule::with(|module| module.options()).unwrap_or_default().degraded_start_timeout_sec;
         if seconds == 0 {
@@ -525,10 +530,15 @@ impl Array {
                 return;
             }
             if is_looking().is_some() {
-                return array.watch_missing();
+                return array.watch_again(told);
             }
             match array.cannot_start() {
-                Some(reason) => log::error!("array not started raid={} reason=\"{reason}\"", array.name),
+                Some(reason) => {
+                    if told.as_ref() != Some(&reason) {
+                        log::error!("array not started raid={} reason=\"{reason}\"", array.name);
+                    }
+                    array.watch_again(Some(reason));
+                }
                 None => {
                     log::warn!("array is started without members raid={} waited_sec={seconds}", array.name);
                     array.start_without_missing();

@@ -232,3 +232,37 @@ fn a_member_that_alone_was_told_of_a_growth_is_refused_with_what_it_may_be() {
     let is_whole = || rig.array()["num_base_bdevs_operational"] == 2;
     assert!(rig.host.run_until(Duration::from_secs(30), is_whole), "{:#?}", rig.array());
 }
+
+#[test]
+fn an_array_that_had_too_few_members_when_its_time_was_up_starts_once_they_suffice() {
+    let images: Vec<Vec<u8>> = {
+        let host = FakeHost::new(3);
+        let bases: Vec<TestBase> = (0..4).map(|nth| host.add_base(spec(nth))).collect();
+        let module = host.load(bdev_raid::plugin, "{}").unwrap();
+        let params = r#"{"name":"r0","level":"raid10","strip_size_kb":4,"base_bdevs":["b0","b1","b2","b3"],
+            "superblock":true}"#;
+        host.create(module, params).unwrap();
+        bases.iter().map(|base| base.bytes(0, BLOCKS)).collect()
+    };
+    let host = FakeHost::new(4);
+    let add = |nth: u8| {
+        let base = host.add_base(spec(nth));
+        base.write_bytes(0, &images[usize::from(nth)]);
+        assert!(host.examine(base.name()) || nth < 2);
+        base
+    };
+    let mut bases = vec![add(0), add(1)];
+    host.load(bdev_raid::plugin, r#"{"degraded_start_timeout_sec":10}"#).unwrap();
+    // One pair is missing.
+    host.advance(Duration::from_secs(35));
+    let array = || {
+        let all = host.rpc("bdev_raid_get_bdevs", r#"{"category":"all"}"#).unwrap();
+        serde_json::from_str::<Vec<Value>>(&all).unwrap().remove(0)
+    };
+    assert_eq!(array()["state"], "configuring");
+    let told = host.logs().iter().filter(|line| line.message.starts_with("array not started")).count();
+    assert_eq!(told, 1, "once is enough");
+    bases.push(add(2));
+    host.advance(Duration::from_secs(15));
+    assert_eq!((&array()["state"], &array()["lost"][0]["slot"]), (&json!("online"), &json!(3)));
+}
