@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use tenon_sdk::Error;
 
 use crate::level::Level;
-use crate::spare::MAX_SPARES;
 use crate::superblock::MAX_NAME;
 
 /// An array.
@@ -295,6 +294,8 @@ fn yes() -> bool {
 
 /// Most members: an I/O has room for one child each.
 pub const MAX_MEMBERS: usize = 32;
+/// Most spares of an array.
+pub const MAX_SPARES: usize = 8;
 /// Largest strip.
 pub const MAX_STRIP_KB: u32 = 1024;
 /// Largest rebuild window.

@@ -8,6 +8,7 @@ use tenon_sdk::{Access, BaseEvent, Claim, Descriptor, Error, Exported};
 
 use crate::RaidModule;
 use crate::array::{Array, Slot, check_member};
+use crate::config::MAX_SPARES;
 use crate::state::ArrayState;
 
 /// A device that waits for a slot.
@@ -168,6 +169,3 @@ impl Array {
         inner.params.spares = inner.spares.iter().map(|spare| spare.name.clone()).collect();
     }
 }
-
-/// Most spares of an array.
-pub const MAX_SPARES: usize = 8;
