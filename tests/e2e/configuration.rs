@@ -225,6 +225,8 @@ fn what_no_host_could_make_is_refused_by_a_check() {
     check_refused(&malloc("a/b"), &["bad.toml:3", "[[bdev]] a/b `name`", "contains a slash"]);
     check_refused(&malloc("a\\u0007"), &["bad.toml:3", "a control character: leave it out"]);
     check_refused("[[subsystem]]\nnqn = \"a\"\n", &["bad.toml:1: subsystem a: nqn does not begin with"]);
+    let itself = "[[bdev]]\nmodule = \"passthru\"\nname = \"p0\"\nbase = \"p0\"\n";
+    check_refused(itself, &["bad.toml:4", "[[bdev]] p0 `base`", "is the device itself"]);
     let uuid = |text: &str| format!("uuid = \"{text}\"\n");
     let lower = "abababab-1111-4111-8111-111111111111";
     let two = [malloc("m0"), uuid(lower), malloc("m1"), uuid(&lower.to_uppercase())].concat();

@@ -53,13 +53,17 @@ fn summary(config: &Config) -> String {
     }
 }
 
-/// Names that no device can have, and UUIDs that two have.
+/// Names that no device can have, devices that are to stand on themselves, and UUIDs that two have.
 fn check_identities(bdevs: &[BdevEntry]) -> Vec<String> {
     let mut problems = Vec::new();
     let mut known: BTreeMap<String, &BdevEntry> = BTreeMap::new();
     for entry in bdevs {
         if let Err(error) = tenon_bdev::check_name(&entry.name) {
             problems.push(entry.params.bad_value("name", error.to_string()).to_string());
+        }
+        if entry.params.value.get("base").is_some_and(|base| *base == *entry.name) {
+            let reason = format!("{} is the device itself: name the one below it", entry.name);
+            problems.push(entry.params.bad_value("base", reason).to_string());
         }
         let Some(uuid) = entry.params.value.get("uuid").and_then(Value::as_str) else { continue };
         if let Some(other) = known.insert(uuid.to_ascii_lowercase(), entry) {

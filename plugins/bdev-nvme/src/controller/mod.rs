@@ -610,9 +610,13 @@ impl Controller {
         let address = &self.door.address;
         let cause = self.last_error.borrow().clone();
         let code = if cause.contains("refused") { ECONNREFUSED } else { tenon_sdk::errno::EIO };
-        Error::new(code, format!("cannot attach to {} port {}", address.traddr, address.trsvcid))
-            .object(&*self.plan.params.name)
-            .caused_by(if cause.is_empty() { "detached" } else { &cause })
+        let reason =
+            format!("cannot attach to {} at {} port {}", address.subnqn, address.traddr, address.trsvcid);
+        Error::new(code, reason).object(&*self.plan.params.name).caused_by(if cause.is_empty() {
+            "detached"
+        } else {
+            &cause
+        })
     }
 
     fn tell(&self, result: Result<(), Error>) {
