@@ -11,9 +11,11 @@ use std::time::Duration;
 use serde_json::Value;
 use tenon_abi::{BdevHandle, Op};
 
+use crate::callbacks::may_be_called;
 use crate::core::Core;
 use crate::error::OpError;
 use crate::io::{Gate, HistogramData, IoStat, QosLimits, ResetMode};
+use crate::registry::{Bdev, Callbacks};
 
 impl Core {
     /// The gate of the device of that name, alias or UUID.
@@ -68,15 +70,8 @@ impl Core {
 
     /// What the device's module itself counts of it, if it does.
     pub fn driver_statistics(&self, name: &str) -> Option<Value> {
-        let (callbacks, module, is_there) = {
-            let registry = self.inner.registry.borrow();
-            let record = registry.find(name)?;
-            (record.callbacks, record.module, record.state().may_be_opened())
-        };
-        if !is_there || !crate::callbacks::may_be_called(module) {
-            return None;
-        }
-        // SAFETY: the device is registered and not being destructed, as its state says.
+        let callbacks = self.inner.registry.borrow().find(name).and_then(askable)?;
+        // SAFETY: the device is registered and not being destructed.
         unsafe { callbacks.stats_json(name) }
     }
 
@@ -103,17 +98,13 @@ impl Core {
     /// One device after the other, so that thousands of them do not fill the reactors' queues.
     fn reset_next(&self, mut devices: Vec<BdevHandle>, mode: ResetMode, done: ResetDone) {
         let Some(bdev) = devices.pop() else { return self.later(move |_| done(Ok(()))) };
-        let found = {
-            let registry = self.inner.registry.borrow();
-            registry.get(bdev).map(|record| {
-                (record.gate.clone(), record.callbacks, record.module, record.state().may_be_opened())
-            })
-        };
-        let Some((gate, callbacks, module, is_there)) = found else {
+        let found =
+            self.inner.registry.borrow().get(bdev).map(|record| (record.gate.clone(), askable(record)));
+        let Some((gate, callbacks)) = found else {
             return self.later(move |core| core.reset_next(devices, mode, done));
         };
-        if is_there && crate::callbacks::may_be_called(module) {
-            // SAFETY: the device is registered and not being destructed, as its state says.
+        if let Some(callbacks) = callbacks {
+            // SAFETY: the device is registered and not being destructed.
             unsafe { callbacks.reset_stats() };
         }
         let core = self.downgrade();
@@ -179,6 +170,12 @@ impl Core {
             }
         }
     }
+}
+
+/// What to call a device's module by, unless the device is being destructed or the module is gone.
+fn askable(record: &Bdev) -> Option<Callbacks> {
+    let is_there = record.state().may_be_opened() && may_be_called(record.module);
+    is_there.then_some(record.callbacks)
 }
 
 /// Called when all statistics are reset.
