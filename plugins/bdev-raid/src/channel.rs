@@ -133,10 +133,9 @@ impl Channel for RaidChannel {
             return true;
         }
         // One that waits for a stripe holds none, and leaves those that it has written as they are.
-        let stalled = self.stalled.remove(victim);
-        let is_found = stalled.is_some();
-        stalled.into_iter().for_each(|io| self.finish(io, IoStatus::ABORTED));
-        is_found
+        let Some(io) = self.stalled.remove(victim) else { return false };
+        self.finish(io, IoStatus::ABORTED);
+        true
     }
 }
 
