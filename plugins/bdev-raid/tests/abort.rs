@@ -2,31 +2,20 @@
 //! for, and leaves nothing that others wait for.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod rig;
+
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tenon_sdk::{IoStatus, abi::Op};
-use tenon_testkit::{Access, BaseSpec, Channel, Descriptor, FakeHost, Request, TestBase};
+use tenon_testkit::{Access, Channel, Descriptor, Request};
 
-const BLOCKS: u64 = 4096;
+use rig::{DATA, Rig};
 
-struct Rig {
-    host: FakeHost,
-    bases: Vec<TestBase>,
-}
-
-fn rig(level: &str, members: u8, bitmap: bool) -> Rig {
-    let host = FakeHost::new(5);
-    let spec = |nth: u8| BaseSpec::new(&format!("b{nth}"), 512, BLOCKS).uuid([nth + 1; 16]);
-    let bases: Vec<TestBase> = (0..members).map(|nth| host.add_base(spec(nth))).collect();
-    let module = host.load(bdev_raid::plugin, "{}").unwrap();
-    let names: Vec<&str> = bases.iter().map(TestBase::name).collect();
-    let strip = if level == "raid1" { 0 } else { 4 };
-    let params = json!({ "name": "r0", "level": level, "strip_size_kb": strip, "base_bdevs": names,
-        "superblock": true, "bitmap": bitmap });
-    host.create(module, &params.to_string()).unwrap();
-    host.advance(Duration::from_secs(60));
-    Rig { host, bases }
+fn array_of(level: &str, members: usize, bitmap: bool) -> Rig {
+    let rig = Rig::new(5, level, members, members, &json!({ "bitmap": bitmap }));
+    rig.host.advance(Duration::from_secs(60));
+    rig
 }
 
 impl Rig {
@@ -39,11 +28,6 @@ impl Rig {
     fn hold(&self, holds: bool) {
         self.bases.iter().for_each(|base| base.hold(holds));
         self.host.settle();
-    }
-
-    fn array(&self) -> Value {
-        let all = self.host.rpc("bdev_raid_get_bdevs", r#"{"category":"all"}"#).unwrap();
-        serde_json::from_str::<Vec<Value>>(&all).unwrap().remove(0)
     }
 }
 
@@ -62,7 +46,7 @@ fn assert_aborted(channel: &Channel, victim: &tenon_testkit::Io) {
 
 #[test]
 fn one_that_waits_for_a_stripe_is_aborted_and_members_can_go_afterwards() {
-    let rig = rig("raid5", 3, false);
+    let rig = array_of("raid5", 3, false);
     assert!(rig.host.once("r0", write(1)).unwrap().status.is_success());
     let (descriptor, channel) = rig.open();
     rig.hold(true);
@@ -83,7 +67,7 @@ fn one_that_waits_for_a_stripe_is_aborted_and_members_can_go_afterwards() {
 
 #[test]
 fn a_read_that_waits_for_a_stripe_to_be_computed_from_is_aborted() {
-    let rig = rig("raid5", 3, false);
+    let rig = array_of("raid5", 3, false);
     assert!(rig.host.once("r0", write(1)).unwrap().status.is_success());
     rig.host.rpc("bdev_raid_remove_base_bdev", r#"{"name":"b0"}"#).unwrap();
     let (descriptor, channel) = rig.open();
@@ -100,7 +84,7 @@ fn a_read_that_waits_for_a_stripe_to_be_computed_from_is_aborted() {
 
 #[test]
 fn one_that_waits_for_its_region_to_be_marked_is_aborted() {
-    let rig = rig("raid1", 2, true);
+    let rig = array_of("raid1", 2, true);
     let (descriptor, channel) = rig.open();
     rig.hold(true);
     let (victim, last) = (channel.submit(write(3)), channel.submit(write(4)));
@@ -108,19 +92,19 @@ fn one_that_waits_for_its_region_to_be_marked_is_aborted() {
     assert_aborted(&channel, &victim);
     rig.hold(false);
     assert!(rig.host.wait(&last).status.is_success());
-    assert_eq!(rig.bases[1].bytes(2048, 1), [4; 512]);
+    assert_eq!(rig.bases[1].bytes(DATA, 1), [4; 512]);
     channel.put();
     descriptor.close();
 }
 
 #[test]
 fn one_that_waits_for_a_window_of_a_rebuild_is_aborted() {
-    let rig = rig("raid1", 2, false);
+    let rig = array_of("raid1", 2, false);
     rig.host.rpc("bdev_raid_remove_base_bdev", r#"{"name":"b1"}"#).unwrap();
     let (descriptor, channel) = rig.open();
     rig.bases[1].clear_records();
     rig.host.rpc("bdev_raid_add_base_bdev", r#"{"raid_bdev":"r0","base_bdev":"b1"}"#).unwrap();
-    let is_copied = || rig.bases[1].records().iter().any(|io| io.op == Op::WRITE && io.offset_blocks >= 2048);
+    let is_copied = || rig.bases[1].records().iter().any(|io| io.op == Op::WRITE && io.offset_blocks >= DATA);
     let has_begun = rig.host.run_until(Duration::from_secs(5), || {
         // Whatever the target gets from its first window on stays there.
         rig.bases[1].hold(is_copied());
@@ -137,7 +121,7 @@ fn one_that_waits_for_a_window_of_a_rebuild_is_aborted() {
         "{:#?}",
         rig.array()
     );
-    assert_eq!(rig.bases[1].bytes(2048, 1), [0; 512]);
+    assert_eq!(rig.bases[1].bytes(DATA, 1), [0; 512]);
     channel.put();
     descriptor.close();
 }

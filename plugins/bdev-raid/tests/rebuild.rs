@@ -2,51 +2,25 @@
 //! the wrong moment or come back older than they were.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod rig;
+
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tenon_sdk::{IoStatus, abi::Op};
-use tenon_testkit::{Access, BaseSpec, Channel, FakeHost, FaultPlan, Request, TestBase};
+use tenon_testkit::{Access, Channel, FakeHost, FaultPlan, Request, TestBase};
 
-const BLOCKS: u64 = 4096;
-/// First block of the data area of a member.
-const DATA: u64 = 2048;
-
-struct Rig {
-    host: FakeHost,
-    bases: Vec<TestBase>,
-}
-
-fn spec(nth: usize) -> BaseSpec {
-    BaseSpec::new(&format!("b{nth}"), 512, BLOCKS).uuid([nth as u8 + 1; 16])
-}
+use rig::{BLOCKS, DATA, Rig, spec};
 
 fn mirror(seed: u64, members: usize, bitmap: bool) -> Rig {
     array_of("raid1", seed, members, bitmap)
 }
 
 fn array_of(level: &str, seed: u64, members: usize, bitmap: bool) -> Rig {
-    let host = FakeHost::new(seed);
-    let bases: Vec<TestBase> = (0..members).map(|nth| host.add_base(spec(nth))).collect();
-    let module = host.load(bdev_raid::plugin, "{}").unwrap();
-    let names: Vec<&str> = bases.iter().map(TestBase::name).collect();
-    let strip = if level == "raid1" { 0 } else { 4 };
-    let params = json!({ "name": "r0", "level": level, "strip_size_kb": strip, "base_bdevs": names,
-        "superblock": true, "bitmap": bitmap });
-    host.create(module, &params.to_string()).unwrap();
-    Rig { host, bases }
+    Rig::new(seed, level, members, members, &json!({ "bitmap": bitmap }))
 }
 
 impl Rig {
-    fn ok(&self, method: &str, params: Value) {
-        self.host.rpc(method, &params.to_string()).unwrap_or_else(|error| panic!("{method}: {error}"));
-    }
-
-    fn array(&self) -> Value {
-        let all = self.host.rpc("bdev_raid_get_bdevs", r#"{"category":"all"}"#).unwrap();
-        serde_json::from_str::<Vec<Value>>(&all).unwrap().remove(0)
-    }
-
     #[track_caller]
     fn wait_for_members(&self, count: u64) {
         let is_met = self.host.run_until(Duration::from_secs(60), || {

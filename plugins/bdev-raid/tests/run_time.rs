@@ -2,54 +2,28 @@
 //! growth.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod rig;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tenon_sdk::{BdevFlags, IoFlags, IoStatus, abi::Op, errno};
 use tenon_testkit::{Access, Arrival, BaseSpec, FakeHost, FaultPlan, Request, TestBase};
 
-const BLOCKS: u64 = 4096;
-/// First block of the data area of a member with a superblock, and of its journal.
-const DATA: u64 = 2048;
+use rig::{BLOCKS, DATA, Rig, spec};
+
+/// First block of the journal of a member.
 const JOURNAL: u64 = 512;
-
-struct Rig {
-    host: FakeHost,
-    bases: Vec<TestBase>,
-}
-
-fn spec(nth: usize) -> BaseSpec {
-    BaseSpec::new(&format!("b{nth}"), 512, BLOCKS).uuid([nth as u8 + 1; 16])
-}
 
 /// A host with an array of that level on the first `members` of `count` devices.
 fn rig(level: &str, members: usize, count: usize, more: Value) -> Rig {
-    let host = FakeHost::new(7);
-    let bases = (0..count).map(|nth| host.add_base(spec(nth))).collect();
-    let module = host.load(bdev_raid::plugin, "{}").unwrap();
-    host.settle();
-    let names: Vec<String> = (0..members).map(|nth| format!("b{nth}")).collect();
-    let strip = if level == "raid1" { 0 } else { 4 };
-    let mut params = json!({ "name": "r0", "level": level, "strip_size_kb": strip, "base_bdevs": names,
-        "superblock": true });
-    params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    host.create(module, &params.to_string()).unwrap();
-    Rig { host, bases }
+    Rig::new(7, level, members, count, &more)
 }
 
 impl Rig {
-    fn ok(&self, method: &str, params: Value) {
-        self.host.rpc(method, &params.to_string()).unwrap_or_else(|error| panic!("{method}: {error}"));
-    }
-
     fn err(&self, method: &str, params: Value) -> (i32, String) {
         let error = self.host.rpc(method, &params.to_string()).unwrap_err();
         (error.code, error.reason)
-    }
-
-    fn array(&self) -> Value {
-        let all = self.host.rpc("bdev_raid_get_bdevs", r#"{"category":"all"}"#).unwrap();
-        serde_json::from_str::<Vec<Value>>(&all).unwrap().remove(0)
     }
 
     fn is_whole(&self) -> bool {

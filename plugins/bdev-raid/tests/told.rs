@@ -2,39 +2,24 @@
 //! why, once.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod rig;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tenon_sdk::{IoStatus, abi::Op};
 use tenon_testkit::{Access, BaseSpec, FakeHost, FaultPlan, Request, TestBase};
 
-const BLOCKS: u64 = 4096;
+use rig::{BLOCKS, Rig, spec};
+
 const MIRROR: &str = r#"{"name":"r0","level":"raid1","base_bdevs":["b0","b1"],"superblock":true}"#;
 const SECOND: &str = "02020202-0202-0202-0202-020202020202";
 
-struct Rig {
-    host: FakeHost,
-    bases: Vec<TestBase>,
-}
-
-fn spec(nth: u8) -> BaseSpec {
-    BaseSpec::new(&format!("b{nth}"), 512, BLOCKS).uuid([nth + 1; 16])
-}
-
 fn mirror() -> Rig {
-    let host = FakeHost::new(3);
-    let bases = (0..2).map(|nth| host.add_base(spec(nth))).collect();
-    let module = host.load(bdev_raid::plugin, "{}").unwrap();
-    host.create(module, MIRROR).unwrap();
-    Rig { host, bases }
+    Rig::new(3, "raid1", 2, 2, &json!({}))
 }
 
 impl Rig {
-    fn array(&self) -> Value {
-        let all = self.host.rpc("bdev_raid_get_bdevs", r#"{"category":"all"}"#).unwrap();
-        serde_json::from_str::<Vec<Value>>(&all).unwrap().remove(0)
-    }
-
     #[track_caller]
     fn is_degraded(&self) {
         let is_met =
@@ -245,9 +230,9 @@ fn an_array_that_had_too_few_members_when_its_time_was_up_starts_once_they_suffi
         bases.iter().map(|base| base.bytes(0, BLOCKS)).collect()
     };
     let host = FakeHost::new(4);
-    let add = |nth: u8| {
+    let add = |nth: usize| {
         let base = host.add_base(spec(nth));
-        base.write_bytes(0, &images[usize::from(nth)]);
+        base.write_bytes(0, &images[nth]);
         assert!(host.examine(base.name()) || nth < 2);
         base
     };
