@@ -129,7 +129,8 @@ impl Browser {
         if !ended {
             return error!("a search by multicast DNS did not end in time: its threads stay");
         }
-        // It ends with its channel, which the other thread closed.
+        // The library's thread has nothing left to do but free what it cached; its channel
+        // is closed, with which this one ends.
         if self.thread.join().is_err() {
             error!("the thread of a search by multicast DNS panicked");
         }
