@@ -178,7 +178,7 @@ impl Nvmf {
     fn make(&self, change: NvmfChange, done: Done) {
         let target = &self.0.target;
         match change {
-            NvmfChange::SetOptions(options) => done(self.set_options(&options)),
+            NvmfChange::SetOptions(options) => self.set_options(&options, done),
             NvmfChange::RemoveKey(name) => self.remove_key(name, done),
             NvmfChange::AddKey(key) => self.add_key(key, done),
             NvmfChange::RemoveTransport(trtype) => {
@@ -240,7 +240,7 @@ impl Nvmf {
         }
     }
 
-    fn set_options(&self, options: &NvmfSection) -> Result<(), String> {
+    fn set_options(&self, options: &NvmfSection, done: Done) {
         let target = &self.0.target;
         let default = tenon_nvmf_target::TargetOptions::default();
         let limit = options.max_subsystems.map_or(default.max_subsystems, |limit| limit as usize);
@@ -248,12 +248,12 @@ impl Nvmf {
         target.set_retry_delays(options.crdt.unwrap_or(default.retry_delays_100ms));
         target.set_discovery_filter(options.discovery_filter.unwrap_or_default().0);
         let authentication = wanted(options.authentication()).and_then(|one| target.set_authentication(one));
-        let mdns = match (options.publish_mdns.unwrap_or_default(), target.publishes_mdns()) {
-            (true, false) => target.publish_mdns(),
-            (false, true) => target.stop_mdns(),
-            (true, true) | (false, false) => Ok(()),
-        };
-        authentication.and(mdns).map_err(|error| format!("[nvmf]: {error}"))
+        let ended = |mdns| done(authentication.and(mdns).map_err(|error| format!("[nvmf]: {error}")));
+        match (options.publish_mdns.unwrap_or_default(), target.publishes_mdns()) {
+            (true, false) => ended(target.publish_mdns()),
+            (false, true) => target.stop_mdns(ended),
+            (true, true) | (false, false) => ended(Ok(())),
+        }
     }
 
     fn add_subsystem(&self, entry: SubsystemEntry, done: Done) {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use mdns_sd::{ServiceDaemon, ServiceInfo};
 use nvme_spec::nqn::DISCOVERY_NQN;
@@ -39,13 +40,15 @@ impl Target {
         Ok(())
     }
 
-    /// Takes the announcements back.
+    /// Takes the announcements back; `done` is called when the network has been told.
     ///
     /// # Errors
     /// If there are none.
-    pub fn stop_mdns(&self) -> Result<(), TargetError> {
-        let responder = self.inner.mdns.borrow_mut().take();
-        responder.ok_or(TargetError::MdnsNotPublished).map(Responder::end)
+    pub fn stop_mdns(&self, done: impl FnOnce(Result<(), TargetError>) + 'static) {
+        let Some(responder) = self.inner.mdns.borrow_mut().take() else {
+            return done(Err(TargetError::MdnsNotPublished));
+        };
+        self.offload(move || responder.end(), move |()| done(Ok(())));
     }
 
     /// Whether listeners are announced.
@@ -94,10 +97,15 @@ impl Responder {
         }
     }
 
+    /// On a worker, where it may block: a process that ended before its responder's thread
+    /// ran would be looked for until what others cached expires.
     fn end(self) {
-        self.instances.values().for_each(|name| self.withdraw(name));
-        if let Err(error) = self.daemon.shutdown() {
-            log::warn!("mdns responder does not end error=\"{error}\"");
+        let told = match self.daemon.shutdown() {
+            Ok(told) => told,
+            Err(error) => return log::warn!("mdns responder does not end error=\"{error}\""),
+        };
+        if told.recv_timeout(END_TIMEOUT).is_err() {
+            log::warn!("announcements may not be taken back: the mdns responder did not end in time");
         }
     }
 }
@@ -131,6 +139,8 @@ fn label(name: &str) -> String {
 }
 
 const SERVICE: &str = "_nvme-disc._tcp.local.";
+/// Time the responder has to say that it ends.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// Leaves room in a label of 63 bytes for an address and numbers.
 const MAX_NODE: usize = 15;
 

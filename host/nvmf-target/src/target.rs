@@ -234,8 +234,12 @@ impl Target {
     /// nothing afterwards.
     pub fn shutdown(&self, done: impl FnOnce() + 'static) {
         self.inner.is_shutting_down.set(true);
+        let target = self.clone();
         // The network is told first. There may be nothing to take back.
-        let _ = self.stop_mdns();
+        self.stop_mdns(move |_| target.stop_listening(done));
+    }
+
+    fn stop_listening(&self, done: impl FnOnce() + 'static) {
         let numbers: Vec<u64> = {
             let mut listeners = self.inner.listeners.borrow_mut();
             listeners.values_mut().for_each(|listener| listener.users.clear());

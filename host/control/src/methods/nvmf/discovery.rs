@@ -94,6 +94,6 @@ fn publish_mdns(control: &Control, params: Value, reply: Reply) {
 
 fn stop_mdns(control: &Control, params: Value, reply: Reply) {
     with("nvmf_stop_mdns_prr", params, reply, |_: TargetOnly, reply| {
-        answer(reply)(control.target().stop_mdns());
+        control.target().stop_mdns(answer(reply));
     });
 }
