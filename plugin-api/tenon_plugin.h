@@ -725,6 +725,12 @@ typedef struct TenonBdevOpsV1 {
      itself counts and `reset_stats` resets. Absent, or writing nothing: it counts nothing. Optional.
      */
     void (*stats_json)(void *ctx, const struct TenonJsonSink *sink);
+    /*
+     Control thread, just before `destruct`: the create that registered this device has failed after all, e.g.
+     because its examination did not end in time. What it wrote, which would bring the device back, is to go with
+     the device. Absent: it wrote nothing. Optional.
+     */
+    void (*rolled_back)(void *ctx);
 } TenonBdevOpsV1;
 
 /*
@@ -1511,7 +1517,9 @@ typedef struct TenonHostApiV1 {
     int32_t (*fd_unregister)(TenonReactorHandle fd);
     /*
      Registers a device and starts its examination. `op` is the token of the create this belongs to, or
-     `OpToken(0)`; the create is answered after the examination. `-EEXIST` if a name or UUID is taken.
+     `OpToken(0)`; the create is answered after the examination. `-EEXIST` if a name or UUID is taken;
+     `-ETIMEDOUT` if the client of the create has been told that it did not end in time: the module takes back
+     what it did, as for any other error.
      */
     int32_t (*bdev_register)(struct TenonHostModule *me,
                              const struct TenonBdevV1 *bdev,

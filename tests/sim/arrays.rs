@@ -66,9 +66,18 @@ fn s4_i_a_create_that_times_out_ends_as_a_whole_array_or_none_and_can_be_repeate
                 assert_eq!(error.code, errno::ETIMEDOUT, "{error}");
                 assert!(world.bdev("r0").is_none() && state.is_empty(), "{state:?}");
                 ["d0", "d1"].iter().for_each(|name| set_latency(world, name, 0));
-                world
-                    .wait(|world, reply| world.core.create("raid", &mirror(), reply))
-                    .expect("the same create again");
+                // Nothing is left of it: neither for another array nor for the same.
+                let mut other = mirror();
+                other["name"] = "other".into();
+                for array in [other, mirror()] {
+                    world
+                        .wait(|world, reply| world.core.create("raid", &array, reply))
+                        .expect("another create");
+                    let name = array["name"].clone();
+                    if name == "other" {
+                        world.rpc("bdev_raid_destroy", json!({ "name": name })).expect("an array that goes");
+                    }
+                }
             }
         }
         assert!(world.bdev("r0").is_some());

@@ -69,6 +69,19 @@ impl Callbacks {
         }
     }
 
+    /// The create that registered the device has failed.
+    ///
+    /// # Safety
+    /// As [`Callbacks::dump_json`].
+    pub(crate) unsafe fn rolled_back(self) {
+        // SAFETY: as the caller promises; the table is static in the plugin.
+        let told = unsafe { self.optional(offset_of!(BdevOpsV1, rolled_back), |ops| (*ops).rolled_back) };
+        if let Some(told) = told {
+            // SAFETY: as above.
+            unsafe { told(self.ctx) };
+        }
+    }
+
     /// A callback that may be missing, by being null or by the table being shorter.
     ///
     /// # Safety

@@ -116,6 +116,11 @@ impl Operations {
         self.slab.get(operation)
     }
 
+    /// Whether its client has been told that it failed, and its module has not answered yet.
+    pub(crate) fn is_overdue(&self, operation: u64) -> bool {
+        self.get(operation).is_some_and(|operation| operation.state == OpState::Overdue)
+    }
+
     pub(crate) fn get_mut(&mut self, operation: u64) -> Option<&mut Operation> {
         self.slab.get_mut(operation)
     }

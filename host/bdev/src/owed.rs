@@ -66,13 +66,16 @@ impl Core {
         });
     }
 
-    /// The operation that may register devices under `token`.
+    /// The operation that may register devices under `token`. One whose client was told of its failure may not: what
+    /// a module cannot register it takes back itself, down to what it has written.
     pub(crate) fn operation_of(&self, token: OpToken) -> Result<Option<u64>, i32> {
         if token.0 == 0 {
             return Ok(None);
         }
-        match self.inner.operations.borrow().owed(token) {
-            Some(Owed::Operation(operation)) => Ok(Some(operation)),
+        let operations = self.inner.operations.borrow();
+        match operations.owed(token) {
+            Some(Owed::Operation(id)) if operations.is_overdue(id) => Err(errno::ETIMEDOUT),
+            Some(Owed::Operation(id)) => Ok(Some(id)),
             Some(Owed::Destruct(_) | Owed::Fini(_) | Owed::Layer(_)) => Err(errno::EINVAL),
             None => Err(errno::ECANCELED),
         }

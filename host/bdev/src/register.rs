@@ -30,7 +30,11 @@ impl Core {
         let name = description.all_names[0].clone();
         self.may_register(module, &name)?;
         let operation = self.operation_of(op).map_err(|code| {
-            OpError::new(code, &*name, "the operation it is registered under is over or of another kind")
+            let reason = match code {
+                errno::ETIMEDOUT => "the create it belongs to was given up at its deadline",
+                _ => "the operation it is registered under is over or of another kind",
+            };
+            OpError::new(code, &*name, reason)
         })?;
         self.check_reservation(&description, module, operation)?;
         let gate = Gate::new(

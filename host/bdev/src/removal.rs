@@ -8,7 +8,7 @@
 //! A removal is never refused: it queues behind what runs on the device. When a
 //! deadline passes, it is said who still holds the device, and the wait goes on;
 //! nothing is freed under a holder. There is one owner of the destruction, here.
-// UNSAFETY: calls the destruct callback of a device.
+// UNSAFETY: calls the last callbacks of a device.
 
 use std::time::Duration;
 
@@ -200,11 +200,18 @@ impl Core {
         self.removal_wait(bdev, self.inner.options.destruct_deadline);
         let target = {
             let registry = self.inner.registry.borrow();
-            registry.get(bdev).map(|record| (record.callbacks, record.module))
+            registry.get(bdev).map(|record| {
+                let reason = record.removal.as_ref().map(|removal| removal.reason);
+                (record.callbacks, record.module, reason == Some(Reason::ROLLED_BACK))
+            })
         };
-        let Some((callbacks, module)) = target else { return };
+        let Some((callbacks, module, is_rolled_back)) = target else { return };
         let token = self.owe(Owed::Destruct(bdev));
         if crate::callbacks::may_be_called(module) {
+            if is_rolled_back {
+                // SAFETY: the device is registered until it is destructed, below.
+                unsafe { callbacks.rolled_back() };
+            }
             // SAFETY: the device is registered and destructed here, once: `Released` is applied once.
             unsafe { callbacks.destruct(token) };
         } else {

@@ -39,6 +39,7 @@ static BDEV_OPS: BdevOpsV1 = BdevOpsV1 {
     config_json: None,
     reset_stats: None,
     stats_json: None,
+    rolled_back: None,
 };
 
 static CHANNELS: AtomicU64 = AtomicU64::new(0);

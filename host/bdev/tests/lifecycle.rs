@@ -379,8 +379,25 @@ fn an_answer_that_never_comes_is_a_timeout_and_the_late_one_is_undone() {
     host.on(|_| vendor::answer_kept(0));
     host.advance(Duration::from_secs(1));
     assert_eq!(host.on(|core| core.bdev_count()), 0, "what the client was told is so");
+    assert_eq!(vendor::record(0).rolled_back, ["m0"]);
     assert!(host.create(0, json!({ "name": "m0" })).is_ok());
     assert_eq!(pending.count(), 1);
+    host.delete("m0").unwrap();
+    assert_eq!(vendor::record(0).rolled_back, ["m0"], "one that is deleted is not rolled back");
+    host.finish();
+}
+
+#[test]
+fn a_device_registered_after_its_create_was_given_up_is_refused() {
+    let host = Host::new(10);
+    host.load(0);
+    let late = 10 * 60 * 1_000_000;
+    let pending = host.start_create(0, json!({ "name": "m0", "delay_us": late }));
+    assert_eq!(host.wait(&pending).unwrap_err().code, errno::ETIMEDOUT);
+    host.advance(Duration::from_micros(late));
+    assert!(vendor::record(0).destructed.is_empty(), "it never was a device");
+    assert_eq!(host.on(|core| (core.bdev_count(), core.operations().len())), (0, 0));
+    assert!(host.create(0, json!({ "name": "m0" })).is_ok());
     host.finish();
 }
 

@@ -187,6 +187,10 @@ pub struct BdevOpsV1 {
     /// Control thread: writes one JSON object for `driver_specific` in `bdev_get_iostat`, of what the module
     /// itself counts and `reset_stats` resets. Absent, or writing nothing: it counts nothing. Optional.
     pub stats_json: Option<unsafe extern "C" fn(ctx: *mut c_void, sink: *const JsonSink)>,
+    /// Control thread, just before `destruct`: the create that registered this device has failed after all, e.g.
+    /// because its examination did not end in time. What it wrote, which would bring the device back, is to go with
+    /// the device. Absent: it wrote nothing. Optional.
+    pub rolled_back: Option<unsafe extern "C" fn(ctx: *mut c_void)>,
 }
 
 /// What a consumer may know about a device; filled by [`crate::HostApiV1::bdev_info`].

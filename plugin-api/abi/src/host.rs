@@ -264,7 +264,9 @@ pub struct HostApiV1 {
 
     // ---- devices, owner's side --------------------------------------------------------------------------
     /// Registers a device and starts its examination. `op` is the token of the create this belongs to, or
-    /// `OpToken(0)`; the create is answered after the examination. `-EEXIST` if a name or UUID is taken.
+    /// `OpToken(0)`; the create is answered after the examination. `-EEXIST` if a name or UUID is taken;
+    /// `-ETIMEDOUT` if the client of the create has been told that it did not end in time: the module takes back
+    /// what it did, as for any other error.
     pub bdev_register: unsafe extern "C" fn(
         me: *mut HostModule,
         bdev: *const BdevV1,

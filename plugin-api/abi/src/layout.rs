@@ -86,7 +86,7 @@ frozen! {
     }
     crate::BdevOpsV1 as "BdevOpsV1" {
         size, flags, channel_create, channel_destroy, destruct, dump_json, config_json, reset_stats,
-        stats_json,
+        stats_json, rolled_back,
     }
     crate::BdevInfo as "BdevInfo" {
         size, flags, bdev, limits, io_types, io_flags, uuid, nguid, eui64, numa_node, state, name, product, module,

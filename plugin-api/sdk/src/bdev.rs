@@ -55,6 +55,11 @@ pub trait Bdev: Send + Sync + Sized + 'static {
 
     /// The host reset this device's statistics.
     fn reset_statistics(&self) {}
+
+    /// The create that registered this device has failed after all, e.g. because its examination did not end in
+    /// time; [`Bdev::destruct`] is called next. What the create wrote, which would bring the device back, is to go
+    /// with the device. The default has written nothing.
+    fn rolled_back(&self) {}
 }
 
 /// An event of a device that its owner tells those who opened it.
@@ -94,7 +99,9 @@ impl OpToken {
     /// it is answered after the device is examined.
     ///
     /// # Errors
-    /// `-EEXIST` if a name or UUID is taken, with the device that has it; `-EINVAL` if the description is wrong.
+    /// `-EEXIST` if a name or UUID is taken, with the device that has it; `-EINVAL` if the description is wrong;
+    /// `-ETIMEDOUT` if the host has given the operation up at its deadline: what was done for it, down to what was
+    /// written, is to be taken back.
     pub fn register<B: Bdev>(&self, spec: BdevSpec, bdev: B) -> Result<BdevHandle, Error> {
         register(self.host(), &spec, bdev, self.raw())
     }
@@ -279,6 +286,7 @@ impl<B: Bdev> Table<B> {
         config_json: Some(config_json::<B>),
         reset_stats: Some(reset_stats::<B>),
         stats_json: Some(stats_json::<B>),
+        rolled_back: Some(rolled_back::<B>),
     };
 }
 
@@ -357,6 +365,12 @@ unsafe extern "C" fn reset_stats<B: Bdev>(ctx: *mut c_void) {
     // SAFETY: the host calls with the device's argument.
     let device = unsafe { device::<B>(ctx) };
     bridge::run("reset_statistics", || device.bdev.reset_statistics());
+}
+
+unsafe extern "C" fn rolled_back<B: Bdev>(ctx: *mut c_void) {
+    // SAFETY: the host calls with the device's argument, before it destructs it.
+    let device = unsafe { device::<B>(ctx) };
+    bridge::run("rolled_back", || device.bdev.rolled_back());
 }
 
 /// # Safety

@@ -184,6 +184,7 @@ static DEVICE_OPS: BdevOpsV1 = BdevOpsV1 {
     config_json: None,
     reset_stats: None,
     stats_json: None,
+    rolled_back: None,
 };
 
 static CHANNEL_OPS: IoOpsV1 = IoOpsV1 {

@@ -8,6 +8,7 @@ use std::ffi::c_void;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tenon_abi::{
@@ -378,6 +379,19 @@ fn two_creates_of_one_name_at_once_give_one_device() {
     assert!(host.wait_for(&first).is_ok());
     assert_eq!(host.wait_for(&second).map_err(|error| error.code), Err(errno::EEXIST));
     assert_eq!(host.devices(), ["m0"]);
+}
+
+#[test]
+fn a_device_whose_create_fails_is_rolled_back_and_one_that_is_deleted_is_not() {
+    let host = FakeHost::new(1);
+    let module = host.load(mini::ram::plugin, "{}").expect("it loads");
+    let is_told = || mini::ram::ROLLED_BACK.swap(0, Ordering::Relaxed);
+    host.create(module, RAM).expect("it is created");
+    host.delete("m0").expect("it goes");
+    assert_eq!(is_told(), 0);
+    let failing = RAM.replace("}", r#","fault":"fail_registered"}"#);
+    assert_eq!(host.create(module, &failing).map_err(|error| error.code), Err(errno::EIO));
+    assert_eq!((is_told(), host.devices().len()), (1, 0));
 }
 
 #[test]

@@ -79,6 +79,8 @@ pub struct Inner {
     pub destruct: Option<OpToken>,
     /// Whether superblocks are wiped at the end.
     pub wipe: bool,
+    /// Whether its superblocks came to be by the create that registered it.
+    pub is_fresh: bool,
     /// Whether a task runs.
     pub is_busy: bool,
     /// Changes that wait for it.
@@ -352,6 +354,7 @@ impl Array {
             gone: Vec::new(),
             destruct: None,
             wipe: false,
+            is_fresh: false,
             is_busy: false,
             tasks: VecDeque::new(),
             after_obey: None,
@@ -503,6 +506,13 @@ impl Array {
         if let Some(Err(error)) = bdev.map(|bdev| self.host.unregister(bdev, reason)) {
             log::warn!("device not unregistered raid={} error=\"{error}\"", self.name);
         }
+    }
+
+    /// The create failed after the device was registered: nothing may bring the array back. One that was there
+    /// before the create stays.
+    pub fn rolled_back(&self) {
+        let mut inner = self.inner.borrow_mut();
+        inner.wipe |= inner.is_fresh;
     }
 
     /// The host has closed the device.

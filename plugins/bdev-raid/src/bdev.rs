@@ -41,6 +41,13 @@ impl Bdev for RaidBdev {
         }
     }
 
+    fn rolled_back(&self) {
+        let array = RaidModule::with(|module| module.by_id(self.shared.id)).flatten();
+        if let Some(array) = array {
+            array.rolled_back();
+        }
+    }
+
     fn dump(&self) -> serde_json::Value {
         let array = RaidModule::with(|module| module.by_id(self.shared.id)).flatten();
         array.map_or_else(|| serde_json::json!({}), |array| serde_json::json!({ "raid": array.status() }))

@@ -437,7 +437,10 @@ impl Array {
     /// Registers the device.
     fn go_online(self: &Rc<Self>, is_fresh: bool) {
         match self.nothing_is_lost().and_then(|()| self.register()) {
-            Ok(()) => self.is_online(),
+            Ok(()) => {
+                self.inner.borrow_mut().is_fresh = is_fresh;
+                self.is_online();
+            }
             Err(error) => self.refuse(error, is_fresh),
         }
     }

@@ -153,6 +153,7 @@ impl Device {
             config_json: None,
             reset_stats: None,
             stats_json: None,
+            rolled_back: None,
         };
         let data = if behaviour.is_null { Vec::new() } else { vec![0; bytes as usize] };
         Rc::new(Device {

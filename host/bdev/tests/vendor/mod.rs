@@ -52,6 +52,8 @@ pub struct Record {
     pub examined_disk: Vec<String>,
     pub events: Vec<(String, u32)>,
     pub destructed: HashMap<u64, u32>,
+    /// Names of devices it was told were rolled back, of those that it has.
+    pub rolled_back: Vec<String>,
     /// Names of its devices in the order of their destruction, with a number that all modules share.
     pub destruct_order: Vec<(u64, String)>,
     pub removes: HashMap<u64, u32>,
@@ -438,6 +440,7 @@ const BDEV: BdevOpsV1 = BdevOpsV1 {
     config_json: None,
     reset_stats: None,
     stats_json: None,
+    rolled_back: Some(rolled_back),
 };
 
 static IO_OPS: IoOpsV1 = IoOpsV1 {
@@ -476,6 +479,14 @@ unsafe extern "C" fn dump_json(_: *mut c_void, sink: *const JsonSink) {
 unsafe extern "C" fn stats_json(_: *mut c_void, sink: *const JsonSink) {
     // SAFETY: valid during the call.
     unsafe { ((*sink).write)((*sink).arg, Str::new("{\"errors\":3}")) };
+}
+
+unsafe extern "C" fn rolled_back(ctx: *mut c_void) {
+    let (module, id) = (ctx.addr() & 15, (ctx.addr() >> 4) as u64);
+    with(module, |state| {
+        let device = state.tables.iter().find(|device| device.id == id);
+        state.record.rolled_back.extend(device.map(|device| device.name.clone()));
+    });
 }
 
 unsafe extern "C" fn destruct(ctx: *mut c_void, token: OpToken) {

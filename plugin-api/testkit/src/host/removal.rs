@@ -1,10 +1,11 @@
 //! Removal: orphan, tell every opener once, wait until nobody holds the
 //! device, destruct once. Nothing is ever freed under a holder.
-// UNSAFETY: calls the module's destruct callback.
+// UNSAFETY: calls the module's last callbacks of a device.
 
+use std::mem::offset_of;
 use std::rc::Rc;
 
-use tenon_abi::{OpToken, Reason};
+use tenon_abi::{BdevOpsV1, OpToken, Reason, reaches};
 
 use super::device::Device;
 use super::lifecycle::{DeviceEvent, DeviceState};
@@ -20,6 +21,7 @@ impl World {
             return;
         }
         device.step(DeviceEvent::Unregister);
+        device.is_rolled_back.set(reason == Reason::ROLLED_BACK);
         let deadline = self.options.removal_deadline.as_nanos() as u64;
         self.tell_removal(device, reason, self.now_ns() + deadline);
         self.fail_held_io(device);
@@ -68,6 +70,14 @@ impl World {
             world.give_up(&watched);
         });
         self.enter(Where::Reactor(CONTROL), device.owner, || {
+            let end = offset_of!(BdevOpsV1, rolled_back) + size_of::<usize>();
+            // SAFETY: the table was checked at registration; the field is read only if the table reaches it.
+            let told =
+                unsafe { if reaches((*device.ops).size, end) { (*device.ops).rolled_back } else { None } };
+            if let (true, Some(told)) = (device.is_rolled_back.get(), told) {
+                // SAFETY: the device is not destructed, so its context is valid.
+                unsafe { told(device.ctx) };
+            }
             // SAFETY: nobody holds the device, and the state admits this call only once.
             unsafe { ((*device.ops).destruct)(device.ctx, OpToken(operation.id)) };
         });

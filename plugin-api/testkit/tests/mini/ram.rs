@@ -5,6 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::c_char;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tenon_abi::{
     BdevFlags, BdevHandle, BdevIo, BdevOpsV1, BdevV1, HostApiV1, HostModule, IoChannel, IoFlags, IoOpsV1,
@@ -22,7 +23,9 @@ static OPS: ModuleOpsV1 = ModuleOpsV1 {
     ..plain_ops(init, fini)
 };
 static DESCRIPTOR: PluginDescV1 = descriptor("miniram", &OPS);
-static STUBBORN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+static STUBBORN: AtomicBool = AtomicBool::new(false);
+/// How often a device was rolled back.
+pub static ROLLED_BACK: AtomicU32 = AtomicU32::new(0);
 
 pub fn plugin() -> *const PluginDescV1 {
     &raw const DESCRIPTOR
@@ -56,6 +59,7 @@ static DEVICE_OPS: BdevOpsV1 = BdevOpsV1 {
     config_json: Some(config_json),
     reset_stats: None,
     stats_json: Some(stats_json),
+    rolled_back: Some(rolled_back),
 };
 
 static CHANNEL_OPS: IoOpsV1 = IoOpsV1 {
@@ -75,12 +79,12 @@ unsafe extern "C" fn init(
     _: usize,
 ) -> i32 {
     DOOR.set(host, me);
-    STUBBORN.store(false, std::sync::atomic::Ordering::Relaxed);
+    STUBBORN.store(false, Ordering::Relaxed);
     0
 }
 
 unsafe extern "C" fn fini(token: OpToken) {
-    if !STUBBORN.load(std::sync::atomic::Ordering::Relaxed) {
+    if !STUBBORN.load(Ordering::Relaxed) {
         DOOR.succeed(token);
     }
 }
@@ -127,7 +131,7 @@ unsafe extern "C" fn create(text: Str, token: OpToken) {
         Ok(params) => params,
         Err(reason) => return DOOR.fail(token, errno::EINVAL, "", &reason),
     };
-    STUBBORN.store(fault == "stubborn_fini", std::sync::atomic::Ordering::Relaxed);
+    STUBBORN.store(fault == "stubborn_fini", Ordering::Relaxed);
     let len = size as usize;
     // SAFETY: any length may be asked for.
     let memory = unsafe { (DOOR.host().alloc)(len, 4096, -1) };
@@ -197,8 +201,10 @@ unsafe fn register(found: &Disk, disk: *mut Disk, token: OpToken) {
         // SAFETY: on a reactor; the callback needs no argument.
         unsafe { (host.timer_start)(u64::MAX / 4, MessageFn(nothing), std::ptr::null_mut(), &raw mut timer) };
     }
-    if found.fault != "forget_token" {
-        DOOR.succeed(token);
+    match found.fault.as_str() {
+        "forget_token" => {}
+        "fail_registered" => DOOR.fail(token, errno::EIO, &found.name, "told to fail"),
+        _ => DOOR.succeed(token),
     }
     if found.fault == "answer_twice" {
         DOOR.succeed(token);
@@ -252,6 +258,10 @@ unsafe extern "C" fn channel_destroy(ctx: Arg, ch: *mut IoChannel) {
         (DOOR.host().poller_unregister)((*chan).poller.get());
         drop(Box::from_raw(chan));
     }
+}
+
+unsafe extern "C" fn rolled_back(_: Arg) {
+    ROLLED_BACK.fetch_add(1, Ordering::Relaxed);
 }
 
 unsafe extern "C" fn destruct(ctx: Arg, token: OpToken) {

@@ -306,6 +306,7 @@ static BDEV_OPS: BdevOpsV1 = BdevOpsV1 {
     config_json: None,
     reset_stats: None,
     stats_json: None,
+    rolled_back: None,
 };
 
 static OPS: ModuleOpsV1 = ModuleOpsV1 {
