@@ -409,6 +409,20 @@ fn a_saved_configuration_makes_the_same_host() {
 }
 
 #[test]
+fn a_name_that_waits_in_the_file_and_is_taken_by_a_call_is_saved_once() {
+    let waiting = "[[bdev]]\nmodule = \"passthru\"\nname = \"x0\"\nbase = \"nobody\"\n";
+    let mut host = Host::start(waiting);
+    assert!(host.ok("save_config", json!({})).as_str().unwrap().contains("nobody"));
+    host.ok("bdev_malloc_create", json!({ "name": "x0", "num_blocks": 8, "block_size": 512 }));
+    let saved = host.ok("save_config", json!({})).as_str().unwrap().to_owned();
+    assert!(saved.contains("malloc") && !saved.contains("nobody"), "{saved}");
+    host.stop();
+    let mut again = Host::start(&saved);
+    assert_eq!(again.bdevs(), ["x0"]);
+    again.stop();
+}
+
+#[test]
 fn the_schema_names_every_module() {
     let output = run(&["config", "schema"]);
     assert_eq!(output.code, 0, "{}", output.stderr);

@@ -7,7 +7,7 @@ use tenon_tests::initiator::{paths, within};
 use tenon_tests::multipath::TABLE;
 use tenon_tests::{Host, wait_for};
 
-use crate::world::{PATIENT, Target, initiator};
+use crate::world::{ONE, PATIENT, Target, initiator};
 
 const T: bool = true;
 const F: bool = false;
@@ -203,4 +203,37 @@ fn s2_i_paths_policy_and_preferred_path_come_back_in_another_process() {
         assert_eq!(host.ok("save_config", json!({})), saved, "nothing was lost on the way");
         host.stop();
     }
+}
+
+#[test]
+fn a_device_that_is_away_is_saved_with_all_its_paths() {
+    let mut target = Target::start(2);
+    let ways = target.paths();
+    let mut host = attach_both(&target, &format!("{PATIENT}, \"ns_absent_timeout_sec\": 1"));
+    set_policy(&mut host, json!({ "policy": "active_active" }));
+    let saved = host.ok("save_config", json!({}));
+    target.remove_namespace(1);
+    within(Duration::from_secs(5), "no device", || host.bdevs().is_empty());
+    assert_eq!(host.ok("save_config", json!({})), saved);
+    host.stop();
+    let mut host = Host::start(saved.as_str().unwrap());
+    target.add_namespace(1, "f0", ONE);
+    within(Duration::from_secs(5), "the device", || !host.bdevs().is_empty());
+    within(Duration::from_secs(5), "both paths", || paths(&mut host, &ways) == [[T, T, T]; 2]);
+    host.stop();
+}
+
+#[test]
+fn a_controller_and_a_device_of_another_module_do_not_share_a_name() {
+    let target = Target::start(1);
+    let mut host = initiator();
+    let device = |name: &str| json!({ "name": name, "num_blocks": 8, "block_size": 512 });
+    host.ok("bdev_null_create", device("nvme0"));
+    let taken = host.err("bdev_nvme_attach_controller", target.path(0, PATIENT));
+    assert!(taken.code == -17 && taken.message.contains("nvme0"), "{taken:?}");
+    host.ok("bdev_null_delete", json!({ "name": "nvme0" }));
+    host.ok("bdev_nvme_attach_controller", target.path(0, PATIENT));
+    let taken = host.err("bdev_null_create", device("nvme0"));
+    assert!(taken.code == -17 && taken.message.contains("nvme0n1 of module nvme"), "{taken:?}");
+    host.stop();
 }

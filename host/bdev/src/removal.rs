@@ -106,6 +106,9 @@ impl Core {
         }
         self.notify("bdev_unregister", &name);
         self.later(move |core| {
+            if may_return {
+                core.saved_keep_account(bdev);
+            }
             core.gate_step(bdev, GateStep::Orphan);
         });
         true

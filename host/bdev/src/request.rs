@@ -144,7 +144,14 @@ impl Core {
         let registry = self.inner.registry.borrow();
         match request {
             Request::Create { module, name: Some(name), .. } => match registry.find(name) {
-                None => Ok(()),
+                None => match self.inner.saved.borrow().others_devices(module, name) {
+                    None => Ok(()),
+                    Some((other, bdev)) => {
+                        let device = registry.get(bdev).map_or("a device", |record| &record.name);
+                        let reason = format!("name is taken: {device} of module {other} was created by it");
+                        Err(OpError::new(errno::EEXIST, &**name, reason))
+                    }
+                },
                 // Its module knows whether it is the one that is asked for.
                 Some(record) if record.module.name() == &**module && self.came_by_itself(record.handle) => {
                     Ok(())

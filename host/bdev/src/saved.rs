@@ -13,6 +13,7 @@ use tenon_abi::BdevHandle;
 use tenon_modules::{Callback, ModuleRef};
 
 use crate::core::Core;
+use crate::registry::Bdev;
 use crate::request::Request;
 
 /// One entry of the configuration.
@@ -56,6 +57,8 @@ struct Record {
     method: Option<Arc<str>>,
     params: Value,
     bdevs: Vec<BdevHandle>,
+    /// What the last of its devices said makes it again, while that is away.
+    account: Option<Value>,
     waits_for: String,
     /// A call started it, and one ends it: its devices come and go meanwhile.
     is_service: bool,
@@ -93,6 +96,13 @@ impl Saved {
             record.name() == Some(name) && module.is_none_or(|module| record.module.name() == module)
         };
         self.records.values().find(is_it)
+    }
+
+    /// The module other than `module` that was asked to make `name`, and a device it has made of it.
+    pub(crate) fn others_devices(&self, module: &str, name: &str) -> Option<(&str, BdevHandle)> {
+        let is_others = |record: &&Record| record.name() == Some(name) && record.module.name() != module;
+        let mut others = self.records.values().filter(is_others);
+        others.find_map(|record| Some((record.module.name(), *record.bdevs.first()?)))
     }
 
     fn keep(&mut self, wanted: impl Fn(&Record) -> bool) {
@@ -157,7 +167,8 @@ impl Core {
             saved.by_bdev.insert(*bdev, number);
         }
         let waits_for = missing_of(answer).or_else(|| foundation_of(&params)).unwrap_or_default();
-        saved.records.insert(number, Record { module, method, params, bdevs, waits_for, is_service });
+        let record = Record { module, method, params, bdevs, account: None, waits_for, is_service };
+        saved.records.insert(number, record);
     }
 
     /// A device that came by itself before the create that waited for it was over.
@@ -232,6 +243,19 @@ impl Core {
         saved.end_services(is_named);
     }
 
+    /// A device goes that may come back by itself: what it is made of by now may be more than it was created with.
+    /// An account of something of another name does not stand for what was created.
+    pub(crate) fn saved_keep_account(&self, bdev: BdevHandle) {
+        let Some(account) = self.account_of(bdev, |_| true) else { return };
+        let mut saved = self.inner.saved.borrow_mut();
+        let Some(number) = saved.by_bdev.get(&bdev).copied() else { return };
+        if let Some(record) = saved.records.get_mut(&number)
+            && record.name() == account.get("name").and_then(Value::as_str)
+        {
+            record.account = Some(account);
+        }
+    }
+
     /// A device is gone. Its record goes with the last of them, unless the device may come back by itself.
     pub(crate) fn saved_forget_bdev(&self, bdev: BdevHandle, may_return: bool) {
         let mut saved = self.inner.saved.borrow_mut();
@@ -281,8 +305,11 @@ impl Core {
         let records: Vec<(String, Option<String>, Value, Vec<BdevHandle>)> = {
             let saved = self.inner.saved.borrow();
             let entry = |record: &Record| {
-                let method = record.method.as_ref().map(|method| method.to_string());
-                (record.module.name().to_owned(), method, record.params.clone(), record.bdevs.clone())
+                let account = record.account.clone().filter(|_| record.bdevs.is_empty());
+                let method =
+                    record.method.as_ref().filter(|_| account.is_none()).map(|method| method.to_string());
+                let params = account.unwrap_or_else(|| record.params.clone());
+                (record.module.name().to_owned(), method, params, record.bdevs.clone())
             };
             saved.records.values().map(entry).collect()
         };
@@ -352,15 +379,20 @@ impl Core {
     }
 
     fn own_config(&self, bdev: BdevHandle) -> Option<Value> {
+        self.account_of(bdev, |record| record.state().may_be_opened())
+    }
+
+    /// What a device that is not being destructed yet says makes it again.
+    fn account_of(&self, bdev: BdevHandle, is_asked: impl Fn(&Bdev) -> bool) -> Option<Value> {
         let (callbacks, module, name) = {
             let registry = self.inner.registry.borrow();
-            let record = registry.get(bdev).filter(|record| record.state().may_be_opened())?;
+            let record = registry.get(bdev).filter(|record| is_asked(record))?;
             (record.callbacks, record.module, record.name.clone())
         };
         if !crate::callbacks::may_be_called(module) {
             return None;
         }
-        // SAFETY: the device is registered and not being destructed, as its state says.
+        // SAFETY: the device is registered and not being destructed, as its state or its caller says.
         unsafe { callbacks.config_json(&name) }
     }
 }

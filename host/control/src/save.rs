@@ -2,7 +2,7 @@
 //! are in force, then every device in creation order with the parameters that
 //! make it again, then what is exported.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,7 @@ use crate::nvmf_save::{self, Written};
 #[must_use]
 pub fn to_toml(control: &Control) -> String {
     let mut devices = Vec::new();
+    let mut there = HashSet::new();
     for entry in control.core().saved_config() {
         let Value::Object(params) = entry.params else {
             warn!("device has no saved parameters bdevs={:?}", entry.bdevs);
@@ -27,12 +28,31 @@ pub fn to_toml(control: &Control) -> String {
         };
         let qos = entry.bdevs.iter().find_map(|name| qos_of(control, name));
         let qos = qos.or_else(|| configured_qos(control, &params));
-        devices.push((entry.module, params, qos.unwrap_or_default()));
+        if !entry.bdevs.is_empty() {
+            there.extend(name_of(&params));
+        }
+        there.extend(entry.bdevs.iter().cloned());
+        devices.push((entry.module, params, qos.unwrap_or_default(), !entry.bdevs.is_empty()));
     }
-    devices.extend(control.engine().waiting_tables());
+    let waiting = control.engine().waiting_tables();
+    devices.extend(waiting.into_iter().map(|(module, params, qos)| (module, params, qos, false)));
+    // A file that has a name twice is refused: what waits gives way to what is there.
+    devices.retain(|(module, params, _, is_there)| {
+        let Some(name) = name_of(params).filter(|_| !is_there) else { return true };
+        let is_free = there.insert(name.clone());
+        if !is_free {
+            warn!("bdev that waits is not saved, its name is taken name={name} module={module}");
+        }
+        is_free
+    });
+    let devices = devices.into_iter().map(|(module, params, qos, _)| (module, params, qos));
     let mut config = control.engine().current();
     take_what_calls_changed(control, &mut config);
     text_of(&config, devices, nvmf_save::tables(control))
+}
+
+fn name_of(params: &Map<String, Value>) -> Option<String> {
+    params.get("name").and_then(Value::as_str).map(str::to_owned)
 }
 
 /// Options that calls gave the device layer and modules take the place of those of the file.

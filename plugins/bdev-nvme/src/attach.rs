@@ -79,6 +79,10 @@ impl Registry {
             Ok(members) => members,
             Err(error) => return token.fail(error),
         };
+        // Both would be one name in a file.
+        if self.host.find(&params.name).is_some() {
+            return token.fail(Error::exists(&*params.name));
+        }
         self.add_wishes(params);
         let asked = Asking::new(token);
         let (serving, failed) = (RefCell::default(), RefCell::default());
