@@ -45,6 +45,7 @@ pub struct Awaited {
 pub(crate) struct Saved {
     records: BTreeMap<u64, Record>,
     by_bdev: HashMap<BdevHandle, u64>,
+    by_name: HashMap<String, BTreeSet<u64>>,
     /// Records whose devices went away and may come back: the host asks for them again.
     gone: BTreeSet<u64>,
     /// Records that never had a device: their modules make one when they can.
@@ -92,24 +93,30 @@ impl Saved {
 
     /// The record of that name, whatever devices it has, of `module` if one is given.
     fn named(&self, module: Option<&str>, name: &str) -> Option<&Record> {
-        let is_it = |record: &&Record| {
-            record.name() == Some(name) && module.is_none_or(|module| record.module.name() == module)
-        };
-        self.records.values().find(is_it)
+        let is_it = |record: &&Record| module.is_none_or(|module| record.module.name() == module);
+        self.all_named(name).find(is_it)
+    }
+
+    fn all_named(&self, name: &str) -> impl Iterator<Item = &Record> {
+        let numbers = self.by_name.get(name).into_iter().flatten();
+        numbers.filter_map(|number| self.records.get(number))
     }
 
     /// The module other than `module` that was asked to make `name`, and a device it has made of it.
     pub(crate) fn others_devices(&self, module: &str, name: &str) -> Option<(&str, BdevHandle)> {
-        let is_others = |record: &&Record| record.name() == Some(name) && record.module.name() != module;
-        let mut others = self.records.values().filter(is_others);
+        let mut others = self.all_named(name).filter(|record| record.module.name() != module);
         others.find_map(|record| Some((record.module.name(), *record.bdevs.first()?)))
     }
 
     fn keep(&mut self, wanted: impl Fn(&Record) -> bool) {
         self.records.retain(|_, record| wanted(record));
-        let Saved { gone, awaited, records, .. } = self;
+        let Saved { gone, awaited, by_name, records, .. } = self;
         gone.retain(|number| records.contains_key(number));
         awaited.retain(|number| records.contains_key(number));
+        by_name.retain(|_, numbers| {
+            numbers.retain(|number| records.contains_key(number));
+            !numbers.is_empty()
+        });
     }
 
     /// Records of what was ended go with their last devices.
@@ -120,7 +127,14 @@ impl Saved {
     }
 
     fn drop_record(&mut self, number: u64) {
-        self.records.remove(&number);
+        let record = self.records.remove(&number);
+        let name = record.as_ref().and_then(Record::name);
+        if let Some((name, numbers)) = name.and_then(|name| Some((name, self.by_name.get_mut(name)?))) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.by_name.remove(name);
+            }
+        }
         self.is_present(number);
     }
 
@@ -167,6 +181,9 @@ impl Core {
             saved.by_bdev.insert(*bdev, number);
         }
         let waits_for = missing_of(answer).or_else(|| foundation_of(&params)).unwrap_or_default();
+        if let Some(name) = name {
+            saved.by_name.entry(name.to_owned()).or_default().insert(number);
+        }
         let record = Record { module, method, params, bdevs, account: None, waits_for, is_service };
         saved.records.insert(number, record);
     }
